@@ -1,0 +1,204 @@
+//! What a classification says: access, session effects, transaction effects, hints, and the reason.
+//!
+//! Invariant: small and `Copy`; "not understood" is always `Access::Write` (contract P7). Must not know: nodes, sessions.
+
+use std::time::Duration;
+
+/// What the text needs from the node that runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Known to be safe on a standby, and safe to run twice.
+    Read,
+    /// Everything else, the not-understood included: primary only, never run twice.
+    Write,
+}
+
+/// Why. One word of metrics and logs for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Only known-safe constructs.
+    ReadOnly,
+    /// Nothing but white space, comments, semicolons.
+    Empty,
+    /// A hint in the leading comment said primary.
+    Hint,
+    /// INSERT, UPDATE, DELETE, MERGE, TRUNCATE, COPY FROM.
+    ModifiesData,
+    /// A data-modifying WITH clause.
+    ModifyingCte,
+    /// FOR UPDATE / SHARE and kin, LOCK TABLE.
+    Locks,
+    /// CREATE, ALTER, DROP, GRANT, COMMENT, SELECT INTO, REFRESH ...
+    Ddl,
+    /// VACUUM, ANALYZE, CLUSTER, REINDEX, CHECKPOINT, ALTER SYSTEM ...
+    Maintenance,
+    /// A function not known to be safe.
+    Function,
+    /// CALL or DO.
+    Procedure,
+    /// LISTEN, NOTIFY, UNLISTEN.
+    Notification,
+    /// SET, RESET, DISCARD, LOAD, SQL-level PREPARE/EXECUTE/DEALLOCATE, cursors ...
+    SessionState,
+    /// BEGIN, COMMIT, ROLLBACK, SAVEPOINT, two-phase commit ...
+    TransactionControl,
+    /// EXPLAIN ANALYZE, or COPY (query), over something unsafe.
+    UnsafeInner,
+    /// Depends on the node itself (SHOW of server-local settings, ...): primary.
+    NodeLocal,
+    /// The grammar or the bytes are not understood.
+    NotUnderstood,
+}
+
+impl Reason {
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read_only",
+            Self::Empty => "empty",
+            Self::Hint => "hint",
+            Self::ModifiesData => "modifies_data",
+            Self::ModifyingCte => "modifying_cte",
+            Self::Locks => "locks",
+            Self::Ddl => "ddl",
+            Self::Maintenance => "maintenance",
+            Self::Function => "function",
+            Self::Procedure => "procedure",
+            Self::Notification => "notification",
+            Self::SessionState => "session_state",
+            Self::TransactionControl => "transaction_control",
+            Self::UnsafeInner => "unsafe_inner",
+            Self::NodeLocal => "node_local",
+            Self::NotUnderstood => "not_understood",
+        }
+    }
+}
+
+/// State that a statement leaves in its session and that can't be carried to another server yet: it pins the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PinReason {
+    /// SET (not SET LOCAL, not SET TRANSACTION), set_config, RESET, SET ROLE, SET SESSION AUTHORIZATION ...
+    Setting,
+    /// Temporary objects.
+    TempObject,
+    /// Session-level advisory locks.
+    AdvisoryLock,
+    /// DECLARE ... WITH HOLD.
+    HoldCursor,
+    /// LISTEN.
+    Listen,
+    /// SQL-level PREPARE.
+    SqlPrepare,
+    /// LOAD.
+    Load,
+    /// setseed.
+    Seed,
+    /// nextval/setval with a later currval/lastval in mind.
+    Sequence,
+    /// DO, CALL, or a function that is not known: what it leaves behind can't be seen.
+    Unseen,
+    /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
+    Other,
+}
+
+impl PinReason {
+    /// The label in metrics, logs and error DETAILs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Setting => "setting",
+            Self::TempObject => "temp_object",
+            Self::AdvisoryLock => "advisory_lock",
+            Self::HoldCursor => "hold_cursor",
+            Self::Listen => "listen",
+            Self::SqlPrepare => "sql_prepare",
+            Self::Load => "load",
+            Self::Seed => "seed",
+            Self::Sequence => "sequence",
+            Self::Unseen => "unseen",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Transaction access mode of BEGIN / SET TRANSACTION.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AccessMode {
+    /// Not said: the session's default.
+    #[default]
+    Default,
+    /// READ ONLY.
+    ReadOnly,
+    /// READ WRITE.
+    ReadWrite,
+}
+
+/// What a statement does to the transaction block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TransactionEffect {
+    /// Nothing.
+    #[default]
+    None,
+    /// Exactly one plain BEGIN / START TRANSACTION, all its modes understood: may be answered at once and sent later.
+    Begin {
+        /// Access mode.
+        access: AccessMode,
+        /// ISOLATION LEVEL SERIALIZABLE was asked for: a standby refuses it.
+        serializable: bool,
+    },
+    /// Exactly one COMMIT / END, without AND CHAIN.
+    Commit,
+    /// Exactly one ROLLBACK / ABORT, without AND CHAIN and without TO SAVEPOINT.
+    Rollback,
+    /// Exactly one SET TRANSACTION (this transaction only).
+    SetTransaction {
+        /// Access mode.
+        access: AccessMode,
+        /// ISOLATION LEVEL SERIALIZABLE.
+        serializable: bool,
+    },
+    /// Anything else that touches the transaction: savepoints, AND CHAIN, 2PC, control inside a multi-statement string.
+    /// Sent as it is; what became of it is read from ReadyForQuery.
+    Other,
+}
+
+/// What the leading comment `/* pgsteer: ... */` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Hint {
+    /// `target=primary|standby`.
+    pub target: Option<Target>,
+    /// `max_lag=<duration>`.
+    pub max_lag: Option<Duration>,
+}
+
+/// Where the user wants a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Only the primary.
+    Primary,
+    /// A standby if the statement allows it (it never forces a write there).
+    Standby,
+}
+
+/// The answer of `classify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Classification {
+    /// What it needs.
+    pub access: Access,
+    /// Why.
+    pub reason: Reason,
+    /// The first reason to pin the session, if any.
+    pub pin: Option<PinReason>,
+    /// What it does to the transaction.
+    pub transaction: TransactionEffect,
+    /// Contains COMMIT / END / PREPARE TRANSACTION anywhere (multi-statement strings included): once sent, an unanswered
+    /// transaction's outcome is unknown.
+    pub commits: bool,
+    /// Number of non-empty statements, saturating.
+    pub statements: u16,
+    /// COPY ... FROM STDIN or TO STDOUT among them.
+    pub copies: bool,
+    /// What the leading comment asks for.
+    pub hint: Hint,
+}

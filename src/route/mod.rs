@@ -1,0 +1,135 @@
+//! Statement needs + session facts + one topology snapshot + dice -> node and reason. Pure.
+//!
+//! Invariant: a write is only ever given the attested, unexpired primary; a read goes to a standby only within every
+//! bound (lag budget, own writes, monotonic reads), otherwise to the primary. Must not know: sockets, pools, clocks.
+
+pub mod freshness;
+
+use std::time::{Duration, Instant};
+
+use crate::classify::Target;
+use crate::topology::model::{NodeId, Snapshot};
+
+/// What a statement, batch or whole transaction needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The primary and nothing else.
+    Primary,
+    /// Any node that is fresh enough.
+    Read,
+}
+
+/// How much of a node's capacity this shard uses now; index by `NodeId::index`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NodeLoad {
+    /// Statements sent and not answered.
+    pub in_flight: u32,
+    /// Smoothed time from sending to the end of the answer, microseconds.
+    pub latency_us: u32,
+}
+
+/// Default routing of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Reads to standbys, writes to the primary.
+    Split,
+    /// Everything to the primary.
+    Primary,
+}
+
+/// Settings of routing (`[routing]`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Splitting on or off.
+    pub mode: Mode,
+    /// Lag budget of reads on standbys.
+    pub max_lag: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mode: Mode::Split, max_lag: Duration::from_secs(1) }
+    }
+}
+
+/// All that the policy looks at.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// What is to run.
+    pub need: Need,
+    /// What the user asked for by hint.
+    pub target: Option<Target>,
+    /// Lag budget in force for this statement.
+    pub max_lag: Duration,
+    /// The session's own bounds.
+    pub freshness: &'a freshness::Freshness,
+    /// Nodes that this statement already failed on: not chosen again.
+    pub excluded: &'a [NodeId],
+    /// Load of each node, as this shard sees it.
+    pub load: &'a [NodeLoad],
+    /// The topology.
+    pub snapshot: &'a Snapshot,
+    /// The time.
+    pub now: Instant,
+    /// Random bits.
+    pub dice: u64,
+}
+
+/// Why this node. One label for metrics, logs and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The statement needs the primary.
+    NeedsPrimary,
+    /// A read on a standby within every bound.
+    StandbyWithinBudget,
+    /// Asked for by a hint or by the endpoint.
+    Asked,
+    /// No standby is up.
+    NoStandby,
+    /// Standbys are up, none within the lag budget.
+    LagBudget,
+    /// No standby has (provably) replayed what this session wrote or saw.
+    OwnWrites,
+    /// Every node that qualifies has already failed for this statement.
+    Excluded,
+    /// There is no attested primary now.
+    NoPrimary,
+}
+
+impl Reason {
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NeedsPrimary => "needs_primary",
+            Self::StandbyWithinBudget => "standby_within_budget",
+            Self::Asked => "asked",
+            Self::NoStandby => "no_standby",
+            Self::LagBudget => "lag_budget",
+            Self::OwnWrites => "own_writes",
+            Self::Excluded => "excluded",
+            Self::NoPrimary => "no_primary",
+        }
+    }
+}
+
+/// Where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// The primary of this snapshot's epoch.
+    Primary(NodeId),
+    /// This standby.
+    Standby(NodeId),
+    /// Wait for another snapshot: nobody may run it now.
+    Hold,
+}
+
+/// The answer of the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// Where to.
+    pub destination: Destination,
+    /// Why.
+    pub reason: Reason,
+}

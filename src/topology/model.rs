@@ -1,0 +1,216 @@
+//! The words of the topology: nodes, LSNs, timelines, epochs, and the snapshot that routing reads.
+//!
+//! Invariant: plain data, cheap to clone behind an `Arc`, made by `reconcile` alone. A snapshot names a primary
+//! only when that node attested it in its own fresh probe. Must not know: sockets, clocks, configuration files.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Index of a node in the configured list; stable as long as the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u16);
+
+impl NodeId {
+    /// The node's place in per-node arrays.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A WAL position in bytes, as PostgreSQL's `pg_lsn`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// Why a text is not an LSN.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a WAL position (expected hex/hex): {0:?}")]
+pub struct LsnParseError(pub String);
+
+impl std::str::FromStr for Lsn {
+    type Err = LsnParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fault = || LsnParseError(text.to_owned());
+        let (high, low) = text.split_once('/').ok_or_else(fault)?;
+        let high = u32::from_str_radix(high, 16).map_err(|_| fault())?;
+        let low = u32::from_str_radix(low, 16).map_err(|_| fault())?;
+        Ok(Self(u64::from(high) << 32 | u64::from(low)))
+    }
+}
+
+/// A PostgreSQL timeline. Each promotion opens a higher one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Timeline(pub u32);
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Counts the primaries that pgsteer has seen: each new primary (or new timeline of the same node) opens one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NodeAddress {
+    /// Host name or IP address, or the directory of a Unix socket when it begins with `/`.
+    pub host: String,
+    /// TCP port (or the number in the Unix socket's file name).
+    pub port: u16,
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What a node is taken for, and so what it may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Out of recovery, attested by its own fresh probe, winner of this epoch: writes and reads.
+    Primary,
+    /// In recovery, same system identifier: reads within the lag budget.
+    Standby,
+    /// No fresh answer: nothing.
+    Unknown,
+    /// Out of recovery but not the primary of this epoch (an old primary that returned): nothing.
+    Quarantined,
+    /// Another system identifier, or otherwise not a node of this cluster: nothing.
+    Refused,
+}
+
+impl Role {
+    /// The word in logs, metrics and `/topology`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::Unknown => "unknown",
+            Self::Quarantined => "quarantined",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One node as routing sees it.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// The node.
+    pub id: NodeId,
+    /// Where it listens.
+    pub address: Arc<NodeAddress>,
+    /// What it may be given.
+    pub role: Role,
+    /// Why it has this role: one short phrase for people.
+    pub reason: &'static str,
+    /// Its timeline, as far as known.
+    pub timeline: Option<Timeline>,
+    /// Standby: replay LSN. Primary: flush LSN. `None` before the first answer.
+    pub position: Option<Lsn>,
+    /// Standby: WAL received and written, at the probe.
+    pub receive_lsn: Option<Lsn>,
+    /// When pgsteer *sent* the probe whose answer gave `position`.
+    pub sampled_at: Option<Instant>,
+    /// Standby: pgsteer's own time up to which this standby is known to have replayed everything that the primary
+    /// had flushed. Its staleness at `now` is at most `now - fresh_as_of`, the error of measurement included.
+    pub fresh_as_of: Option<Instant>,
+    /// Bytes of WAL flushed on the primary and not replayed here, in the same probe round.
+    pub lag_bytes: Option<u64>,
+    /// Relative share of reads; 0 means none.
+    pub weight: u32,
+}
+
+/// The primary of an epoch, with the sample that read-your-writes needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrimaryView {
+    /// The node.
+    pub node: NodeId,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// Flush LSN, of a probe sent at `sampled_at`: bounds every synchronous commit answered before that moment.
+    pub flush_lsn: Lsn,
+    /// Insert LSN of the same probe: bounds asynchronous commits too, but may stay unreached on an idle primary.
+    pub insert_lsn: Lsn,
+    /// When pgsteer sent that probe.
+    pub sampled_at: Instant,
+    /// After this moment the claim has expired and nothing may be sent on its strength.
+    pub expires_at: Instant,
+}
+
+/// Everything routing may know about the cluster, at one moment. Immutable.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Grows by one with every snapshot.
+    pub version: u64,
+    /// The epoch of the last known primary.
+    pub epoch: Epoch,
+    /// The primary, if one is attested now.
+    pub primary: Option<PrimaryView>,
+    /// The primary is doubted and rapid probe rounds run; a known primary stays usable until its claim expires.
+    pub suspected: bool,
+    /// Since when there has been no primary: no commit can be acknowledged, so the staleness of standbys is frozen.
+    /// `None` while there is one, and also when the primary is merely out of reach and may live.
+    pub frozen_at: Option<Instant>,
+    /// All nodes, by `NodeId::index`.
+    pub nodes: Box<[NodeView]>,
+}
+
+impl Snapshot {
+    /// A snapshot of nodes of which nothing is known yet.
+    pub fn unknown(addresses: &[Arc<NodeAddress>]) -> Self {
+        let nodes = addresses
+            .iter()
+            .zip(0u16..)
+            .map(|(address, index)| NodeView {
+                id: NodeId(index),
+                address: Arc::clone(address),
+                role: Role::Unknown,
+                reason: "not probed yet",
+                timeline: None,
+                position: None,
+                receive_lsn: None,
+                sampled_at: None,
+                fresh_as_of: None,
+                lag_bytes: None,
+                weight: 1,
+            })
+            .collect();
+        Self { version: 0, epoch: Epoch(0), primary: None, suspected: false, frozen_at: None, nodes }
+    }
+
+    /// The view of one node. `None` for an id that this topology does not have.
+    pub fn node(&self, id: NodeId) -> Option<&NodeView> {
+        self.nodes.get(id.index())
+    }
+
+    /// The primary, unless its claim has expired at `now`.
+    pub fn primary_at(&self, now: Instant) -> Option<&PrimaryView> {
+        self.primary.as_ref().filter(|primary| now < primary.expires_at)
+    }
+
+    /// Upper bound of a standby's staleness at `now`, error included; `None` when unknown (then it gets no reads).
+    pub fn staleness(&self, node: &NodeView, now: Instant) -> Option<Duration> {
+        let until = self.frozen_at.unwrap_or(now);
+        node.fresh_as_of.map(|as_of| until.saturating_duration_since(as_of))
+    }
+}

@@ -1,0 +1,1 @@
+//! Holds the module graph of ARCHITECTURE.md (to be filled).
