@@ -1,0 +1,519 @@
+//! The shallow grammar of a statement's body: which parenthesis belongs to what, and which names are calls.
+//!
+//! Invariant: a name before a parenthesis is a call unless its place proves that it can't be one; what is not
+//! recognised errs towards "call". Must not know: which statements exist beyond their first word.
+
+use super::builtins::{self, Folded};
+use super::lex::{Kind, Token};
+use super::scan::Scanner;
+use super::words::Word;
+use super::{PinReason, Reason};
+
+/// Parentheses nested deeper than this are not understood.
+const DEPTH_MAX: usize = 128;
+
+/// Where in a query a level stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clause {
+    Expression,
+    Targets,
+    /// A table reference is expected or has just ended.
+    From,
+    JoinOn,
+    GroupBy,
+    /// Between WITH and the main query.
+    With,
+}
+
+/// What opened a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opened {
+    Group,
+    /// `CAST(`: AS is followed by a type.
+    Cast,
+    /// `OPERATOR(`: a name, no operand.
+    Operator,
+    /// `DISTINCT ON (`: an expression follows the closing parenthesis.
+    DistinctOn,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    clause: Clause,
+    opened: Opened,
+    /// Nothing has been read at this level yet.
+    fresh: bool,
+    /// SELECT, VALUES, TABLE or WITH has been read at this level.
+    query: bool,
+}
+
+const LEVEL: Level = Level { clause: Clause::Expression, opened: Opened::Group, fresh: true, query: false };
+
+/// What was read last, as far as it matters for what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Nothing,
+    Name,
+    Keyword,
+    Value,
+    Close,
+    Open,
+    Comma,
+    Dot,
+    As,
+    Cast,
+    Operator,
+}
+
+/// The name just read: its last part, its qualifier, and what stood before it.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    token: Token,
+    qualifier: Option<Token>,
+    parts: u8,
+    after: Last,
+    after_word: Word,
+    after_operand: bool,
+}
+
+/// What a parenthesis after a word turned out to be.
+enum Paren {
+    Opens(Opened, Clause),
+    Call,
+}
+
+/// What the first argument of the call just opened means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Argument {
+    Any,
+    /// `current_setting(`: the name of a setting.
+    Setting,
+}
+
+/// UPDATE of `pg_settings` is a SET in disguise.
+#[derive(Debug, Clone, Copy, Default)]
+struct SettingsRule {
+    updates: bool,
+    named: bool,
+}
+
+/// The state of one statement's body.
+pub(super) struct Body {
+    levels: [Level; DEPTH_MAX],
+    depth: usize,
+    /// Levels beyond `DEPTH_MAX`, only counted.
+    beyond: usize,
+    last: Last,
+    word: Word,
+    operand: bool,
+    name: Option<Name>,
+    argument: Argument,
+    rule: SettingsRule,
+}
+
+impl Body {
+    pub(super) fn new() -> Self {
+        Self {
+            levels: [LEVEL; DEPTH_MAX],
+            depth: 0,
+            beyond: 0,
+            last: Last::Nothing,
+            word: Word::Other,
+            operand: false,
+            name: None,
+            argument: Argument::Any,
+            rule: SettingsRule::default(),
+        }
+    }
+
+    fn level(&mut self) -> &mut Level {
+        &mut self.levels[self.depth]
+    }
+
+    /// Reads from `token` to behind the parenthesis that was stepped into first; the scanner then stands there.
+    pub(super) fn read_level(&mut self, scan: &mut Scanner<'_>, mut token: Token) {
+        while !scan.at_end() {
+            self.step(scan, token);
+            token = scan.advance();
+            if self.depth == 0 && self.beyond == 0 {
+                return;
+            }
+        }
+        scan.write(Reason::NotUnderstood);
+    }
+
+    /// Reads from `token` to the end of the statement.
+    pub(super) fn read(&mut self, scan: &mut Scanner<'_>, mut token: Token) {
+        loop {
+            match token.kind {
+                Kind::Semicolon | Kind::End | Kind::Error => break,
+                _ => self.step(scan, token),
+            }
+            token = scan.advance();
+        }
+        if self.depth > 0 || self.beyond > 0 {
+            scan.write(Reason::NotUnderstood);
+        }
+        if self.rule.updates && self.rule.named {
+            scan.pin(PinReason::Setting);
+        }
+    }
+
+    #[inline]
+    pub(super) fn step(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        if self.argument == Argument::Setting && token.kind != Kind::Open {
+            self.argument = Argument::Any;
+            if token.kind == Kind::Text && super::settings::is_node_local(scan.text(token)) {
+                scan.write(Reason::NodeLocal);
+            }
+        }
+        match token.kind {
+            Kind::Word => self.word(scan, token),
+            Kind::Quoted | Kind::Unicode => self.name(scan, token),
+            Kind::Text | Kind::Number | Kind::Parameter => self.set(Last::Value, true),
+            Kind::Operator => self.set(Last::Operator, false),
+            Kind::Colon => self.set(Last::Keyword, false),
+            Kind::Cast => self.set(Last::Cast, false),
+            Kind::Comma => self.comma(),
+            Kind::Dot => {
+                self.last = Last::Dot;
+                self.operand = false;
+            }
+            Kind::Open => self.open(scan),
+            Kind::OpenBracket => self.push(scan, Opened::Group, Clause::Expression),
+            Kind::Close | Kind::CloseBracket => self.close(scan),
+            Kind::Semicolon | Kind::End | Kind::Error => {}
+        }
+        if token.kind != Kind::Open && token.kind != Kind::OpenBracket {
+            self.levels[self.depth].fresh = false;
+        }
+    }
+
+    #[inline]
+    fn set(&mut self, last: Last, operand: bool) {
+        self.last = last;
+        self.word = Word::Other;
+        self.operand = operand;
+        self.name = None;
+    }
+
+    fn comma(&mut self) {
+        let level = self.level();
+        if level.clause == Clause::JoinOn {
+            level.clause = Clause::From;
+        }
+        self.set(Last::Comma, false);
+    }
+
+    #[inline]
+    fn word(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        if token.word == Word::Other || matches!(self.last, Last::Dot | Last::As) {
+            return self.name(scan, token);
+        }
+        let before = self.word;
+        self.keyword(scan, token.word);
+        let ends = token.word.ends_operand();
+        self.name = Some(Name {
+            token,
+            qualifier: None,
+            parts: 1,
+            after: self.last,
+            after_word: before,
+            after_operand: self.operand,
+        });
+        self.operand = ends;
+        self.word = token.word;
+        let is_as = token.word == Word::As && self.level().clause != Clause::With;
+        self.last = if is_as { Last::As } else { Last::Keyword };
+    }
+
+    /// What a keyword does to the clause of its level, and whether it makes the statement a write.
+    fn keyword(&mut self, scan: &mut Scanner<'_>, word: Word) {
+        use Word::*;
+        if self.word == For && matches!(word, Update | Share | No | Key) {
+            scan.write(Reason::Locks);
+        }
+        if self.word == Into && matches!(word, Temp | Temporary | Local | Global) {
+            scan.pin(PinReason::TempObject);
+        }
+        let (depth, before, operand) = (self.depth, self.word, self.operand);
+        let level = &mut self.levels[depth];
+        match word {
+            Insert | Update | Delete | Merge => {
+                self.rule.updates |= word == Update;
+                scan.write(if depth > 0 { Reason::ModifyingCte } else { Reason::ModifiesData });
+            }
+            Into => scan.write(Reason::Ddl),
+            Select => {
+                level.clause = Clause::Targets;
+                level.query = true;
+            }
+            Values | Table => {
+                level.query |= level.fresh || level.clause == Clause::With;
+                level.clause = Clause::Expression;
+            }
+            With if level.fresh => {
+                level.clause = Clause::With;
+                level.query = true;
+            }
+            From if level.clause == Clause::Targets && before != Distinct => level.clause = Clause::From,
+            Join if level.clause == Clause::JoinOn && (operand || is_join_prefix(before)) => {
+                level.clause = Clause::From;
+            }
+            On if level.clause == Clause::From => level.clause = Clause::JoinOn,
+            By if before == Group => level.clause = Clause::GroupBy,
+            For if level.query => {
+                scan.write(Reason::Locks);
+            }
+            Where | Having | Window | Union | Intersect | Except | Order | Limit | Offset | Fetch | For => {
+                level.clause = Clause::Expression;
+            }
+            _ => {}
+        }
+    }
+
+    #[inline]
+    pub(super) fn name(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        let name = match (self.last, self.name) {
+            (Last::Dot, Some(name)) => {
+                Name { token, qualifier: Some(name.token), parts: name.parts.saturating_add(1), ..name }
+            }
+            // A field of something else than a name: `(row).field`, `$1.field`.
+            (Last::Dot, None) => Name {
+                token,
+                qualifier: None,
+                parts: u8::MAX,
+                after: Last::Dot,
+                after_word: Word::Other,
+                after_operand: false,
+            },
+            (after, _) => Name {
+                token,
+                qualifier: None,
+                parts: 1,
+                after,
+                after_word: self.word,
+                after_operand: self.operand,
+            },
+        };
+        if token.kind == Kind::Unicode {
+            scan.write(Reason::NotUnderstood);
+            scan.pin(PinReason::Unseen);
+        }
+        self.system_name(scan, token);
+        self.name = Some(name);
+        self.word = token.word;
+        self.last = Last::Name;
+        self.operand = true;
+    }
+
+    /// Temporary schemas, and views whose content is the node's own.
+    #[inline]
+    fn system_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        let name = scan.folded(token);
+        if !name.begins(b"pg_") {
+            return;
+        }
+        if name.begins(b"pg_temp") || name.begins(b"pg_toast_temp") {
+            scan.write(Reason::NodeLocal);
+            scan.pin(PinReason::TempObject);
+        } else if super::settings::is_node_local_view(&name) {
+            self.rule.named |= name.is(b"pg_settings");
+            scan.write(Reason::NodeLocal);
+        }
+    }
+
+    fn push(&mut self, scan: &mut Scanner<'_>, opened: Opened, clause: Clause) {
+        if self.levels[self.depth].opened == Opened::Operator {
+            scan.write(Reason::NotUnderstood);
+        }
+        if self.depth + 1 == DEPTH_MAX {
+            self.beyond += 1;
+            scan.write(Reason::NotUnderstood);
+        } else {
+            self.levels[self.depth].fresh = false;
+            self.depth += 1;
+            self.levels[self.depth] = Level { clause, opened, ..LEVEL };
+        }
+        self.set(Last::Open, false);
+    }
+
+    fn close(&mut self, scan: &mut Scanner<'_>) {
+        if self.beyond > 0 {
+            self.beyond -= 1;
+        } else if self.depth == 0 {
+            scan.write(Reason::NotUnderstood);
+        } else {
+            let opened = self.levels[self.depth].opened;
+            self.depth -= 1;
+            if opened == Opened::Operator && self.last != Last::Operator {
+                scan.write(Reason::Function);
+            }
+            let operand = matches!(opened, Opened::Group | Opened::Cast);
+            return self.set(if operand { Last::Close } else { Last::Operator }, operand);
+        }
+        self.set(Last::Close, true);
+    }
+
+    fn open(&mut self, scan: &mut Scanner<'_>) {
+        let inherited = match self.levels[self.depth].clause {
+            Clause::From => Clause::From,
+            _ => Clause::Expression,
+        };
+        let (opened, clause) = match (self.last, self.name) {
+            (Last::Name, Some(name)) => match self.after_name(scan, name) {
+                Paren::Opens(opened, clause) => (opened, clause),
+                Paren::Call => {
+                    self.call(scan, name);
+                    (Opened::Group, Clause::Expression)
+                }
+            },
+            (Last::Keyword, Some(name)) => match self.after_keyword(name, inherited) {
+                Paren::Opens(opened, clause) => (opened, clause),
+                Paren::Call => {
+                    self.call(scan, name);
+                    (Opened::Group, Clause::Expression)
+                }
+            },
+            _ => (Opened::Group, inherited),
+        };
+        self.push(scan, opened, clause);
+    }
+
+    /// `name (`: an alias with columns, a type with a modifier, or a call.
+    fn after_name(&self, scan: &Scanner<'_>, name: Name) -> Paren {
+        let level = &self.levels[self.depth];
+        let types = name.after == Last::Cast || (name.after == Last::As && level.opened == Opened::Cast);
+        let open = if types {
+            is_type(scan, name)
+        } else if name.parts > 1 {
+            false
+        } else if name.after == Last::As {
+            true
+        } else {
+            match level.clause {
+                Clause::From => name.after_operand,
+                Clause::With => {
+                    name.after == Last::Comma || matches!(name.after_word, Word::With | Word::Recursive)
+                }
+                _ => false,
+            }
+        };
+        if open { Paren::Opens(Opened::Group, Clause::Expression) } else { Paren::Call }
+    }
+
+    /// `keyword (`: part of the grammar, or a function that has the keyword's name.
+    fn after_keyword(&self, name: Name, inherited: Clause) -> Paren {
+        use Word::*;
+        let (word, before, operand) = (name.token.word, name.after_word, name.after_operand);
+        let clause = self.levels[self.depth].clause;
+        let group = |yes: bool| {
+            if yes { Paren::Opens(Opened::Group, Clause::Expression) } else { Paren::Call }
+        };
+        match word {
+            Cast => Paren::Opens(Opened::Cast, Clause::Expression),
+            On if before == Distinct => Paren::Opens(Opened::DistinctOn, Clause::Expression),
+            From | Lateral | Only => Paren::Opens(Opened::Group, inherited),
+            Join if operand || is_join_prefix(before) => Paren::Opens(Opened::Group, inherited),
+            Like | Ilike | Escape | Overlaps => group(operand),
+            Operator if operand => Paren::Opens(Opened::Operator, Clause::Expression),
+            Over | Filter | Repeatable => group(name.after == Last::Close),
+            Cube | Rollup if clause == Clause::GroupBy => {
+                group(before == By || matches!(name.after, Last::Comma | Last::Open))
+            }
+            Sets if before == Grouping => Paren::Opens(Opened::Group, Clause::GroupBy),
+            By => group(matches!(before, Order | Group | Partition)),
+            Zone => group(before == Time),
+            Varying => group(matches!(before, Char | Character | Nchar | Bit)),
+            System | Bernoulli => group(before == Tablesample),
+            Materialized => group(clause == Clause::With),
+            Grouping => group(true),
+            _ => group(word.takes_parenthesis()),
+        }
+    }
+
+    fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
+        let function = scan.folded(name.token);
+        let known = match (name.parts, name.qualifier) {
+            (1, _) => builtins::is_builtin(&function),
+            (2, Some(schema)) => {
+                let schema = scan.folded(schema);
+                (schema.is(b"pg_catalog") && builtins::is_builtin(&function))
+                    || ((schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(&function))
+            }
+            _ => false,
+        };
+        if known {
+            if function.is(b"current_setting") {
+                self.argument = Argument::Setting;
+            }
+            return;
+        }
+        let local = builtins::is_node_local(&function);
+        if let Some(pin) = pin_of(&function) {
+            scan.pin(pin);
+        }
+        scan.write(if local { Reason::NodeLocal } else { Reason::Function });
+    }
+}
+
+fn is_join_prefix(word: Word) -> bool {
+    matches!(
+        word,
+        Word::Inner | Word::Outer | Word::Left | Word::Right | Word::Full | Word::Cross | Word::Natural
+    )
+}
+
+/// Types whose modifiers are known to be harmless.
+fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
+    const COMMON: [&str; 9] = [
+        "bpchar",
+        "varbit",
+        "timetz",
+        "timestamptz",
+        "vector",
+        "halfvec",
+        "sparsevec",
+        "geometry",
+        "geography",
+    ];
+    const SEARCH: [&str; 4] = ["boost", "const", "fuzzy", "slop"];
+    let varying = name.token.word == Word::Varying;
+    let folded = scan.folded(name.token);
+    match (name.parts, name.qualifier) {
+        (1, _) => name.token.word.is_type() || varying || folded.is_one_of(&COMMON),
+        (2, Some(schema)) => {
+            let schema = scan.folded(schema);
+            (schema.is(b"pg_catalog") && (name.token.word.is_type() || folded.is_one_of(&COMMON)))
+                || (schema.is(b"pdb") && folded.is_one_of(&SEARCH))
+        }
+        _ => false,
+    }
+}
+
+/// What a function leaves behind in its session.
+fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
+    const ADVISORY: [&str; 4] = [
+        "pg_advisory_lock",
+        "pg_advisory_lock_shared",
+        "pg_try_advisory_lock",
+        "pg_try_advisory_lock_shared",
+    ];
+    const OTHER: [&str; 2] = ["pg_export_snapshot", "lo_open"];
+    if function.is_one_of(&["set_config", "set_limit"]) {
+        Some(PinReason::Setting)
+    } else if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
+        Some(PinReason::Sequence)
+    } else if function.is(b"setseed") {
+        Some(PinReason::Seed)
+    } else if function.is_one_of(&ADVISORY) {
+        Some(PinReason::AdvisoryLock)
+    } else if function.begins(b"dblink")
+        || function.begins(b"pg_replication_origin_")
+        || function.is_one_of(&OTHER)
+    {
+        Some(PinReason::Other)
+    } else {
+        None
+    }
+}

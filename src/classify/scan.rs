@@ -1,0 +1,138 @@
+//! The state of one classification: the token stream and what has been found so far.
+//!
+//! Invariant: nothing found is ever taken back; the first reason to write and the first reason to pin win.
+//! Must not know: any statement.
+
+use super::builtins::Folded;
+use super::lex::{Kind, Lexer, Token};
+use super::words::Word;
+use super::{Access, Classification, Hint, PinReason, Reason, StandardConformingStrings, TransactionEffect};
+
+/// Reads tokens and collects findings.
+pub(super) struct Scanner<'a> {
+    lexer: Lexer<'a>,
+    token: Token,
+    written: Option<Reason>,
+    pinned: Option<PinReason>,
+    transaction: TransactionEffect,
+    pub(super) commits: bool,
+    pub(super) copies: bool,
+    statements: u16,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
+        Self {
+            lexer: Lexer::new(sql, strings),
+            token: Token { kind: Kind::End, word: Word::Other, hash: 0, start: 0, end: 0 },
+            written: None,
+            pinned: None,
+            transaction: TransactionEffect::None,
+            commits: false,
+            copies: false,
+            statements: 0,
+        }
+    }
+
+    /// The next token, which is then the current one.
+    #[inline]
+    pub(super) fn advance(&mut self) -> Token {
+        self.token = self.lexer.next();
+        if self.token.kind == Kind::Error {
+            self.write(Reason::NotUnderstood);
+        }
+        self.token
+    }
+
+    #[inline]
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
+    #[inline]
+    pub(super) fn text(&self, token: Token) -> &'a [u8] {
+        self.lexer.text(token)
+    }
+
+    /// The name a token spells.
+    #[inline]
+    pub(super) fn folded(&self, token: Token) -> Folded<'a> {
+        let text = self.text(token);
+        match token.kind {
+            Kind::Quoted => Folded::quoted(text.get(1..text.len() - 1).unwrap_or_default()),
+            _ => Folded::unquoted(text, token.hash),
+        }
+    }
+
+    /// Does the current statement end here?
+    #[inline]
+    pub(super) fn at_end(&self) -> bool {
+        matches!(self.token.kind, Kind::Semicolon | Kind::End | Kind::Error)
+    }
+
+    /// Is the current token this word? Then steps over it.
+    pub(super) fn accept(&mut self, word: Word) -> bool {
+        let found = self.token.kind == Kind::Word && self.token.word == word;
+        if found {
+            self.advance();
+        }
+        found
+    }
+
+    pub(super) fn begin_statement(&mut self) {
+        self.statements = self.statements.saturating_add(1);
+    }
+
+    #[inline]
+    pub(super) fn write(&mut self, reason: Reason) {
+        if self.written.is_none() {
+            self.written = Some(reason);
+        }
+    }
+
+    pub(super) fn written(&self) -> Option<Reason> {
+        self.written
+    }
+
+    /// Says of a statement found unsafe just now that it was inside another.
+    pub(super) fn written_inside(&mut self) {
+        if self.written.is_some() {
+            self.written = Some(Reason::UnsafeInner);
+        }
+    }
+
+    pub(super) fn pin(&mut self, reason: PinReason) {
+        if self.pinned.is_none() {
+            self.pinned = Some(reason);
+        }
+    }
+
+    pub(super) fn transaction(&mut self, effect: TransactionEffect) {
+        let first = self.statements == 1 && self.transaction == TransactionEffect::None;
+        self.transaction = if first { effect } else { TransactionEffect::Other };
+    }
+
+    pub(super) fn finish(self, hint: Hint) -> Classification {
+        let failed = self.token.kind == Kind::Error;
+        let transaction = match self.transaction {
+            TransactionEffect::None => TransactionEffect::None,
+            effect if self.statements == 1 && !failed => effect,
+            _ => TransactionEffect::Other,
+        };
+        let (access, reason) = match self.written {
+            Some(reason) => (Access::Write, reason),
+            None if self.statements == 0 => (Access::Read, Reason::Empty),
+            None => (Access::Read, Reason::ReadOnly),
+        };
+        Classification {
+            access,
+            reason,
+            pin: self.pinned,
+            transaction,
+            commits: self.commits,
+            statements: self.statements,
+            copies: self.copies,
+            hint,
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What each kind of statement is, told by its first words.
+//!
+//! Invariant: a kind that is not named here is a write that may leave anything behind. Must not know: expressions.
+
+use super::lex::{Kind, Token};
+use super::query::Body;
+use super::scan::Scanner;
+use super::words::Word;
+use super::{PinReason, Reason, settings, transaction};
+
+/// Classifies one statement, from its first token to the one that ends it.
+pub(super) fn statement(scan: &mut Scanner<'_>, head: Token) {
+    scan.begin_statement();
+    command(scan, head);
+    if !scan.at_end() {
+        let token = scan.token();
+        body(scan, token);
+    }
+}
+
+/// Reads the rest of a statement for calls and for what makes a query a write.
+fn body(scan: &mut Scanner<'_>, token: Token) {
+    Body::new().read(scan, token);
+}
+
+fn write_body(scan: &mut Scanner<'_>, token: Token, reason: Reason) {
+    scan.write(reason);
+    body(scan, token);
+}
+
+/// A statement that is a write, pins its session, and whose rest is read.
+fn pinned(scan: &mut Scanner<'_>, token: Token, reason: Reason, pin: PinReason) {
+    scan.pin(pin);
+    write_body(scan, token, reason);
+}
+
+fn command(scan: &mut Scanner<'_>, head: Token) {
+    use Word::*;
+    match head.word {
+        Select | Values | Table | With => body(scan, head),
+        Insert | Update | Delete | Merge | Truncate => write_body(scan, head, Reason::ModifiesData),
+        Begin => {
+            scan.advance();
+            let _ = scan.accept(Work) || scan.accept(Transaction);
+            transaction::begin(scan);
+        }
+        Start => {
+            scan.advance();
+            if scan.accept(Transaction) { transaction::begin(scan) } else { transaction::other(scan) }
+        }
+        Commit | End => {
+            scan.commits = true;
+            scan.advance();
+            transaction::commit(scan);
+        }
+        Rollback | Abort => {
+            scan.advance();
+            transaction::rollback(scan);
+        }
+        Savepoint | Release => {
+            scan.advance();
+            transaction::other(scan);
+        }
+        Set => set(scan),
+        Reset | Discard => pinned(scan, head, Reason::SessionState, PinReason::Setting),
+        Show => show(scan),
+        Explain => explain(scan),
+        Copy => copy(scan),
+        Prepare => prepare(scan),
+        Execute | Deallocate => pinned(scan, head, Reason::SessionState, PinReason::SqlPrepare),
+        Declare => declare(scan),
+        Fetch | Move | Close => write_body(scan, head, Reason::SessionState),
+        Listen => pinned(scan, head, Reason::Notification, PinReason::Listen),
+        Notify | Unlisten => write_body(scan, head, Reason::Notification),
+        Load => pinned(scan, head, Reason::SessionState, PinReason::Load),
+        Do | Call => pinned(scan, head, Reason::Procedure, PinReason::Unseen),
+        Lock => write_body(scan, head, Reason::Locks),
+        Create => create(scan),
+        Alter => alter(scan),
+        Drop | Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
+            write_body(scan, head, Reason::Ddl);
+        }
+        Vacuum | Analyze | Analyse | Cluster | Reindex | Checkpoint => {
+            write_body(scan, head, Reason::Maintenance);
+        }
+        _ if head.kind == Kind::Open => parenthesised(scan, head),
+        _ => pinned(scan, head, Reason::NotUnderstood, PinReason::Unseen),
+    }
+}
+
+/// `((SELECT ...) UNION ...)`: only a query may stand in parentheses.
+fn parenthesised(scan: &mut Scanner<'_>, head: Token) {
+    let mut read = Body::new();
+    let mut token = head;
+    while token.kind == Kind::Open {
+        read.step(scan, token);
+        token = scan.advance();
+    }
+    if !is_query(token) {
+        scan.write(Reason::NotUnderstood);
+    }
+    read.read(scan, token);
+}
+
+fn is_query(token: Token) -> bool {
+    matches!(token.word, Word::Select | Word::Values | Word::Table | Word::With)
+}
+
+fn set(scan: &mut Scanner<'_>) {
+    scan.advance();
+    scan.write(Reason::SessionState);
+    let local = scan.accept(Word::Local);
+    let session = !local && scan.accept(Word::Session);
+    let token = scan.token();
+    match token.word {
+        Word::Transaction => {
+            scan.advance();
+            if local || session || scan.token().word == Word::Snapshot {
+                transaction::other(scan);
+            } else {
+                transaction::set_transaction(scan);
+            }
+        }
+        Word::Constraints if !local && !session => {}
+        _ => {
+            if settings::is_transaction_setting(&scan.folded(token)) {
+                transaction::other(scan);
+            }
+            if !local {
+                scan.pin(PinReason::Setting);
+            }
+        }
+    }
+}
+
+fn show(scan: &mut Scanner<'_>) {
+    let first = scan.advance();
+    let second = if scan.at_end() { first } else { scan.advance() };
+    let third = if scan.at_end() { second } else { scan.advance() };
+    let ordinary = match (first.word, second.word, third.word) {
+        (Word::Time, Word::Zone, _) => scan.at_end() || scan.advance().kind == Kind::End,
+        (Word::Transaction, Word::Isolation, Word::Level) => {
+            scan.advance();
+            true
+        }
+        _ => {
+            second.start == third.start
+                && first.kind == Kind::Word
+                && settings::is_session_setting(&scan.folded(first))
+        }
+    };
+    if !ordinary || !scan.at_end() {
+        scan.write(Reason::NodeLocal);
+    }
+}
+
+fn explain(scan: &mut Scanner<'_>) {
+    let mut token = scan.advance();
+    let mut executes = false;
+    let mut held = None;
+    if token.kind == Kind::Open {
+        let first = scan.advance();
+        if is_query(first) || first.kind == Kind::Open {
+            held = Some(first);
+        } else {
+            executes = options(scan);
+            token = scan.token();
+        }
+    } else {
+        executes = scan.accept(Word::Analyze) || scan.accept(Word::Analyse);
+        scan.accept(Word::Verbose);
+        token = scan.token();
+    }
+    let before = scan.written();
+    match (held, token.word) {
+        (Some(first), _) => {
+            let mut read = Body::new();
+            read.step(scan, token);
+            read.read(scan, first);
+        }
+        (None, Word::Explain) => write_body(scan, token, Reason::NotUnderstood),
+        (None, _) if scan.at_end() => scan.write(Reason::NotUnderstood),
+        (None, _) => command(scan, token),
+    }
+    if executes && before.is_none() {
+        scan.written_inside();
+    }
+}
+
+/// The options of EXPLAIN, from the first word to behind the closing parenthesis: is ANALYZE among them?
+fn options(scan: &mut Scanner<'_>) -> bool {
+    let mut analyze = false;
+    while !scan.at_end() {
+        let token = scan.token();
+        analyze |= matches!(token.word, Word::Analyze | Word::Analyse);
+        scan.advance();
+        match token.kind {
+            Kind::Close => return analyze,
+            Kind::Word | Kind::Quoted | Kind::Text | Kind::Number | Kind::Comma | Kind::Operator => {}
+            _ => scan.write(Reason::NotUnderstood),
+        }
+    }
+    scan.write(Reason::NotUnderstood);
+    analyze
+}
+
+fn copy(scan: &mut Scanner<'_>) {
+    let token = scan.advance();
+    let before = scan.written();
+    let inner = token.kind == Kind::Open;
+    if inner {
+        let mut read = Body::new();
+        read.step(scan, token);
+        let first = scan.advance();
+        if !is_query(first) && first.kind != Kind::Open {
+            scan.write(Reason::NotUnderstood);
+        }
+        read.read_level(scan, first);
+        if before.is_none() {
+            scan.written_inside();
+        }
+    } else {
+        relation(scan);
+    }
+    let to = scan.token().word == Word::To;
+    let from = scan.token().word == Word::From;
+    let place = if scan.at_end() { scan.token() } else { scan.advance() };
+    scan.copies |= matches!(place.word, Word::Stdin | Word::Stdout);
+    if from {
+        scan.write(Reason::ModifiesData);
+    } else if !to || place.word != Word::Stdout {
+        scan.write(Reason::NodeLocal);
+        // A form that is not understood may still put the connection into COPY mode.
+        scan.copies |= !to;
+    } else {
+        while !scan.at_end() {
+            scan.advance();
+        }
+    }
+}
+
+/// `[schema.]table [(columns)]`, up to TO or FROM.
+fn relation(scan: &mut Scanner<'_>) {
+    let mut read = Body::new();
+    let mut column = false;
+    while !scan.at_end() {
+        let token = scan.token();
+        match token.kind {
+            Kind::Word if !column && matches!(token.word, Word::To | Word::From) => return,
+            Kind::Word | Kind::Quoted | Kind::Unicode => read.name(scan, token),
+            Kind::Open if !column => column = true,
+            Kind::Close if column => column = false,
+            Kind::Comma | Kind::Dot => {}
+            _ => return scan.write(Reason::NotUnderstood),
+        }
+        scan.advance();
+    }
+}
+
+fn prepare(scan: &mut Scanner<'_>) {
+    let token = scan.advance();
+    if token.word == Word::Transaction {
+        scan.commits = true;
+        let name = scan.advance();
+        transaction::other(scan);
+        if name.kind == Kind::Text {
+            return;
+        }
+        // Otherwise a prepared statement that is named "transaction".
+    }
+    scan.pin(PinReason::SqlPrepare);
+    scan.write(Reason::SessionState);
+}
+
+fn declare(scan: &mut Scanner<'_>) {
+    scan.write(Reason::SessionState);
+    let mut with = false;
+    while !scan.at_end() && scan.token().word != Word::For {
+        let token = scan.advance();
+        if with && token.word == Word::Hold {
+            scan.pin(PinReason::HoldCursor);
+        }
+        with = token.word == Word::With;
+    }
+    if !scan.at_end() {
+        scan.advance();
+    }
+}
+
+fn create(scan: &mut Scanner<'_>) {
+    scan.write(Reason::Ddl);
+    let mut token = scan.advance();
+    // CREATE [OR REPLACE] [GLOBAL | LOCAL] TEMP ...
+    while matches!(token.word, Word::Or | Word::Global | Word::Local) || scan.folded(token).is(b"replace") {
+        token = scan.advance();
+    }
+    if matches!(token.word, Word::Temp | Word::Temporary) {
+        scan.pin(PinReason::TempObject);
+    }
+}
+
+fn alter(scan: &mut Scanner<'_>) {
+    let token = scan.advance();
+    scan.write(if token.word == Word::System { Reason::Maintenance } else { Reason::Ddl });
+}
