@@ -1,0 +1,393 @@
+//! The metrics registry: one set of counters per shard, gauges of the cluster, one histogram of holds.
+//!
+//! Invariant: a handle, never a static; a shard writes only its own [`ShardCounters`]; everything that is shown is
+//! a sum over the shards, made when somebody asks. Must not know: any other module; label words come from outside.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::counter::{Counter, Family, Gauge};
+use super::prometheus::{Kind, Text};
+
+/// Most route reasons a family holds.
+pub const ROUTE_REASONS_MAX: usize = 16;
+/// Most causes of a retry.
+pub const RETRY_CAUSES_MAX: usize = 16;
+/// Most reasons of a pin.
+pub const PIN_REASONS_MAX: usize = 32;
+
+/// The SQLSTATEs that pgsteer itself issues, and a last slot for every other.
+pub const SQLSTATES: [&str; 8] = ["40001", "08007", "57P03", "53300", "57P01", "08P01", "28P01", "other"];
+
+/// Upper bounds of the hold histogram's buckets, milliseconds.
+const HOLD_BUCKETS_MS: [u64; 14] =
+    [1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000];
+
+/// The longest hold the histogram tells apart; longer ones count as this.
+const HOLD_MAX: Duration = Duration::from_secs(3600);
+
+/// Which side a statement was routed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The primary.
+    Primary,
+    /// A standby.
+    Standby,
+}
+
+/// The label words of each family, in the order of the enum whose discriminant is the index.
+#[derive(Debug, Clone, Default)]
+pub struct Labels {
+    /// Why a statement went where it went.
+    pub route_reasons: Vec<&'static str>,
+    /// Why a statement was run again.
+    pub retry_causes: Vec<&'static str>,
+    /// Why a session was pinned.
+    pub pin_reasons: Vec<&'static str>,
+    /// All roles a node can have.
+    pub roles: Vec<&'static str>,
+    /// The nodes, by index.
+    pub nodes: Vec<String>,
+}
+
+/// What one shard counts. Aligned so that two shards never share a cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct ShardCounters {
+    /// Clients connected now.
+    pub clients_active: Gauge,
+    /// Clients accepted.
+    pub clients_total: Counter,
+    /// Logins refused or broken off.
+    pub logins_failed: Counter,
+    /// Statements held now.
+    pub statements_waiting: Gauge,
+    /// Statements that were held.
+    pub statements_held: Counter,
+    /// Time statements were held, nanoseconds.
+    pub hold_nanos_total: Counter,
+    /// Statements run again, by cause.
+    pub retries: Family<RETRY_CAUSES_MAX>,
+    /// Sessions pinned, by reason.
+    pub pins: Family<PIN_REASONS_MAX>,
+    /// Server connections opened.
+    pub server_connections_opened: Counter,
+    /// Server connections closed.
+    pub server_connections_closed: Counter,
+    /// Server connections lent to a transaction.
+    pub leases: Counter,
+    /// Cancel requests passed on.
+    pub cancels: Counter,
+    /// Bytes from clients to servers.
+    pub client_to_server_bytes: Counter,
+    /// Bytes from servers to clients.
+    pub server_to_client_bytes: Counter,
+    /// Server connections taken over from another shard.
+    pub cross_shard_handovers: Counter,
+    routed: [Family<ROUTE_REASONS_MAX>; 2],
+    errors: Family<{ SQLSTATES.len() }>,
+    in_flight: Box<[Gauge]>,
+}
+
+impl ShardCounters {
+    fn new(nodes: usize) -> Self {
+        Self { in_flight: (0..nodes).map(|_| Gauge::default()).collect(), ..Self::default() }
+    }
+
+    /// Statements routed to one side for one reason (the index is the reason's discriminant).
+    #[inline]
+    pub fn routed(&self, side: Side, reason: usize) -> &Counter {
+        self.routed[side as usize].at(reason)
+    }
+
+    /// Counts an error that pgsteer itself sent to a client.
+    pub fn error(&self, sqlstate: &str) {
+        let known = SQLSTATES.iter().position(|state| *state == sqlstate);
+        self.errors.at(known.unwrap_or(SQLSTATES.len() - 1)).inc();
+    }
+
+    /// Statements sent to a node and not answered; `None` for a node that was not there at the start.
+    #[inline]
+    pub fn in_flight(&self, node: usize) -> Option<&Gauge> {
+        self.in_flight.get(node)
+    }
+}
+
+/// The cluster at the moment of rendering, given by the caller.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterGauges {
+    /// The epoch of the last known primary.
+    pub epoch: u64,
+    /// A primary is attested now.
+    pub primary_known: bool,
+    /// The primary is doubted.
+    pub suspected: bool,
+    /// Each node.
+    pub nodes: Vec<NodeGauges>,
+}
+
+/// One node at the moment of rendering.
+#[derive(Debug, Clone, Default)]
+pub struct NodeGauges {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: String,
+    /// Its role, one of [`Labels::roles`].
+    pub role: &'static str,
+    /// Whether its last probe was answered.
+    pub up: bool,
+    /// Upper bound of its staleness.
+    pub lag_seconds: Option<f64>,
+    /// Bytes of WAL it has yet to replay.
+    pub lag_bytes: Option<u64>,
+    /// Its timeline.
+    pub timeline: Option<u32>,
+}
+
+/// The registry. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shards: Vec<Arc<ShardCounters>>,
+    labels: Labels,
+    holds: Mutex<Holds>,
+}
+
+#[derive(Debug)]
+struct Holds {
+    micros: Histogram<u64>,
+    sum: Duration,
+}
+
+/// Why a registry cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// A family has more labels than slots.
+    #[error("{family} has {labels} labels but only {slots} slots")]
+    TooManyLabels {
+        /// The family.
+        family: &'static str,
+        /// Labels given.
+        labels: usize,
+        /// Slots there are.
+        slots: usize,
+    },
+    /// The histogram's bounds were refused.
+    #[error("hold histogram: {0}")]
+    Histogram(#[from] hdrhistogram::CreationError),
+}
+
+impl Metrics {
+    /// A registry of `shards` sets of counters.
+    ///
+    /// # Errors
+    /// A label table is longer than its family.
+    pub fn new(shards: usize, labels: Labels) -> Result<Self, MetricsError> {
+        for (family, labels, slots) in [
+            ("route_reasons", labels.route_reasons.len(), ROUTE_REASONS_MAX),
+            ("retry_causes", labels.retry_causes.len(), RETRY_CAUSES_MAX),
+            ("pin_reasons", labels.pin_reasons.len(), PIN_REASONS_MAX),
+        ] {
+            if labels > slots {
+                return Err(MetricsError::TooManyLabels { family, labels, slots });
+            }
+        }
+        let micros_max = u64::try_from(HOLD_MAX.as_micros()).unwrap_or(u64::MAX);
+        let holds = Holds { micros: Histogram::new_with_max(micros_max, 3)?, sum: Duration::ZERO };
+        let shards = (0..shards).map(|_| Arc::new(ShardCounters::new(labels.nodes.len()))).collect();
+        Ok(Self { inner: Arc::new(Inner { shards, labels, holds: Mutex::new(holds) }) })
+    }
+
+    /// The counters of each shard.
+    pub fn shards(&self) -> &[Arc<ShardCounters>] {
+        &self.inner.shards
+    }
+
+    /// The counters of one shard, for that shard alone to write.
+    pub fn shard(&self, index: usize) -> Option<Arc<ShardCounters>> {
+        self.inner.shards.get(index).cloned()
+    }
+
+    /// The label words.
+    pub fn labels(&self) -> &Labels {
+        &self.inner.labels
+    }
+
+    /// Records how long one statement was held. Takes a lock: for the end of a hold, never for a statement's way.
+    pub fn record_hold(&self, held: Duration) {
+        let mut holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let micros = held.min(HOLD_MAX).as_micros();
+        holds.micros.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        holds.sum += held;
+    }
+
+    /// The sum of one counter over the shards, for tests, the demo and the status page.
+    pub fn total(&self, read: impl Fn(&ShardCounters) -> u64) -> u64 {
+        self.inner.shards.iter().map(|shard| read(shard)).sum()
+    }
+
+    fn gauge_total(&self, read: impl Fn(&ShardCounters) -> i64) -> i64 {
+        self.inner.shards.iter().map(|shard| read(shard)).sum()
+    }
+
+    /// Everything, in the Prometheus text format.
+    pub fn render(&self, cluster: &ClusterGauges) -> String {
+        let mut text = Text::default();
+        text.metric("pgsteer_build_info", Kind::Gauge, "The running version, always 1.");
+        text.sample("pgsteer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        self.render_plain(&mut text);
+        self.render_families(&mut text);
+        self.render_holds(&mut text);
+        render_cluster(&mut text, cluster);
+        self.render_nodes(&mut text, cluster);
+        text.finish()
+    }
+
+    fn render_plain(&self, text: &mut Text) {
+        for (name, help, read) in GAUGES {
+            text.metric(name, Kind::Gauge, help);
+            text.sample(name, &[], self.gauge_total(|shard| read(shard).value()));
+        }
+        for (name, help, read) in COUNTERS {
+            text.metric(name, Kind::Counter, help);
+            text.sample(name, &[], self.total(|shard| read(shard).value()));
+        }
+        let name = "pgsteer_hold_wait_seconds_total";
+        text.metric(name, Kind::Counter, "Time that statements spent held, summed.");
+        let nanos = self.total(|shard| shard.hold_nanos_total.value());
+        text.sample(name, &[], Duration::from_nanos(nanos).as_secs_f64());
+    }
+
+    fn render_families(&self, text: &mut Text) {
+        let labels = self.labels();
+        let name = "pgsteer_statements_routed_total";
+        text.metric(name, Kind::Counter, "Statements (or batches) routed, by side and reason.");
+        for (side, word) in [(Side::Primary, "primary"), (Side::Standby, "standby")] {
+            for (index, reason) in labels.route_reasons.iter().enumerate() {
+                let count = self.total(|shard| shard.routed(side, index).value());
+                text.sample(name, &[("side", word), ("reason", reason)], count);
+            }
+        }
+        let name = "pgsteer_retries_total";
+        text.metric(name, Kind::Counter, "Statements run again elsewhere, by cause.");
+        for (index, cause) in labels.retry_causes.iter().enumerate() {
+            text.sample(name, &[("cause", cause)], self.total(|shard| shard.retries.at(index).value()));
+        }
+        let name = "pgsteer_pins_total";
+        text.metric(name, Kind::Counter, "Sessions pinned to one server connection, by reason.");
+        for (index, reason) in labels.pin_reasons.iter().enumerate() {
+            text.sample(name, &[("reason", reason)], self.total(|shard| shard.pins.at(index).value()));
+        }
+        let name = "pgsteer_errors_total";
+        text.metric(name, Kind::Counter, "Errors that pgsteer itself sent to clients, by SQLSTATE.");
+        for (index, sqlstate) in SQLSTATES.iter().enumerate() {
+            text.sample(name, &[("sqlstate", sqlstate)], self.total(|shard| shard.errors.at(index).value()));
+        }
+        let name = "pgsteer_node_statements_in_flight";
+        text.metric(name, Kind::Gauge, "Statements sent to a node and not answered.");
+        for (index, node) in labels.nodes.iter().enumerate() {
+            let count = self.gauge_total(|shard| shard.in_flight(index).map_or(0, Gauge::value));
+            text.sample(name, &[("node", node)], count);
+        }
+    }
+
+    fn render_holds(&self, text: &mut Text) {
+        let holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        text.metric("pgsteer_hold_duration_seconds", Kind::Histogram, "How long each held statement waited.");
+        let bucket = "pgsteer_hold_duration_seconds_bucket";
+        for bound in HOLD_BUCKETS_MS {
+            let seconds = Duration::from_millis(bound).as_secs_f64().to_string();
+            text.sample(bucket, &[("le", &seconds)], holds.micros.count_between(0, bound * 1_000));
+        }
+        text.sample(bucket, &[("le", "+Inf")], holds.micros.len());
+        text.sample("pgsteer_hold_duration_seconds_sum", &[], holds.sum.as_secs_f64());
+        text.sample("pgsteer_hold_duration_seconds_count", &[], holds.micros.len());
+    }
+
+    fn render_nodes(&self, text: &mut Text, cluster: &ClusterGauges) {
+        let name = "pgsteer_node_role";
+        text.metric(name, Kind::Gauge, "1 for the role a node has, 0 for the others.");
+        for node in &cluster.nodes {
+            for role in &self.labels().roles {
+                let labels = [("node", &*node.name), ("address", &*node.address), ("role", *role)];
+                text.sample(name, &labels, u8::from(node.role == *role));
+            }
+        }
+        for (name, help, read) in NODE_GAUGES {
+            text.metric(name, Kind::Gauge, help);
+            for node in &cluster.nodes {
+                if let Some(value) = read(node) {
+                    text.sample(name, &[("node", &*node.name), ("address", &*node.address)], value);
+                }
+            }
+        }
+    }
+}
+
+fn render_cluster(text: &mut Text, cluster: &ClusterGauges) {
+    for (name, help, value) in [
+        ("pgsteer_epoch", "Epoch of the last known primary; grows with every new one.", cluster.epoch),
+        ("pgsteer_primary_known", "1 while a primary is attested.", u64::from(cluster.primary_known)),
+        ("pgsteer_primary_suspected", "1 while the primary is doubted.", u64::from(cluster.suspected)),
+    ] {
+        text.metric(name, Kind::Gauge, help);
+        text.sample(name, &[], value);
+    }
+}
+
+type Row<T> = (&'static str, &'static str, fn(&ShardCounters) -> &T);
+
+const GAUGES: [Row<Gauge>; 2] = [
+    ("pgsteer_clients_active", "Clients connected.", |shard| &shard.clients_active),
+    ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
+];
+
+const COUNTERS: [Row<Counter>; 10] = [
+    ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
+    ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
+    ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
+        &shard.statements_held
+    }),
+    ("pgsteer_server_connections_opened_total", "Server connections opened.", |shard| {
+        &shard.server_connections_opened
+    }),
+    ("pgsteer_server_connections_closed_total", "Server connections closed.", |shard| {
+        &shard.server_connections_closed
+    }),
+    ("pgsteer_leases_total", "Server connections lent to a transaction.", |shard| &shard.leases),
+    ("pgsteer_cancels_total", "Cancel requests passed on.", |shard| &shard.cancels),
+    ("pgsteer_client_to_server_bytes_total", "Bytes from clients to servers.", |shard| {
+        &shard.client_to_server_bytes
+    }),
+    ("pgsteer_server_to_client_bytes_total", "Bytes from servers to clients.", |shard| {
+        &shard.server_to_client_bytes
+    }),
+    ("pgsteer_cross_shard_handovers_total", "Server connections taken over from another shard.", |shard| {
+        &shard.cross_shard_handovers
+    }),
+];
+
+type NodeRow = (&'static str, &'static str, fn(&NodeGauges) -> Option<f64>);
+
+const NODE_GAUGES: [NodeRow; 4] = [
+    ("pgsteer_node_up", "1 if the node's last probe was answered.", |node| {
+        Some(f64::from(u8::from(node.up)))
+    }),
+    ("pgsteer_node_lag_seconds", "Upper bound of a standby's staleness.", |node| node.lag_seconds),
+    // Exact up to 2^53 bytes, eight petabytes of WAL.
+    #[allow(clippy::cast_precision_loss, reason = "the format has only doubles")]
+    ("pgsteer_node_lag_bytes", "WAL flushed on the primary and not replayed here.", |node| {
+        node.lag_bytes.map(|bytes| bytes as f64)
+    }),
+    ("pgsteer_node_timeline", "The node's timeline.", |node| node.timeline.map(f64::from)),
+];
+
+#[cfg(test)]
+mod tests;
