@@ -1,0 +1,153 @@
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz` and `/topology`.
+//!
+//! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
+//! peer does costs at most that. GET and HEAD only: nothing here changes anything. Must not know: what the answers
+//! mean; they come from [`Status`].
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::telemetry::prometheus;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+const LISTING: &str = "\
+pgsteer
+/metrics   Prometheus text format
+/livez     200 as long as the control thread answers
+/readyz    200 while a primary is known and no drain has begun
+/topology  the cluster as pgsteer sees it, JSON
+";
+
+/// How long to wait after `accept` failed, usually for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whether new clients should be sent here, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// 200 or 503.
+    pub ready: bool,
+    /// One line for people.
+    pub text: String,
+}
+
+/// Where the answers come from. Called on the control thread: must not block.
+pub trait Status: Send + Sync + 'static {
+    /// The exposition of `/metrics`.
+    fn metrics(&self) -> String;
+    /// The answer of `/readyz`.
+    fn readiness(&self) -> Readiness;
+    /// The answer of `/topology`.
+    fn topology(&self) -> serde_json::Value;
+}
+
+/// What a peer may use up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections served at once; further ones wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Bytes of a request's head.
+    pub head_bytes_max: usize,
+    /// Headers of a request.
+    pub headers_max: usize,
+    /// Time for the head to arrive.
+    pub head_timeout: Duration,
+    /// Time for the whole exchange.
+    pub exchange_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 64,
+            head_bytes_max: 16 * 1024,
+            headers_max: 64,
+            head_timeout: Duration::from_secs(5),
+            exchange_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until it is dropped: health must be told during the drain, too.
+///
+/// Cancel safety: dropping the future closes the listener and breaks off the connections being served; nothing
+/// else is lost.
+pub async fn serve(listener: TcpListener, status: Arc<dyn Status>, limits: Limits) -> Infallible {
+    let mut served = JoinSet::new();
+    loop {
+        while served.try_join_next().is_some() {}
+        if served.len() >= limits.connections_max {
+            served.join_next().await;
+            continue;
+        }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                served.spawn(exchange(stream, Arc::clone(&status), limits.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "admin: accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn exchange(stream: TcpStream, status: Arc<dyn Status>, limits: Limits) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(request.method(), request.uri().path(), &*status);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .max_buf_size(limits.head_bytes_max)
+        .max_headers(limits.headers_max)
+        .header_read_timeout(limits.head_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(limits.exchange_timeout, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "admin: connection failed"),
+        Err(_) => tracing::debug!("admin: connection exceeded its time"),
+    }
+}
+
+fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match path {
+        "/" => respond(StatusCode::OK, TEXT, LISTING.to_owned()),
+        "/metrics" => respond(StatusCode::OK, prometheus::CONTENT_TYPE, status.metrics()),
+        "/livez" => respond(StatusCode::OK, TEXT, "alive\n".to_owned()),
+        "/readyz" => {
+            let Readiness { ready, text } = status.readiness();
+            let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            respond(code, TEXT, text + "\n")
+        }
+        "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),
+    }
+}
+
+fn respond(code: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
