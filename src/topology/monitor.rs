@@ -1,0 +1,372 @@
+//! Drives probes and the reconciler on the control runtime, and publishes snapshots.
+//!
+//! Invariant: each node has a task of its own, so a hung node delays nobody; every wait is bounded; a snapshot with a new
+//! epoch is published only after the fence was run (or its time was up). Must not know: sessions, pools (the fence
+//! is a trait), what makes a primary.
+//!
+//! Cancel safety: dropping the last [`MonitorHandle`] ends all tasks; nothing is left half done that matters.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
+use super::model::{Epoch, NodeAddress, NodeId, Snapshot};
+use super::probe::{Credentials, ProbeConnection};
+use super::reconcile::{Reconciler, Settings};
+
+/// The fence has so long; then the new epoch is published anyway.
+pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
+/// Events kept for `/topology`.
+pub const EVENTS_KEPT: usize = 200;
+/// Answers under way from the nodes' tasks to the judge.
+const INPUTS_QUEUED: usize = 256;
+
+/// Cuts every server connection to an old primary before anybody hears of the new one.
+pub trait Fence: Send + Sync {
+    /// Closes what is open to `old_primary`; `epoch` is the new one. Awaited for at most [`FENCE_LIMIT`].
+    fn fence(&self, old_primary: NodeId, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Fences nothing: for tests, and where there are no connections.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFence;
+
+impl Fence for NoFence {
+    fn fence(&self, _old_primary: NodeId, _epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Suspicions that wait for the monitor: one word of reasons for each node.
+#[derive(Debug)]
+struct Suspicions {
+    reasons: Box<[AtomicU32]>,
+    raised: Notify,
+}
+
+/// Ends the monitor when the last handle goes.
+#[derive(Debug)]
+struct Running(JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the rest of the proxy holds of the monitor. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct MonitorHandle {
+    /// Wakes whoever waits for a change.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The picture now, for the hot path.
+    pub current: Arc<ArcSwap<Snapshot>>,
+    suspicions: Arc<Suspicions>,
+    events: Arc<Mutex<VecDeque<Event>>>,
+    _running: Arc<Running>,
+}
+
+impl MonitorHandle {
+    /// Makes the monitor look at all nodes at once. Never blocks, allocates nothing, and many calls count as one.
+    pub fn suspect(&self, node: NodeId, why: SuspectWhy) {
+        if let Some(reasons) = self.suspicions.reasons.get(node.index()) {
+            let before = reasons.fetch_or(why.bit(), Ordering::AcqRel);
+            if before & why.bit() == 0 {
+                self.suspicions.raised.notify_one();
+            }
+        }
+    }
+
+    /// The last events, oldest first; at most [`EVENTS_KEPT`].
+    pub fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Starts the monitor.
+#[derive(Debug)]
+pub struct Monitor;
+
+impl Monitor {
+    /// Spawns the probes and the judge on the current tokio runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn(
+        settings: Settings,
+        nodes: Vec<Node>,
+        credentials: Credentials,
+        fence: Arc<dyn Fence>,
+    ) -> MonitorHandle {
+        let reconciler = Reconciler::new(settings.clone(), nodes.clone());
+        let first = reconciler.snapshot();
+        let (snapshots_in, snapshots) = watch::channel(Arc::clone(&first));
+        let current = Arc::new(ArcSwap::new(Arc::clone(&first)));
+        let events = Arc::new(Mutex::new(VecDeque::with_capacity(EVENTS_KEPT)));
+        let suspicions = Arc::new(Suspicions {
+            reasons: nodes.iter().map(|_| AtomicU32::new(0)).collect(),
+            raised: Notify::new(),
+        });
+        let (inputs_in, inputs) = mpsc::channel(INPUTS_QUEUED);
+        let (rounds, _) = watch::channel(0u64);
+        let mut probes = JoinSet::new();
+        for (node, index) in nodes.iter().zip(0u16..) {
+            let worker = Worker {
+                id: NodeId(index),
+                address: Arc::clone(&node.address),
+                credentials: credentials.clone(),
+                settings: settings.clone(),
+                rounds: rounds.subscribe(),
+                inputs: inputs_in.clone(),
+            };
+            probes.spawn(worker.run());
+        }
+        let coordinator = Coordinator {
+            reconciler,
+            inputs,
+            rounds,
+            suspicions: Arc::clone(&suspicions),
+            fence,
+            published: first,
+            reigned: None,
+            snapshots: snapshots_in,
+            current: Arc::clone(&current),
+            events: Arc::clone(&events),
+            awaited: vec![false; nodes.len()],
+            round_began: Instant::now(),
+            _probes: probes,
+        };
+        let running = Arc::new(Running(tokio::spawn(coordinator.run())));
+        MonitorHandle { snapshots, current, suspicions, events, _running: running }
+    }
+}
+
+/// Feeds the judge and publishes its pictures.
+struct Coordinator {
+    reconciler: Reconciler,
+    inputs: mpsc::Receiver<Input>,
+    rounds: watch::Sender<u64>,
+    suspicions: Arc<Suspicions>,
+    fence: Arc<dyn Fence>,
+    published: Arc<Snapshot>,
+    /// The last primary that was published.
+    reigned: Option<NodeId>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    current: Arc<ArcSwap<Snapshot>>,
+    events: Arc<Mutex<VecDeque<Event>>>,
+    /// Who has not answered in this round.
+    awaited: Vec<bool>,
+    round_began: Instant,
+    /// Dropped with the coordinator, which ends the nodes' tasks.
+    _probes: JoinSet<()>,
+}
+
+impl Coordinator {
+    async fn run(mut self) {
+        self.start_round().await;
+        loop {
+            let next_round = self.round_began + self.reconciler.round_interval(Instant::now());
+            let wake = self.reconciler.deadline().map_or(next_round, |deadline| deadline.min(next_round));
+            let suspicions = Arc::clone(&self.suspicions);
+            tokio::select! {
+                biased;
+                () = suspicions.raised.notified() => self.take_suspicions().await,
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.take(input).await,
+                    None => return,
+                },
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            let now = Instant::now();
+            if self.reconciler.deadline().is_some_and(|deadline| deadline <= now) {
+                self.judge(Input::Tick).await;
+            }
+            if self.round_began + self.reconciler.round_interval(now) <= now {
+                self.start_round().await;
+            }
+        }
+    }
+
+    async fn start_round(&mut self) {
+        self.round_began = Instant::now();
+        self.awaited.fill(true);
+        self.rounds.send_modify(|round| *round += 1);
+        self.judge(Input::RoundStarted).await;
+    }
+
+    async fn take_suspicions(&mut self) {
+        let suspicions = Arc::clone(&self.suspicions);
+        for (reasons, index) in suspicions.reasons.iter().zip(0u16..) {
+            let bits = reasons.swap(0, Ordering::AcqRel);
+            for why in SuspectWhy::ALL.into_iter().filter(|why| bits & why.bit() != 0) {
+                self.judge(Input::Suspect { node: NodeId(index), why }).await;
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        if let Input::Observation { node, .. } | Input::ProbeFailed { node, .. } = &input
+            && let Some(awaited) = self.awaited.get_mut(node.index())
+        {
+            *awaited = false;
+        }
+        self.judge(input).await;
+    }
+
+    async fn judge(&mut self, input: Input) {
+        let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
+            && !self.awaited.contains(&true);
+        let events = self.reconciler.on(input, Instant::now());
+        let snapshot = self.reconciler.snapshot();
+        if round_over || is_news(&self.published, &snapshot) {
+            self.publish(Arc::clone(&snapshot)).await;
+        }
+        for event in &events {
+            self.tell(event, &snapshot);
+        }
+        self.remember(events);
+    }
+
+    async fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        if snapshot.epoch != self.published.epoch
+            && let Some(old) = self.reigned
+        {
+            let fencing = self.fence.fence(old, snapshot.epoch);
+            if tokio::time::timeout(FENCE_LIMIT, fencing).await.is_err() {
+                tracing::warn!(epoch = snapshot.epoch.0, "fencing the old primary took too long");
+            }
+        }
+        if let Some(primary) = snapshot.primary {
+            self.reigned = Some(primary.node);
+        }
+        self.published = Arc::clone(&snapshot);
+        self.current.store(Arc::clone(&snapshot));
+        self.snapshots.send_replace(snapshot);
+    }
+
+    fn tell(&self, event: &Event, snapshot: &Snapshot) {
+        let node = event
+            .node
+            .and_then(|id| snapshot.node(id))
+            .map_or_else(String::new, |node| node.address.to_string());
+        let (kind, epoch) = (event.kind.as_str(), snapshot.epoch.0);
+        match event.kind {
+            EventKind::PrimaryLost | EventKind::Suspected | EventKind::Advice => {
+                tracing::warn!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text);
+            }
+            _ => tracing::info!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text),
+        }
+    }
+
+    fn remember(&self, events: Vec<Event>) {
+        let mut kept = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            if kept.len() == EVENTS_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(event);
+        }
+    }
+}
+
+/// Worth publishing before the round is over: who is the primary, who may be given what, and a new sample of the
+/// primary, which releases reads of one's own writes.
+fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
+    old.epoch != new.epoch
+        || old.primary != new.primary
+        || old.suspected != new.suspected
+        || old.frozen_at != new.frozen_at
+        || !old.nodes.iter().map(|node| node.role).eq(new.nodes.iter().map(|node| node.role))
+}
+
+/// Probes one node, once a round.
+struct Worker {
+    id: NodeId,
+    address: Arc<NodeAddress>,
+    credentials: Credentials,
+    settings: Settings,
+    rounds: watch::Receiver<u64>,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Worker {
+    /// A round that begins while the last probe is still out is skipped: the answer under way serves it.
+    async fn run(mut self) {
+        let mut connection: Option<ProbeConnection> = None;
+        let mut last_failure = None;
+        self.rounds.mark_changed();
+        loop {
+            let began = Instant::now();
+            let broken = tokio::select! {
+                biased;
+                error = async {
+                    match &mut connection {
+                        Some(connection) => connection.ended().await,
+                        None => std::future::pending().await,
+                    }
+                } => Some(error),
+                round = self.rounds.changed() => match round {
+                    Ok(()) => None,
+                    Err(_) => return,
+                },
+            };
+            let input = match broken {
+                Some(error) => {
+                    connection = None;
+                    tracing::debug!(node = %self.address, "probe connection ended: {error}");
+                    let why = ProbeFailure::Broken;
+                    Input::ProbeFailed { node: self.id, sent_at: began, at: Instant::now(), why }
+                }
+                None => self.probe(&mut connection, &mut last_failure).await,
+            };
+            if self.inputs.send(input).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One probe, with a connection made first where there is none.
+    async fn probe(
+        &self,
+        connection: &mut Option<ProbeConnection>,
+        last_failure: &mut Option<ProbeFailure>,
+    ) -> Input {
+        let mut sent_at = Instant::now();
+        let attempt = async {
+            let open = match connection.take() {
+                Some(open) => open,
+                None => {
+                    ProbeConnection::open(&self.address, &self.credentials, self.settings.connect_timeout)
+                        .await?
+                }
+            };
+            sent_at = Instant::now();
+            let result = open.probe(self.settings.probe_timeout).await?;
+            *connection = Some(open);
+            Ok::<_, super::probe::ProbeError>(result)
+        };
+        let outcome = attempt.await;
+        let at = Instant::now();
+        match outcome {
+            Ok(result) => {
+                *last_failure = None;
+                Input::Observation { node: self.id, sent_at, answered_at: at, result }
+            }
+            Err(error) => {
+                if last_failure.replace(error.why) != Some(error.why) {
+                    tracing::warn!(target: "pgsteer::topology", node = %self.address, "probe failed: {error}");
+                }
+                Input::ProbeFailed { node: self.id, sent_at, at, why: error.why }
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The probe: one SQL statement that any login role may run on a primary and on a standby, and the connection it runs on.
+//!
+//! Invariant: a probe has a connection of its own, never one of a client's pool; every wait is bounded; nothing that a server
+//! sends can panic. Must not know: the other nodes, what the answer means.
+//!
+//! Grant the probe role `pg_monitor`: without it a standby's timeline is seen late after a failover.
+
+use std::error::Error as _;
+use std::fmt;
+use std::future::poll_fn;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket, Statement};
+
+use super::evidence::{ProbeFailure, ProbeResult, ServerFacts, Standing};
+use super::model::{Lsn, NodeAddress, Timeline};
+
+/// The statement. LSNs come as text, numbers as `int8`, so that no type depends on the server's version.
+pub const PROBE_SQL: &str = "\
+SELECT r.rec AS in_recovery,
+  (SELECT system_identifier FROM pg_catalog.pg_control_system())::int8 AS system_id,
+  CASE WHEN NOT r.rec
+       THEN ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int8
+       ELSE greatest(w.received_tli,
+                     (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
+                     (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))::int8 END AS timeline,
+  CASE WHEN r.rec THEN w.received_tli::int8 END AS received_timeline,
+  pg_last_wal_replay_lsn()::text AS replay_lsn,
+  CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn()::text END AS flush_lsn,
+  CASE WHEN NOT r.rec THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
+  CASE WHEN r.rec THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
+  CASE WHEN r.rec THEN pg_is_wal_replay_paused() END AS replay_paused,
+  w.pid IS NOT NULL AS wal_receiver_up,
+  current_setting('hot_standby_feedback') = 'on' AS hot_standby_feedback,
+  current_setting('server_version_num')::int8 AS version_num,
+  (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_us
+FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r LEFT JOIN pg_catalog.pg_stat_wal_receiver w ON true";
+
+/// Times that a probe is sent again because a promotion landed inside it.
+const TRIES_DURING_PROMOTION: u32 = 5;
+
+/// Whom the probe logs in as.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Role.
+    pub user: String,
+    /// Password, where the server asks for one.
+    pub password: Option<String>,
+    /// Database.
+    pub dbname: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("dbname", &self.dbname)
+            .finish()
+    }
+}
+
+/// Why a probe brought nothing home.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", why.as_str())]
+pub struct ProbeError {
+    /// The kind, which is all that the reconciler looks at.
+    pub why: ProbeFailure,
+    /// What the server or the system said.
+    pub detail: String,
+}
+
+impl ProbeError {
+    fn new(why: ProbeFailure, detail: impl Into<String>) -> Self {
+        Self { why, detail: detail.into() }
+    }
+
+    fn from_postgres(error: &tokio_postgres::Error) -> Self {
+        let detail = match error.as_db_error() {
+            Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+            None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+        };
+        Self::new(failure_of(error), detail)
+    }
+}
+
+/// Sorts an error of the driver.
+fn failure_of(error: &tokio_postgres::Error) -> ProbeFailure {
+    if let Some(code) = error.code() {
+        return match *code {
+            SqlState::CANNOT_CONNECT_NOW => ProbeFailure::NotAccepting,
+            SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => ProbeFailure::Broken,
+            SqlState::TOO_MANY_CONNECTIONS => ProbeFailure::LoginRejected,
+            ref code if matches!(code.code().get(..2), Some("28" | "3D")) => ProbeFailure::LoginRejected,
+            _ => ProbeFailure::Unintelligible,
+        };
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return failure_of_io(io.kind());
+        }
+        source = cause.source();
+    }
+    if error.is_closed() { ProbeFailure::Broken } else { ProbeFailure::Unintelligible }
+}
+
+fn failure_of_io(kind: std::io::ErrorKind) -> ProbeFailure {
+    use std::io::ErrorKind as Kind;
+    match kind {
+        // A Unix socket that does not exist is nobody listening.
+        Kind::ConnectionRefused | Kind::NotFound => ProbeFailure::Refused,
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
+            ProbeFailure::Broken
+        }
+        // No route, a name that does not resolve, time-outs: the node may live.
+        _ => ProbeFailure::TimedOut,
+    }
+}
+
+/// A logged-in connection with the statement prepared.
+#[derive(Debug)]
+pub struct ProbeConnection {
+    client: Client,
+    statement: Statement,
+    ended: JoinHandle<ProbeError>,
+}
+
+impl ProbeConnection {
+    /// Connects, logs in and prepares, within `connect_timeout` in all.
+    ///
+    /// # Errors
+    ///
+    /// `ProbeError` with the kind of failure; a black hole is `TimedOut` after `connect_timeout`.
+    pub async fn open(
+        address: &NodeAddress,
+        credentials: &Credentials,
+        connect_timeout: Duration,
+    ) -> Result<Self, ProbeError> {
+        let config = config(address, credentials, connect_timeout);
+        let opening = async {
+            let (client, connection) =
+                config.connect(NoTls).await.map_err(|error| ProbeError::from_postgres(&error))?;
+            // From here on the driver's task must not outlive us, whatever fails or times out.
+            let ended = AbortOnDrop(Some(tokio::spawn(drive(connection))));
+            let statement =
+                client.prepare(PROBE_SQL).await.map_err(|error| ProbeError::from_postgres(&error))?;
+            Ok((client, statement, ended))
+        };
+        match tokio::time::timeout(connect_timeout, opening).await {
+            Ok(Ok((client, statement, mut ended))) => match ended.0.take() {
+                Some(ended) => Ok(Self { client, statement, ended }),
+                None => Err(ProbeError::new(ProbeFailure::Broken, "the connection's task is gone")),
+            },
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ProbeError::new(ProbeFailure::TimedOut, "no login within connect_timeout")),
+        }
+    }
+
+    /// Asks once, within `timeout`. After an error the connection is of no further use.
+    ///
+    /// # Errors
+    ///
+    /// `ProbeError` with the kind of failure. A promotion in the middle of the statement (55000) is no failure: it asks again
+    /// at once.
+    pub async fn probe(&self, timeout: Duration) -> Result<ProbeResult, ProbeError> {
+        let asking = async {
+            for _ in 0..TRIES_DURING_PROMOTION {
+                match self.client.query_one(&self.statement, &[]).await {
+                    Ok(row) => return parse(&row),
+                    Err(error) if error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {}
+                    Err(error) => return Err(ProbeError::from_postgres(&error)),
+                }
+            }
+            Err(ProbeError::new(ProbeFailure::Unintelligible, "55000 again and again"))
+        };
+        tokio::time::timeout(timeout, asking).await.unwrap_or_else(|_| {
+            Err(ProbeError::new(ProbeFailure::TimedOut, "no answer within probe_timeout"))
+        })
+    }
+
+    /// Ends when the server ends the connection or announces that it will. Cancel safe.
+    pub async fn ended(&mut self) -> ProbeError {
+        if self.ended.is_finished() && self.client.is_closed() {
+            return closed();
+        }
+        (&mut self.ended).await.unwrap_or_else(|_| closed())
+    }
+}
+
+impl Drop for ProbeConnection {
+    fn drop(&mut self) {
+        self.ended.abort();
+    }
+}
+
+/// Keeps a half-made connection from living on after a time-out.
+struct AbortOnDrop(Option<JoinHandle<ProbeError>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+fn closed() -> ProbeError {
+    ProbeError::new(ProbeFailure::Broken, "the server closed the connection")
+}
+
+/// Drives the connection until it ends. An immediate shutdown and a crash are announced as a NOTICE, not as an error.
+async fn drive(mut connection: Connection<Socket, NoTlsStream>) -> ProbeError {
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            None => return closed(),
+            Some(Err(error)) => {
+                let mut error = ProbeError::from_postgres(&error);
+                // It was open; however it ended, it is broken now.
+                error.why = ProbeFailure::Broken;
+                return error;
+            }
+            Some(Ok(AsyncMessage::Notice(notice)))
+                if [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(notice.code()) =>
+            {
+                return ProbeError::new(ProbeFailure::Broken, notice.message());
+            }
+            Some(Ok(_)) => {}
+        }
+    }
+}
+
+fn config(address: &NodeAddress, credentials: &Credentials, connect_timeout: Duration) -> Config {
+    let mut config = Config::new();
+    config
+        .host(&address.host)
+        .port(address.port)
+        .user(&credentials.user)
+        .dbname(&credentials.dbname)
+        .application_name("pgsteer_probe")
+        // A role's or database's default of SERIALIZABLE would make every statement on a standby fail with 0A000.
+        .options("-c default_transaction_isolation=read\\ committed -c search_path=pg_catalog")
+        .connect_timeout(connect_timeout)
+        .tcp_user_timeout(connect_timeout.max(Duration::from_secs(1)))
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(1))
+        .keepalives_interval(Duration::from_secs(1))
+        .keepalives_retries(3);
+    if let Some(password) = &credentials.password {
+        config.password(password);
+    }
+    config
+}
+
+fn parse(row: &Row) -> Result<ProbeResult, ProbeError> {
+    let timeline = timeline(required(row, "timeline")?)?;
+    let replay_lsn = lsn(row, "replay_lsn")?;
+    let standing = if required::<bool>(row, "in_recovery")? {
+        Standing::InRecovery {
+            timeline,
+            received_timeline: optional::<i64>(row, "received_timeline")?.map(self::timeline).transpose()?,
+            // Before the first record is replayed there is nothing: position zero gets no reads.
+            replay_lsn: replay_lsn.unwrap_or_default(),
+            receive_lsn: lsn(row, "receive_lsn")?,
+            replay_paused: optional(row, "replay_paused")?.unwrap_or(false),
+        }
+    } else {
+        Standing::OutOfRecovery {
+            timeline,
+            flush_lsn: lsn(row, "flush_lsn")?.ok_or_else(|| missing("flush_lsn"))?,
+            insert_lsn: lsn(row, "insert_lsn")?.ok_or_else(|| missing("insert_lsn"))?,
+            switch_lsn: replay_lsn,
+        }
+    };
+    Ok(ProbeResult {
+        system_id: required::<i64>(row, "system_id")?.cast_unsigned(),
+        started_us: required(row, "started_us")?,
+        standing,
+        server: ServerFacts {
+            version_num: i32::try_from(required::<i64>(row, "version_num")?).unwrap_or(i32::MAX),
+            hot_standby_feedback: required(row, "hot_standby_feedback")?,
+            wal_receiver_up: required(row, "wal_receiver_up")?,
+        },
+    })
+}
+
+fn timeline(number: i64) -> Result<Timeline, ProbeError> {
+    u32::try_from(number)
+        .map(Timeline)
+        .map_err(|_| ProbeError::new(ProbeFailure::Unintelligible, format!("timeline {number} out of range")))
+}
+
+fn lsn(row: &Row, column: &str) -> Result<Option<Lsn>, ProbeError> {
+    optional::<&str>(row, column)?
+        .map(|text| text.parse::<Lsn>())
+        .transpose()
+        .map_err(|error| ProbeError::new(ProbeFailure::Unintelligible, format!("{column}: {error}")))
+}
+
+fn required<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: &str) -> Result<T, ProbeError> {
+    optional(row, column)?.ok_or_else(|| missing(column))
+}
+
+fn optional<'r, T: tokio_postgres::types::FromSql<'r>>(
+    row: &'r Row,
+    column: &str,
+) -> Result<Option<T>, ProbeError> {
+    row.try_get::<_, Option<T>>(column)
+        .map_err(|error| ProbeError::new(ProbeFailure::Unintelligible, format!("{column}: {error}")))
+}
+
+fn missing(column: &str) -> ProbeError {
+    ProbeError::new(ProbeFailure::Unintelligible, format!("{column} is NULL"))
+}
