@@ -1,1 +1,66 @@
-//! Placeholder of the skeleton.
+//! TCP streams and listeners with the socket options pgsteer wants; nothing of the protocol.
+//!
+//! Invariant: every stream that leaves here has Nagle off and keepalives on; every listener has `SO_REUSEADDR`.
+//! Must not know: what the bytes mean, who is at the other end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How long unacknowledged bytes may stay in flight before the kernel gives a server up (`TCP_USER_TIMEOUT`).
+pub const USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens a listener on `address`; port 0 takes a free one.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Sets the options of an accepted client's stream.
+pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&keepalive())
+}
+
+/// Connects to a server. Fails with `TimedOut` after `timeout`. Cancel-safe: dropping it closes the socket.
+pub async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(timeout, TcpStream::connect((host, port)))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"))??;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive())?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(stream)
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(5)).with_retries(3)
+}
+
+/// Shuts both directions down, whoever holds the stream: its reader sees the end at once.
+pub fn sever(stream: &TcpStream) {
+    // An error means that the socket is gone already.
+    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Both);
+}
+
+/// Writes all of `bytes`, waiting where the socket is full. Not cancel-safe: a part may have been written.
+pub async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

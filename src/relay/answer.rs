@@ -1,0 +1,528 @@
+//! One answer on its way from a server to its client: header scan, what to pass on, what to keep back.
+//!
+//! Invariant: the bytes offered to the client are a sequence of complete frames (or a part of one frame larger than the
+//! buffer), in server order, with pgsteer's own messages taken out or put in exactly where the expected replies say so.
+//! Must not know: sockets, routing, statements.
+
+use std::collections::VecDeque;
+
+use crate::wire::frame::{self, HEADER_BYTES, LengthError};
+use crate::wire::reply::{self, ErrorFields, TransactionStatus};
+
+/// A reply that the messages sent so far make the server send, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// The whole answer of a Query that pgsteer put in: kept back, up to ReadyForQuery.
+    Preamble,
+    /// The whole answer of the client's Query or FunctionCall, up to ReadyForQuery.
+    Simple,
+    /// ParseComplete; `token` is told back when it failed.
+    Parse {
+        /// Whether the client asked for it.
+        forward: bool,
+        /// The caller's number for it.
+        token: u16,
+    },
+    /// BindComplete.
+    Bind,
+    /// RowDescription or NoData (after ParameterDescription for a statement).
+    Describe,
+    /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
+    Execute,
+    /// CloseComplete.
+    Close {
+        /// Whether the client asked for it.
+        forward: bool,
+    },
+    /// Nothing comes from the server; these bytes are the reply.
+    Local(&'static [u8]),
+    /// ReadyForQuery of a Sync.
+    Sync,
+}
+
+/// What the scan came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// All scanned; read more (or write out first, when `spare` is empty).
+    NeedMore,
+    /// An ErrorResponse stands at the scan position: `accept` or `discard` it.
+    Error(ErrorFields),
+    /// A NoticeResponse stands at the scan position: `accept` or `discard` it.
+    Notice(ErrorFields),
+    /// A ParameterStatus stands at the scan position: `accept` or `discard` it.
+    ParameterStatus,
+    /// CopyInResponse: now the client sends data.
+    CopyIn,
+    /// The last expected ReadyForQuery: the answer is complete.
+    Complete(TransactionStatus),
+    /// All replies to a batch without Sync have come.
+    Settled,
+}
+
+/// The state of one answer.
+#[derive(Debug)]
+pub struct Answer {
+    bytes: Box<[u8]>,
+    /// First byte to pass on.
+    start: usize,
+    /// First byte not scanned.
+    scanned: usize,
+    /// End of what was read.
+    end: usize,
+    /// Bytes to pass on before `start`; empty unless something was taken out or put in.
+    ahead: Vec<u8>,
+    /// Bytes of a frame larger than the buffer that are still to come.
+    body_left: usize,
+    expect: VecDeque<Expect>,
+    failed_parses: Vec<u16>,
+    own_close_failed: bool,
+    deallocated: bool,
+    preamble_error: Option<Vec<u8>>,
+    rows_begun: bool,
+    discarding: bool,
+    last_status: Option<TransactionStatus>,
+}
+
+impl Answer {
+    /// An answer of which nothing has come. `bytes` is the buffer to read into.
+    pub fn new(bytes: Box<[u8]>) -> Self {
+        Self {
+            bytes,
+            start: 0,
+            scanned: 0,
+            end: 0,
+            ahead: Vec::new(),
+            body_left: 0,
+            expect: VecDeque::new(),
+            failed_parses: Vec::new(),
+            own_close_failed: false,
+            deallocated: false,
+            preamble_error: None,
+            rows_begun: false,
+            discarding: false,
+            last_status: None,
+        }
+    }
+
+    /// Adds an expected reply.
+    pub fn expect(&mut self, reply: Expect) {
+        self.expect.push_back(reply);
+    }
+
+    /// Everything expected has come.
+    pub fn is_settled(&self) -> bool {
+        self.expect.is_empty()
+    }
+
+    /// The transaction status of the last ReadyForQuery seen, pgsteer's own preamble included.
+    pub fn last_status(&self) -> Option<TransactionStatus> {
+        self.last_status
+    }
+
+    /// Tokens of Parse messages that the server did not carry out.
+    pub fn failed_parses(&mut self) -> &mut Vec<u16> {
+        &mut self.failed_parses
+    }
+
+    /// A Close that pgsteer put in was not carried out: the server has more prepared statements than is believed.
+    pub fn own_close_failed(&self) -> bool {
+        self.own_close_failed
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no prepared statements any more.
+    pub fn take_deallocated(&mut self) -> bool {
+        std::mem::take(&mut self.deallocated)
+    }
+
+    /// The ErrorResponse that one of pgsteer's own preambles got, if any.
+    pub fn preamble_error(&self) -> Option<&[u8]> {
+        self.preamble_error.as_deref()
+    }
+
+    /// Room to read into. Empty: everything scanned must be passed on first.
+    pub fn spare(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            (self.start, self.scanned, self.end) = (0, 0, 0);
+        } else if self.end == self.bytes.len() && self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.scanned -= self.start;
+            self.end -= self.start;
+            self.start = 0;
+        }
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// `count` bytes were read into `spare`.
+    pub fn advance(&mut self, count: usize) {
+        self.end = (self.end + count).min(self.bytes.len());
+    }
+
+    /// Bytes ready for the client: first these, then those.
+    pub fn ready(&self) -> (&[u8], &[u8]) {
+        (&self.ahead, self.bytes.get(self.start..self.scanned).unwrap_or_default())
+    }
+
+    /// Something is ready for the client.
+    pub fn has_ready(&self) -> bool {
+        !self.ahead.is_empty() || self.start < self.scanned
+    }
+
+    /// Both parts of `ready` as one slice; joins them when there are two.
+    pub fn ready_joined(&mut self) -> &[u8] {
+        if self.ahead.is_empty() {
+            return self.bytes.get(self.start..self.scanned).unwrap_or_default();
+        }
+        self.set_aside();
+        &self.ahead
+    }
+
+    /// All of `ready` was passed on.
+    pub fn passed_on(&mut self) {
+        self.ahead.clear();
+        self.start = self.scanned;
+    }
+
+    /// In the middle of a frame larger than the buffer, part of which was passed on: no message can be put in here.
+    pub fn inside_frame(&self) -> bool {
+        self.body_left > 0
+    }
+
+    /// Forgets what is ready and all that is expected: the caller answers the client itself.
+    pub fn abandon(&mut self) {
+        self.passed_on();
+        self.start = self.end;
+        self.scanned = self.end;
+        self.body_left = 0;
+        self.discarding = false;
+        let expected: Vec<Expect> = self.expect.drain(..).collect();
+        for reply in expected {
+            self.note_failed(reply);
+        }
+    }
+
+    /// Appends bytes of pgsteer's own for the client, after all that is ready.
+    pub fn put_in(&mut self, bytes: &[u8]) {
+        self.set_aside();
+        self.ahead.extend_from_slice(bytes);
+    }
+
+    /// A row or COPY data has been scanned since the answer began.
+    pub fn rows_begun(&self) -> bool {
+        self.rows_begun
+    }
+
+    /// The body of the message at the scan position (as far as it is in the buffer).
+    pub fn body(&self) -> &[u8] {
+        let rest = self.bytes.get(self.scanned..self.end).unwrap_or_default();
+        match frame::header(rest) {
+            Ok(Some(header)) => rest.get(HEADER_BYTES..header.frame_bytes.min(rest.len())).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// Scans on to the next thing that needs a decision.
+    pub fn next(&mut self) -> Result<Event, LengthError> {
+        loop {
+            if self.body_left > 0 {
+                let part = self.body_left.min(self.end - self.scanned);
+                self.body_left -= part;
+                self.pass(part);
+                if self.body_left > 0 {
+                    return Ok(Event::NeedMore);
+                }
+            }
+            self.put_in_local();
+            if self.expect.is_empty() && self.scanned == self.end {
+                return Ok(Event::Settled);
+            }
+            let rest = self.bytes.get(self.scanned..self.end).unwrap_or_default();
+            let Some(header) = frame::header(rest)? else { return Ok(Event::NeedMore) };
+            if header.frame_bytes > rest.len() && header.frame_bytes <= self.bytes.len() {
+                return Ok(Event::NeedMore);
+            }
+            if let Some(event) = self.frame(header.kind, header.frame_bytes) {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Takes the frame at the scan position; `Some` when the caller must decide or know.
+    fn frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
+        match kind {
+            b'D' | b'd' => {
+                self.rows_begun = true;
+                self.take(frame_bytes);
+            }
+            b'E' => return self.error(frame_bytes),
+            b'N' => {
+                if self.in_preamble() {
+                    self.drop_frame(frame_bytes);
+                    return None;
+                }
+                return Some(Event::Notice(reply::error_fields(self.body())));
+            }
+            b'S' => return Some(Event::ParameterStatus),
+            b'Z' => return self.ready_for_query(frame_bytes),
+            b'G' => {
+                self.take(frame_bytes);
+                return Some(Event::CopyIn);
+            }
+            b'1' | b'2' | b'3' | b'n' | b'T' | b'C' | b'I' | b's' => {
+                if kind == b'C' && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+                    self.deallocated = true;
+                }
+                let forward = self.reply(kind);
+                if forward && !self.discarding { self.take(frame_bytes) } else { self.drop_frame(frame_bytes) }
+            }
+            // CopyOutResponse, CopyDone, ParameterDescription, NotificationResponse, FunctionCallResponse ...
+            _ => self.take(frame_bytes),
+        }
+        None
+    }
+
+    fn error(&mut self, frame_bytes: usize) -> Option<Event> {
+        let fields = reply::error_fields(self.body());
+        if self.in_preamble() && !fields.ends_session {
+            self.preamble_error = self.bytes.get(self.scanned..self.scanned + frame_bytes).map(<[u8]>::to_vec);
+            self.drop_frame(frame_bytes);
+            return None;
+        }
+        if self.discarding {
+            self.drop_frame(frame_bytes);
+            return None;
+        }
+        Some(Event::Error(fields))
+    }
+
+    /// Passes the frame at the scan position on. After an error the replies up to the next ReadyForQuery will not come.
+    pub fn accept(&mut self) {
+        if let Some((kind, frame_bytes)) = self.current() {
+            if kind == b'E' {
+                self.skip_to_sync();
+            }
+            self.take(frame_bytes);
+        }
+    }
+
+    /// Keeps the frame at the scan position back. An error is discarded together with the rest of its answer.
+    pub fn discard(&mut self) {
+        if let Some((kind, frame_bytes)) = self.current() {
+            if kind == b'E' {
+                self.skip_to_sync();
+                self.discarding = true;
+                // What was ready belongs to the same answer.
+                self.passed_on();
+            }
+            self.drop_frame(frame_bytes);
+        }
+    }
+
+    fn current(&self) -> Option<(u8, usize)> {
+        let rest = self.bytes.get(self.scanned..self.end)?;
+        frame::header(rest).ok().flatten().map(|header| (header.kind, header.frame_bytes))
+    }
+
+    fn skip_to_sync(&mut self) {
+        while let Some(&next) = self.expect.front() {
+            if matches!(next, Expect::Sync | Expect::Simple | Expect::Preamble) {
+                break;
+            }
+            self.note_failed(next);
+            self.expect.pop_front();
+        }
+    }
+
+    fn note_failed(&mut self, reply: Expect) {
+        match reply {
+            Expect::Parse { token, .. } => self.failed_parses.push(token),
+            Expect::Close { forward: false } => self.own_close_failed = true,
+            _ => {}
+        }
+    }
+
+    fn in_preamble(&self) -> bool {
+        matches!(self.expect.front(), Some(Expect::Preamble))
+    }
+
+    fn ready_for_query(&mut self, frame_bytes: usize) -> Option<Event> {
+        let status = self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
+        self.last_status = Some(status);
+        let expected = self.expect.pop_front();
+        if matches!(expected, Some(Expect::Preamble)) || self.discarding {
+            self.drop_frame(frame_bytes);
+        } else {
+            self.take(frame_bytes);
+        }
+        self.expect.is_empty().then_some(Event::Complete(status))
+    }
+
+    /// Notes a reply other than an error; whether the client is to see it.
+    fn reply(&mut self, kind: u8) -> bool {
+        let matched = match (self.expect.front(), kind) {
+            (Some(Expect::Preamble), _) => return false,
+            (Some(Expect::Parse { forward, .. }), b'1') | (Some(Expect::Close { forward }), b'3') => *forward,
+            (Some(Expect::Bind), b'2')
+            | (Some(Expect::Describe), b'n' | b'T')
+            | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
+            _ => return true,
+        };
+        self.expect.pop_front();
+        matched
+    }
+
+    fn put_in_local(&mut self) {
+        while let Some(&Expect::Local(bytes)) = self.expect.front() {
+            self.expect.pop_front();
+            if !self.discarding {
+                self.put_in(bytes);
+            }
+        }
+    }
+
+    /// Passes on a frame that may be larger than what is there.
+    fn take(&mut self, frame_bytes: usize) {
+        if self.discarding || self.in_preamble() {
+            self.drop_frame(frame_bytes);
+            return;
+        }
+        let here = frame_bytes.min(self.end - self.scanned);
+        self.body_left = frame_bytes - here;
+        self.pass(here);
+    }
+
+    fn pass(&mut self, count: usize) {
+        self.scanned += count;
+        if self.discarding {
+            self.start = self.scanned;
+        }
+    }
+
+    fn drop_frame(&mut self, frame_bytes: usize) {
+        self.set_aside();
+        let here = frame_bytes.min(self.end - self.scanned);
+        self.scanned += here;
+        self.start = self.scanned;
+        self.body_left = frame_bytes - here;
+    }
+
+    /// Moves what is ready out of the buffer, because a gap follows.
+    fn set_aside(&mut self) {
+        if self.start < self.scanned {
+            let ready = self.bytes.get(self.start..self.scanned).unwrap_or_default();
+            self.ahead.extend_from_slice(ready);
+            self.start = self.scanned;
+        }
+    }
+
+    /// The buffer, for the stock.
+    pub fn into_bytes(self) -> Box<[u8]> {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::put;
+
+    fn answer(expected: &[Expect], bytes: &[u8]) -> Answer {
+        let mut answer = Answer::new(vec![0; 256].into_boxed_slice());
+        for &reply in expected {
+            answer.expect(reply);
+        }
+        answer.spare()[..bytes.len()].copy_from_slice(bytes);
+        answer.advance(bytes.len());
+        answer
+    }
+
+    fn frames(kinds: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (kind, body) in kinds {
+            put(&mut out, *kind, &[body]);
+        }
+        out
+    }
+
+    #[test]
+    fn a_plain_answer_passes_untouched() {
+        let bytes = frames(&[(b'T', b"x"), (b'D', b"row"), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
+        let mut answer = answer(&[Expect::Simple], &bytes);
+        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.ready_joined(), bytes);
+    }
+
+    #[test]
+    fn preambles_are_taken_out() {
+        let mut bytes = frames(&[(b'C', b"BEGIN\0"), (b'Z', b"T")]);
+        let own = frames(&[(b'T', b"x"), (b'C', b"SELECT 1\0"), (b'Z', b"T")]);
+        bytes.extend_from_slice(&own);
+        let mut answer = answer(&[Expect::Preamble, Expect::Simple], &bytes);
+        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::InTransaction)));
+        assert_eq!(answer.ready_joined(), own);
+    }
+
+    #[test]
+    fn local_replies_stand_where_they_belong() {
+        let bytes = frames(&[(b'1', b""), (b'2', b""), (b'C', b"SELECT 0\0"), (b'Z', b"I")]);
+        let expected = [
+            Expect::Local(reply::PARSE_COMPLETE),
+            Expect::Parse { forward: false, token: 0 },
+            Expect::Bind,
+            Expect::Local(reply::CLOSE_COMPLETE),
+            Expect::Execute,
+            Expect::Sync,
+        ];
+        let mut answer = answer(&expected, &bytes);
+        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        let seen = frames(&[(b'1', b""), (b'2', b""), (b'3', b""), (b'C', b"SELECT 0\0"), (b'Z', b"I")]);
+        assert_eq!(answer.ready_joined(), seen);
+    }
+
+    #[test]
+    fn an_error_skips_to_sync_and_tells_failed_parses() {
+        let bytes = frames(&[(b'E', b"CXX001\0\0"), (b'Z', b"I")]);
+        let expected =
+            [Expect::Parse { forward: true, token: 7 }, Expect::Bind, Expect::Local(reply::CLOSE_COMPLETE), Expect::Sync];
+        let mut answer = answer(&expected, &bytes);
+        assert!(matches!(answer.next(), Ok(Event::Error(_))));
+        answer.accept();
+        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.ready_joined(), bytes);
+        assert_eq!(answer.failed_parses(), &[7]);
+    }
+
+    /// C05: what was held back of a cancelled read never reaches the client.
+    #[test]
+    fn a_discarded_error_takes_its_answer_with_it() {
+        let bytes = frames(&[(b'T', b"x"), (b'D', b"row"), (b'E', b"C40001\0\0"), (b'Z', b"I")]);
+        let mut answer = answer(&[Expect::Simple], &bytes);
+        assert!(matches!(answer.next(), Ok(Event::Error(_))));
+        answer.discard();
+        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert!(answer.ready_joined().is_empty());
+    }
+
+    #[test]
+    fn frames_larger_than_the_buffer_stream_through() {
+        let mut big = vec![b'D'];
+        big.extend_from_slice(&1000u32.to_be_bytes());
+        big.extend(std::iter::repeat_n(7u8, 996));
+        big.extend_from_slice(&frames(&[(b'C', b"SELECT 1\0"), (b'Z', b"I")]));
+        let mut answer = answer(&[Expect::Simple], &[]);
+        let (mut seen, mut rest) = (Vec::new(), &big[..]);
+        loop {
+            let spare = answer.spare();
+            let count = spare.len().min(rest.len());
+            spare[..count].copy_from_slice(&rest[..count]);
+            rest = &rest[count..];
+            answer.advance(count);
+            let event = answer.next().unwrap();
+            seen.extend_from_slice(answer.ready_joined());
+            answer.passed_on();
+            if let Event::Complete(_) = event {
+                break;
+            }
+        }
+        assert_eq!(seen, big);
+    }
+}

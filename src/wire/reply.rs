@@ -1,0 +1,243 @@
+//! The messages pgsteer writes itself, to clients and to servers, and the few fields it reads from server messages.
+//!
+//! Invariant: every frame written here is complete. Rare messages are encoded by the `pgwire` crate's types; those of the
+//! hot path are constants. Must not know: when they are sent.
+
+use bytes::BytesMut;
+use pgwire::messages::Message;
+use pgwire::messages::response::{ErrorResponse, NoticeResponse};
+use pgwire::messages::startup::ParameterStatus;
+
+use super::sqlstate::{self, SqlState};
+
+/// ReadyForQuery's transaction status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransactionStatus {
+    /// `I`: not in a transaction block.
+    #[default]
+    Idle,
+    /// `T`: in a transaction block.
+    InTransaction,
+    /// `E`: in a failed transaction block.
+    Failed,
+}
+
+impl TransactionStatus {
+    /// From the byte of ReadyForQuery.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            b'I' => Some(Self::Idle),
+            b'T' => Some(Self::InTransaction),
+            b'E' => Some(Self::Failed),
+            _ => None,
+        }
+    }
+
+    /// The complete ReadyForQuery message.
+    pub fn ready_for_query(self) -> &'static [u8] {
+        match self {
+            Self::Idle => b"Z\0\0\0\x05I",
+            Self::InTransaction => b"Z\0\0\0\x05T",
+            Self::Failed => b"Z\0\0\0\x05E",
+        }
+    }
+}
+
+/// Complete ParseComplete.
+pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+/// Complete BindComplete.
+pub const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
+/// Complete CloseComplete.
+pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+/// Complete NoData.
+pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
+/// Complete EmptyQueryResponse.
+pub const EMPTY_QUERY: &[u8] = b"I\0\0\0\x04";
+/// Complete ParameterDescription of no parameters.
+pub const NO_PARAMETERS: &[u8] = b"t\0\0\0\x06\0\0";
+/// Complete Sync.
+pub const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Complete Terminate.
+pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// Severity of an error pgsteer reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement failed; the session lives.
+    Error,
+    /// The session ends.
+    Fatal,
+    /// For information.
+    Warning,
+}
+
+impl Severity {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "ERROR",
+            Self::Fatal => "FATAL",
+            Self::Warning => "WARNING",
+        }
+    }
+}
+
+/// An error for a client: what happened, the circumstances, what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// ERROR or FATAL.
+    pub severity: Severity,
+    /// What kind.
+    pub code: SqlState,
+    /// One line.
+    pub message: String,
+    /// What happened.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl Report {
+    /// An ERROR.
+    pub fn error(code: SqlState, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, code, message: message.into(), detail: None, hint: None }
+    }
+
+    /// A FATAL.
+    pub fn fatal(code: SqlState, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Fatal, ..Self::error(code, message) }
+    }
+
+    /// Adds the DETAIL.
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds the HINT.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Appends the ErrorResponse (or NoticeResponse for a warning).
+    pub fn put(&self, out: &mut Vec<u8>) {
+        let mut fields = vec![
+            (b'S', self.severity.as_str().to_owned()),
+            (b'V', self.severity.as_str().to_owned()),
+            (b'C', self.code.as_str().to_owned()),
+            (b'M', self.message.clone()),
+        ];
+        fields.extend(self.detail.iter().map(|text| (b'D', text.clone())));
+        fields.extend(self.hint.iter().map(|text| (b'H', text.clone())));
+        for (_, text) in &mut fields {
+            text.retain(|c| c != '\0');
+        }
+        let mut bytes = BytesMut::new();
+        let encoded = if self.severity == Severity::Warning {
+            NoticeResponse::new(fields).encode(&mut bytes)
+        } else {
+            ErrorResponse::new(fields).encode(&mut bytes)
+        };
+        debug_assert!(encoded.is_ok(), "encoding into memory");
+        out.extend_from_slice(&bytes);
+    }
+}
+
+/// Appends a ParameterStatus.
+pub fn put_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
+    let mut bytes = BytesMut::new();
+    let encoded = ParameterStatus::new(name.to_owned(), value.to_owned()).encode(&mut bytes);
+    debug_assert!(encoded.is_ok(), "encoding into memory");
+    out.extend_from_slice(&bytes);
+}
+
+/// Appends a CommandComplete with this tag.
+pub fn put_command_complete(out: &mut Vec<u8>, tag: &str) {
+    super::frame::put(out, b'C', &[tag.as_bytes(), b"\0"]);
+}
+
+/// Appends a Query message.
+pub fn put_query(out: &mut Vec<u8>, sql: &str) {
+    super::frame::put(out, b'Q', &[sql.as_bytes(), b"\0"]);
+}
+
+/// What pgsteer needs to know of an ErrorResponse or NoticeResponse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorFields {
+    /// SQLSTATE; `XX000` when the server named none.
+    pub code: SqlState,
+    /// The session at the server ends with this (FATAL or PANIC).
+    pub ends_session: bool,
+}
+
+/// Reads the body of an ErrorResponse or NoticeResponse; missing or malformed fields get defaults, never a panic.
+pub fn error_fields(body: &[u8]) -> ErrorFields {
+    let mut fields = ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false };
+    let mut rest = body;
+    while let Some((&kind, tail)) = rest.split_first() {
+        let Some(end) = tail.iter().position(|&byte| byte == 0) else { break };
+        let value = tail.get(..end).unwrap_or_default();
+        match kind {
+            0 => break,
+            b'C' => {
+                if let Ok(code) = <[u8; 5]>::try_from(value) {
+                    fields.code = SqlState(code);
+                }
+            }
+            b'V' => fields.ends_session = matches!(value, b"FATAL" | b"PANIC"),
+            _ => {}
+        }
+        rest = tail.get(end + 1..).unwrap_or_default();
+    }
+    fields
+}
+
+/// The message text of an ErrorResponse, for logs and for passing a server's refusal on.
+pub fn error_message(body: &[u8]) -> String {
+    let mut rest = body;
+    while let Some((&kind, tail)) = rest.split_first() {
+        let Some(end) = tail.iter().position(|&byte| byte == 0) else { break };
+        if kind == b'M' {
+            return String::from_utf8_lossy(tail.get(..end).unwrap_or_default()).into_owned();
+        }
+        rest = tail.get(end + 1..).unwrap_or_default();
+    }
+    String::new()
+}
+
+/// Splits the body of a ParameterStatus.
+pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let body = body.strip_suffix(b"\0")?;
+    let middle = body.iter().position(|&byte| byte == 0)?;
+    let (name, value) = body.split_at(middle);
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value.get(1..)?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_back() {
+        let mut out = Vec::new();
+        Report::fatal(sqlstate::PROTOCOL_VIOLATION, "pgsteer: x\0y").detail("d").hint("h").put(&mut out);
+        assert_eq!(out[0], b'E');
+        let fields = error_fields(&out[5..]);
+        assert_eq!(fields, ErrorFields { code: sqlstate::PROTOCOL_VIOLATION, ends_session: true });
+        assert_eq!(error_message(&out[5..]), "pgsteer: xy");
+    }
+
+    /// P07: ErrorResponse without SQLSTATE, without end, empty.
+    #[test]
+    fn malformed_errors_do_not_panic() {
+        for body in [&b""[..], b"\0", b"C", b"CXX\0\0", b"M", b"V\0\0"] {
+            assert_eq!(error_fields(body), ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false });
+        }
+    }
+
+    #[test]
+    fn parameter_status_is_split() {
+        assert_eq!(parameter_status(b"TimeZone\0UTC\0"), Some(("TimeZone", "UTC")));
+        assert_eq!(parameter_status(b"TimeZone"), None);
+    }
+}

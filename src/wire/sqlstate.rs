@@ -1,0 +1,76 @@
+//! SQLSTATEs by their condition names (PostgreSQL appendix A), as far as pgsteer sends them or decides by them.
+//!
+//! Must not know: when they are used.
+
+use std::fmt;
+
+/// Five ASCII characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SqlState(pub [u8; 5]);
+
+impl SqlState {
+    /// As text; `?????` if a server sent something that is not ASCII.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("?????")
+    }
+
+    /// The first two characters.
+    pub fn class(&self) -> [u8; 2] {
+        [self.0[0], self.0[1]]
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+macro_rules! states {
+    ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
+        $($(#[$doc])* pub const $name: SqlState = SqlState(*$code);)*
+    };
+}
+
+states! {
+    /// A FATAL or ERROR that named none.
+    UNSPECIFIED = b"XX000";
+    /// The connection to the server could not be used.
+    CONNECTION_FAILURE = b"08006";
+    /// A statement was sent and its outcome is unknown.
+    TRANSACTION_RESOLUTION_UNKNOWN = b"08007";
+    /// The peer broke the protocol.
+    PROTOCOL_VIOLATION = b"08P01";
+    /// Not offered.
+    FEATURE_NOT_SUPPORTED = b"0A000";
+    /// Not in the right state; also "recovery is in progress".
+    OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
+    /// Startup parameter or value refused.
+    INVALID_PARAMETER_VALUE = b"22023";
+    /// A write on a standby, or in a READ ONLY transaction.
+    READ_ONLY_SQL_TRANSACTION = b"25006";
+    /// Commands ignored until the end of the transaction block.
+    IN_FAILED_SQL_TRANSACTION = b"25P02";
+    /// No such role, or login refused.
+    INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
+    /// Wrong password.
+    INVALID_PASSWORD = b"28P01";
+    /// Safe to run again; on a standby: recovery conflict.
+    SERIALIZATION_FAILURE = b"40001";
+    /// Deadlock; on a standby: a conflict with the startup process.
+    DEADLOCK_DETECTED = b"40P01";
+    /// No free connection.
+    TOO_MANY_CONNECTIONS = b"53300";
+    /// Cancelled by the user.
+    QUERY_CANCELED = b"57014";
+    /// Shutdown or terminated by an administrator.
+    ADMIN_SHUTDOWN = b"57P01";
+    /// A backend crashed.
+    CRASH_SHUTDOWN = b"57P02";
+    /// Starting up, shutting down, or no primary.
+    CANNOT_CONNECT_NOW = b"57P03";
+    /// The database was dropped.
+    DATABASE_DROPPED = b"57P04";
+    /// A library or file is missing on that node.
+    UNDEFINED_FILE = b"58P01";
+}

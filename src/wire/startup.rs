@@ -1,0 +1,168 @@
+//! The first packet of a connection: SSLRequest, GSSENCRequest, CancelRequest or StartupMessage.
+//!
+//! Invariant: bounded by PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`; every string is checked UTF-8-free of surprises
+//! before use. Must not know: sockets, authentication. Source: "Message Formats" in the protocol documentation.
+
+/// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`.
+pub const STARTUP_BYTES_MAX: usize = 10_000;
+
+const SSL_REQUEST: u32 = 1234 << 16 | 5679;
+const GSSENC_REQUEST: u32 = 1234 << 16 | 5680;
+const CANCEL_REQUEST: u32 = 1234 << 16 | 5678;
+
+/// What a client can send first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Initial {
+    /// Wants TLS.
+    Ssl,
+    /// Wants GSSAPI encryption.
+    GssEnc,
+    /// Wants another connection's statement cancelled.
+    Cancel {
+        /// The process id it was given.
+        process_id: i32,
+        /// The key it was given, 4 to 256 bytes.
+        key: Vec<u8>,
+    },
+    /// Wants to log in.
+    Startup(Startup),
+}
+
+/// A StartupMessage.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Startup {
+    /// Minor protocol version asked for; the major one is 3.
+    pub minor: u16,
+    /// Parameters other than `_pq_.*`, in the order sent.
+    pub parameters: Vec<(String, String)>,
+    /// Names of protocol options (`_pq_.*`) asked for; pgsteer knows none.
+    pub protocol_options: Vec<String>,
+}
+
+impl Startup {
+    /// The value of a parameter; the last one wins, as in PostgreSQL.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// The client's first packet is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StartupError {
+    /// The length field can't be true.
+    #[error("invalid length of startup packet: {0}")]
+    Length(i32),
+    /// A version that is not 3.x.
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2")]
+    Version {
+        /// Major version.
+        major: u16,
+        /// Minor version.
+        minor: u16,
+    },
+    /// Strings that do not end, a value missing, or text that is not UTF-8.
+    #[error("invalid startup packet layout: expected terminator as last byte")]
+    Layout,
+}
+
+/// Reads the packet at the beginning of `bytes`. `Ok(None)`: not all there yet. Otherwise the packet and its length.
+pub fn initial(bytes: &[u8]) -> Result<Option<(Initial, usize)>, StartupError> {
+    let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let length_field = i32::from_be_bytes(*length);
+    let length = usize::try_from(length_field).map_err(|_| StartupError::Length(length_field))?;
+    if !(8..=STARTUP_BYTES_MAX).contains(&length) {
+        return Err(StartupError::Length(length_field));
+    }
+    let Some(packet) = bytes.get(..length) else { return Ok(None) };
+    let (_, rest) = packet.split_at(4);
+    let Some((code, body)) = rest.split_first_chunk::<4>() else { return Err(StartupError::Layout) };
+    let code = u32::from_be_bytes(*code);
+    let initial = match code {
+        SSL_REQUEST => Initial::Ssl,
+        GSSENC_REQUEST => Initial::GssEnc,
+        CANCEL_REQUEST => cancel(body)?,
+        _ => Initial::Startup(startup(code, body)?),
+    };
+    Ok(Some((initial, length)))
+}
+
+fn cancel(body: &[u8]) -> Result<Initial, StartupError> {
+    let (process_id, key) = body.split_first_chunk::<4>().ok_or(StartupError::Layout)?;
+    if !(4..=256).contains(&key.len()) {
+        return Err(StartupError::Layout);
+    }
+    Ok(Initial::Cancel { process_id: i32::from_be_bytes(*process_id), key: key.to_vec() })
+}
+
+fn startup(code: u32, body: &[u8]) -> Result<Startup, StartupError> {
+    let [a, b, c, d] = code.to_be_bytes();
+    let (major, minor) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    if major != 3 {
+        return Err(StartupError::Version { major, minor });
+    }
+    let mut startup = Startup { minor, ..Startup::default() };
+    let mut rest = body;
+    loop {
+        let name = cstring(&mut rest)?;
+        if name.is_empty() {
+            break;
+        }
+        let value = cstring(&mut rest)?;
+        if name.starts_with("_pq_.") {
+            startup.protocol_options.push(name);
+        } else {
+            startup.parameters.push((name, value));
+        }
+    }
+    if rest.is_empty() { Ok(startup) } else { Err(StartupError::Layout) }
+}
+
+fn cstring(rest: &mut &[u8]) -> Result<String, StartupError> {
+    let end = rest.iter().position(|&byte| byte == 0).ok_or(StartupError::Layout)?;
+    let text = rest.get(..end).ok_or(StartupError::Layout)?;
+    let text = std::str::from_utf8(text).map_err(|_| StartupError::Layout)?.to_owned();
+    *rest = rest.get(end + 1..).ok_or(StartupError::Layout)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(code: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(body.len() + 8).unwrap().to_be_bytes().to_vec();
+        bytes.extend_from_slice(&code.to_be_bytes());
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn reads_startup_parameters() {
+        let bytes = packet(3 << 16 | 2, b"user\0bob\0_pq_.x\01\0database\0d\0\0");
+        let (initial, length) = initial(&bytes).unwrap().unwrap();
+        assert_eq!(length, bytes.len());
+        let Initial::Startup(startup) = initial else { panic!("{initial:?}") };
+        assert_eq!((startup.minor, startup.parameter("user"), startup.parameter("database")), (2, Some("bob"), Some("d")));
+        assert_eq!(startup.protocol_options, ["_pq_.x"]);
+    }
+
+    #[test]
+    fn waits_for_the_whole_packet() {
+        let bytes = packet(SSL_REQUEST, b"");
+        assert_eq!(initial(&bytes[..7]), Ok(None));
+        assert_eq!(initial(&bytes), Ok(Some((Initial::Ssl, 8))));
+    }
+
+    /// P07: lengths and layouts that a hostile client may send.
+    #[test]
+    fn refuses_malformed_packets() {
+        assert_eq!(initial(&(-1i32).to_be_bytes()), Err(StartupError::Length(-1)));
+        assert_eq!(initial(&7u32.to_be_bytes()), Err(StartupError::Length(7)));
+        assert_eq!(initial(&10_001u32.to_be_bytes()), Err(StartupError::Length(10_001)));
+        for body in [&b"user"[..], b"user\0", b"user\0bob\0", b"user\0bob\0\0x", b"user\0\xff\0\0"] {
+            assert_eq!(initial(&packet(3 << 16, body)), Err(StartupError::Layout), "{body:?}");
+        }
+        assert_eq!(initial(&packet(2 << 16, b"")), Err(StartupError::Version { major: 2, minor: 0 }));
+        assert_eq!(initial(&packet(CANCEL_REQUEST, b"\0\0\0\x01abc")), Err(StartupError::Layout));
+    }
+}
