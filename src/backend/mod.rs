@@ -1,1 +1,10 @@
-//! Placeholder of the skeleton.
+//! One server connection: connect, log in, what it carries, cancel.
+//!
+//! Invariant: a `Server` that exists is logged in; dropping it closes its socket. Mirrors `client` and never imports it.
+//! Must not know: pools, routing, sessions.
+
+pub mod cancel;
+pub mod connection;
+pub mod login;
+
+pub use connection::{ConnectError, Endpoint, Server, open};

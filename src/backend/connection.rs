@@ -1,0 +1,207 @@
+//! A logged-in server connection and what it carries from one lease to the next.
+//!
+//! Invariant: `prepared` and `settings` say what is on the server side of this connection, nothing more, nothing less; who
+//! can't keep that up closes the connection instead. Must not know: pools, sessions.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use super::login::{Action, Login, LoginError, startup_message};
+use crate::auth::Secret;
+use crate::net;
+use crate::topology::model::{Epoch, NodeAddress, NodeId};
+use crate::wire::frame;
+
+/// Login traffic is small; a server that sends more than this before ReadyForQuery is not PostgreSQL.
+const LOGIN_BYTES_MAX: usize = 64 * 1024;
+
+/// Where and as whom to connect.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The node.
+    pub node: NodeId,
+    /// Its address.
+    pub address: Arc<NodeAddress>,
+    /// The epoch in which the connection is opened.
+    pub epoch: Epoch,
+    /// User.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// How to prove it, where the server asks.
+    pub secret: Option<Secret<'static>>,
+    /// Further startup parameters.
+    pub parameters: Vec<(String, String)>,
+    /// Bound of connecting and logging in together.
+    pub timeout: Duration,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The network or the server process.
+    #[error("cannot reach the server: {0}")]
+    Io(#[from] io::Error),
+    /// The server's answer.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// It took too long.
+    #[error("the server did not complete the login in time")]
+    TimedOut,
+}
+
+/// What a CancelRequest for a server connection needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelKey {
+    /// The node.
+    pub node: NodeId,
+    /// The server's process id.
+    pub process_id: i32,
+    /// The server's secret key.
+    pub key: Vec<u8>,
+}
+
+/// A server connection.
+#[derive(Debug)]
+pub struct Server {
+    /// The socket. Others hold weak references only, to sever it.
+    pub stream: Rc<TcpStream>,
+    /// The node.
+    pub node: NodeId,
+    /// The epoch in which it was opened.
+    pub epoch: Epoch,
+    /// For CancelRequest.
+    pub cancel_key: Rc<CancelKey>,
+    /// The server last reported `in_hot_standby = on`. Stale on a promoted node until the next command there.
+    pub in_hot_standby: bool,
+    /// When it was opened.
+    pub opened_at: Instant,
+    /// When it was last given back.
+    pub idle_since: Instant,
+    /// Prepared statements there.
+    pub carried: Carried,
+    /// Identity of the startup settings applied (0: the server's own defaults).
+    pub settings: u64,
+    /// Names of the settings applied, to be reset when another session's are applied.
+    pub applied: Vec<String>,
+}
+
+/// The prepared statements on a server connection.
+#[derive(Debug, Default)]
+pub struct Carried {
+    /// The named ones.
+    pub prepared: Prepared,
+    /// Whose unnamed one: (session, its count of unnamed Parse).
+    pub unnamed: Option<(u64, u64)>,
+}
+
+/// Identities of the prepared statements on a server connection.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    order: VecDeque<u64>,
+}
+
+impl Prepared {
+    /// Whether the statement is there.
+    pub fn contains(&self, id: u64) -> bool {
+        self.order.contains(&id)
+    }
+
+    /// It has been prepared.
+    pub fn insert(&mut self, id: u64) {
+        self.order.push_back(id);
+    }
+
+    /// It is not there after all.
+    pub fn remove(&mut self, id: u64) {
+        self.order.retain(|&other| other != id);
+    }
+
+    /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
+    pub fn evict(&mut self, bound: usize) -> Option<u64> {
+        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.order.clear();
+    }
+}
+
+impl Server {
+    /// Whether nothing has come in since the last answer: an idle server that talks is closing or confused.
+    /// Costs no system call when nothing has happened on the socket.
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [0u8; 1];
+        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Says goodbye, best effort, and closes.
+    pub fn terminate(self) {
+        // The server sees the closed socket anyway.
+        let _ = self.stream.try_write(crate::wire::reply::TERMINATE);
+    }
+}
+
+/// Connects and logs in; gives the connection and the reported parameters. Cancel-safe: dropping it closes the socket.
+pub async fn open(endpoint: Endpoint, nonce: String) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+    let timeout = endpoint.timeout;
+    tokio::time::timeout(timeout, open_unbounded(endpoint, nonce)).await.map_err(|_| ConnectError::TimedOut)?
+}
+
+async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+    let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
+    let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
+    net::write_all(&stream, &startup).await?;
+    let mut login = Login::new(endpoint.secret, nonce);
+    let mut received: Vec<u8> = Vec::with_capacity(1024);
+    let mut chunk = vec![0u8; 4096];
+    loop {
+        while let Some(header) = frame::header(&received).map_err(|_| LoginError::Malformed)? {
+            let Some(body) = received.get(frame::HEADER_BYTES..header.frame_bytes) else { break };
+            let action = login.on(header.kind, body)?;
+            received.drain(..header.frame_bytes);
+            match action {
+                Action::Send(bytes) => net::write_all(&stream, &bytes).await?,
+                Action::Wait => {}
+                Action::Done(greeting) => {
+                    let now = Instant::now();
+                    let in_hot_standby =
+                        greeting.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
+                    let server = Server {
+                        stream: Rc::new(stream),
+                        node: endpoint.node,
+                        epoch: endpoint.epoch,
+                        cancel_key: Rc::new(CancelKey {
+                            node: endpoint.node,
+                            process_id: greeting.process_id,
+                            key: greeting.key,
+                        }),
+                        in_hot_standby,
+                        opened_at: now,
+                        idle_since: now,
+                        carried: Carried::default(),
+                        settings: 0,
+                        applied: Vec::new(),
+                    };
+                    return Ok((server, greeting.parameters));
+                }
+            }
+        }
+        if received.len() > LOGIN_BYTES_MAX {
+            return Err(LoginError::Malformed.into());
+        }
+        stream.readable().await?;
+        match stream.try_read(&mut chunk) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(count) => received.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

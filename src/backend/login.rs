@@ -1,0 +1,168 @@
+//! The client's side of a login, as a machine without I/O.
+//!
+//! Invariant: a password is only ever used for SCRAM, or in clear where the caller gave one and the server asks for it never:
+//! cleartext and MD5 are refused. Must not know: sockets, clocks, where secrets come from.
+//! Source: "Start-up" in the protocol documentation's message flow.
+
+use bytes::BytesMut;
+use pgwire::messages::Message;
+use pgwire::messages::startup::Startup;
+
+use crate::auth::{ScramClient, Secret, WaitingServerFinal};
+use crate::wire::frame;
+use crate::wire::reply;
+use crate::wire::sqlstate::SqlState;
+
+/// What the server said once it was ready.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Greeting {
+    /// BackendKeyData: process id.
+    pub process_id: i32,
+    /// BackendKeyData: secret key.
+    pub key: Vec<u8>,
+    /// Reported parameters.
+    pub parameters: Vec<(String, String)>,
+}
+
+/// Why a login failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    /// The server refused with an ErrorResponse.
+    #[error("the server refused the login: {message} (SQLSTATE {code})")]
+    Refused {
+        /// SQLSTATE.
+        code: SqlState,
+        /// The server's text.
+        message: String,
+        /// The whole ErrorResponse, to pass on.
+        frame: Vec<u8>,
+    },
+    /// The server asks for a password and there is none for this user.
+    #[error("the server asks for a password, and pgsteer knows none for this user")]
+    NoSecret,
+    /// The server wants a method that pgsteer does not speak.
+    #[error("the server asks for authentication method {0}; pgsteer logs in with scram-sha-256 or trust")]
+    Method(u32),
+    /// SCRAM failed.
+    #[error("SCRAM with the server failed: {0}")]
+    Scram(String),
+    /// Not the protocol.
+    #[error("the server sent something that is not part of a login")]
+    Malformed,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send these bytes.
+    Send(Vec<u8>),
+    /// Read on.
+    Wait,
+    /// Logged in.
+    Done(Greeting),
+}
+
+enum State {
+    Start,
+    First(Box<ScramClient<'static>>),
+    Final(Box<WaitingServerFinal>),
+    Parameters,
+    Failed,
+}
+
+/// A login under way.
+pub struct Login {
+    secret: Option<Secret<'static>>,
+    nonce: String,
+    state: State,
+    greeting: Greeting,
+}
+
+/// The StartupMessage (protocol 3.0) for these parameters.
+pub fn startup_message(user: &str, database: &str, parameters: &[(String, String)]) -> Vec<u8> {
+    let mut startup = Startup::new();
+    startup.parameters.insert("user".to_owned(), user.to_owned());
+    startup.parameters.insert("database".to_owned(), database.to_owned());
+    for (name, value) in parameters {
+        startup.parameters.insert(name.clone(), value.clone());
+    }
+    let mut bytes = BytesMut::new();
+    let encoded = startup.encode(&mut bytes);
+    debug_assert!(encoded.is_ok(), "encoding into memory");
+    bytes.to_vec()
+}
+
+impl Login {
+    /// A login whose StartupMessage has been sent. `nonce`: random printable ASCII.
+    pub fn new(secret: Option<Secret<'static>>, nonce: String) -> Self {
+        Self { secret, nonce, state: State::Start, greeting: Greeting::default() }
+    }
+
+    /// Takes one message from the server.
+    pub fn on(&mut self, kind: u8, body: &[u8]) -> Result<Action, LoginError> {
+        match kind {
+            b'R' => self.authentication(body),
+            b'E' => {
+                let mut whole = Vec::new();
+                frame::put(&mut whole, b'E', &[body]);
+                let code = reply::error_fields(body).code;
+                Err(LoginError::Refused { code, message: reply::error_message(body), frame: whole })
+            }
+            b'S' => {
+                if let Some((name, value)) = reply::parameter_status(body) {
+                    self.greeting.parameters.push((name.to_owned(), value.to_owned()));
+                }
+                Ok(Action::Wait)
+            }
+            b'K' => {
+                let (process_id, key) = body.split_first_chunk::<4>().ok_or(LoginError::Malformed)?;
+                self.greeting.process_id = i32::from_be_bytes(*process_id);
+                self.greeting.key = key.to_vec();
+                Ok(Action::Wait)
+            }
+            b'N' | b'v' => Ok(Action::Wait),
+            b'Z' if matches!(self.state, State::Parameters) => Ok(Action::Done(std::mem::take(&mut self.greeting))),
+            _ => Err(LoginError::Malformed),
+        }
+    }
+
+    fn authentication(&mut self, body: &[u8]) -> Result<Action, LoginError> {
+        let (code, data) = body.split_first_chunk::<4>().ok_or(LoginError::Malformed)?;
+        let code = u32::from_be_bytes(*code);
+        match (code, std::mem::replace(&mut self.state, State::Failed)) {
+            (0, _) => {
+                self.state = State::Parameters;
+                Ok(Action::Wait)
+            }
+            (10, State::Start) => {
+                if !data.split(|&byte| byte == 0).any(|name| name == b"SCRAM-SHA-256") {
+                    return Err(LoginError::Method(10));
+                }
+                let secret = self.secret.take().ok_or(LoginError::NoSecret)?;
+                let scram = ScramClient::new(secret, &self.nonce);
+                let first = scram.client_first();
+                let length = u32::try_from(first.len()).unwrap_or(u32::MAX).to_be_bytes();
+                self.state = State::First(Box::new(scram));
+                Ok(Action::Send(password_message(&[b"SCRAM-SHA-256\0", &length, &first])))
+            }
+            (11, State::First(scram)) => {
+                let (last, waiting) =
+                    scram.on_server_first(data).map_err(|error| LoginError::Scram(error.to_string()))?;
+                self.state = State::Final(Box::new(waiting));
+                Ok(Action::Send(password_message(&[&last])))
+            }
+            (12, State::Final(waiting)) => {
+                waiting.on_server_final(data).map_err(|error| LoginError::Scram(error.to_string()))?;
+                Ok(Action::Wait)
+            }
+            (10..=12, _) => Err(LoginError::Malformed),
+            _ => Err(LoginError::Method(code)),
+        }
+    }
+}
+
+fn password_message(parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::put(&mut out, b'p', parts);
+    out
+}

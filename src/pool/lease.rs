@@ -1,0 +1,62 @@
+//! A server connection in the hands of one session.
+//!
+//! Invariant: dropping a lease closes its connection; only `release` gives it back to the pool. Must not know: sessions.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::set::{Pool, Pools};
+use crate::backend::{ConnectError, Server};
+
+/// Why a session gets no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Connecting or logging in failed.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// All connections stayed busy for `query_wait_timeout`.
+    #[error("no server connection became free in time")]
+    TimedOut,
+    /// The node has ceased to be what it was chosen for; choose again.
+    #[error("the node was fenced")]
+    Fenced,
+}
+
+/// A leased connection.
+#[derive(Debug)]
+pub struct Lease {
+    server: Option<Server>,
+    pool: Rc<Pool>,
+    pools: Rc<Pools>,
+    live: u64,
+}
+
+impl Lease {
+    pub(super) fn new(server: Server, pool: Rc<Pool>, pools: Rc<Pools>, live: u64) -> Self {
+        Self { server: Some(server), pool, pools, live }
+    }
+
+    /// The connection. `None` only after `release`, which consumes the lease.
+    pub fn server(&mut self) -> Option<&mut Server> {
+        self.server.as_mut()
+    }
+
+    /// Gives the connection back, fit for the next session.
+    pub fn release(mut self, now: Instant) {
+        if let Some(mut server) = self.server.take() {
+            server.idle_since = now;
+            self.pools.unregister(self.live);
+            self.pools.give(&self.pool, server);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.pools.unregister(self.live);
+            self.pools.closed(&self.pool);
+            server.terminate();
+        }
+    }
+}
