@@ -1,1 +1,51 @@
-//! Placeholder of the skeleton.
+//! One client's life after its login: what it sent, what it may be given, where its transaction stands.
+//!
+//! Invariant: nothing that may have executed is sent a second time unless it is a known read (contract P1, P5); what was
+//! not sent is held, not failed (P4). The machines (`unit`, `transaction`, `prepared`, `translate`, `settings`) do no
+//! I/O; `driver`, `exchange` and `hold` only move bytes and wait. Must not know: configuration files, HTTP.
+
+pub mod control;
+pub mod driver;
+pub mod exchange;
+pub mod hold;
+mod local;
+pub mod outcome;
+pub mod prepared;
+mod run;
+pub mod settings;
+pub mod shard;
+pub mod transaction;
+pub mod translate;
+pub mod unit;
+
+use std::time::Duration;
+
+/// Settings of sessions (`[hold]`, `[retry]`, `[routing]` ...).
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a statement waits for a primary.
+    pub hold_timeout: Duration,
+    /// Most statements held at a time, over all shards.
+    pub hold_count_max: usize,
+    /// Most bytes of statements held at a time, over all shards.
+    pub hold_bytes_max: usize,
+    /// Most nodes tried for one read.
+    pub retry_attempts: usize,
+    /// How long a client may leave a standby's answer unread.
+    pub standby_stall_timeout: Duration,
+    /// Routing.
+    pub routing: crate::route::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            hold_timeout: Duration::from_secs(30),
+            hold_count_max: 10_000,
+            hold_bytes_max: 64 * 1024 * 1024,
+            retry_attempts: 3,
+            standby_stall_timeout: Duration::from_secs(5),
+            routing: crate::route::Settings::default(),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What others may do to a session from outside: cancel its statement, wake it, tell it to end.
+//!
+//! Invariant: a cancel reaches the server connection that the session holds at that moment, or the wait it is in, or
+//! nothing. Lives on the session's shard; no locks. Must not know: how sessions run.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::backend::connection::CancelKey;
+
+/// A session as seen from outside.
+#[derive(Debug)]
+pub struct Control {
+    /// The client's socket, to end an idle session by.
+    pub client: Weak<TcpStream>,
+    /// Nothing is under way.
+    pub idle: Cell<bool>,
+    /// A server connection is held, by these.
+    pub runs_at: RefCell<Option<Rc<CancelKey>>>,
+    /// A cancel was sent to the server connection held now: it is not reused.
+    pub cancel_sent: Cell<bool>,
+    /// A cancel came while the session was waiting for a server.
+    pub cancel_waiting: Cell<bool>,
+    /// Rings when `cancel_waiting` is set.
+    pub bell: Notify,
+}
+
+impl Control {
+    /// For a session with this client.
+    pub fn new(client: &Rc<TcpStream>) -> Rc<Self> {
+        Rc::new(Self {
+            client: Rc::downgrade(client),
+            idle: Cell::new(true),
+            runs_at: RefCell::default(),
+            cancel_sent: Cell::new(false),
+            cancel_waiting: Cell::new(false),
+            bell: Notify::new(),
+        })
+    }
+}

@@ -1,0 +1,356 @@
+//! The thin loop around the machines: reads units, gets servers, runs exchanges, and deals with what was lost.
+//!
+//! Invariant: a unit is sent a second time only when nothing of it was sent, when it was refused before it ran, or when it
+//! is a known read of which nothing has reached the client. Must not know: SQL, how nodes are judged.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::control::Control;
+use super::outcome;
+use super::prepared::Names;
+use super::settings::StartupSettings;
+use super::shard::{Shard, SuspectCause};
+use super::transaction::Transaction;
+use super::translate::Journal;
+use super::unit::{self, Front, Kind, Needs};
+use crate::auth::Secret;
+use crate::classify::{self, PinReason, StandardConformingStrings, TransactionEffect};
+use crate::net;
+use crate::pool::Lease;
+use crate::relay::answer::{Answer, Event};
+use crate::relay::buffer::Window;
+use crate::route::freshness::Freshness;
+use crate::route::{Mode, Need};
+use crate::telemetry::metrics::Side;
+use crate::topology::model::NodeId;
+use crate::wire::reply::{self, Report};
+use crate::wire::{extended, sqlstate};
+
+/// A unit larger than this streams to the primary without being looked into.
+pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Who the client is, once logged in.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// User.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// What logs in to servers as this user, where they ask.
+    pub secret: Option<Secret<'static>>,
+    /// Settings of the startup packet.
+    pub settings: Vec<(String, String)>,
+    /// How string literals are read.
+    pub strings: StandardConformingStrings,
+    /// The client encoding has bytes inside characters that look like ASCII: texts can't be looked into.
+    pub opaque_encoding: bool,
+}
+
+/// Why a session ends.
+pub(super) enum End {
+    /// The client said goodbye or vanished.
+    Client,
+    /// Told the client this, last.
+    Told(Box<Report>),
+}
+
+pub(super) type Flow<T> = Result<T, End>;
+
+/// A server connection in this session's hands.
+pub(super) struct Attached {
+    pub(super) lease: Lease,
+    pub(super) node: NodeId,
+    pub(super) side: Side,
+    /// An extended batch is under way whose replies have not all come.
+    pub(super) batch: Option<Box<(Answer, Journal)>>,
+    /// Must be closed, not reused.
+    pub(super) spoiled: bool,
+}
+
+/// One client's session.
+pub struct Session {
+    pub(super) shard: Rc<Shard>,
+    pub(super) client: Rc<TcpStream>,
+    pub(super) control: Rc<Control>,
+    pub(super) number: u64,
+    pub(super) identity: Identity,
+    pub(super) settings: Rc<StartupSettings>,
+    pub(super) names: Names,
+    pub(super) transaction: Transaction,
+    pub(super) freshness: Freshness,
+    pub(super) pins: Vec<PinReason>,
+    pub(super) attached: Option<Attached>,
+    pub(super) skip_to_sync: bool,
+}
+
+impl Session {
+    /// A session for an authenticated client whose login has been answered.
+    pub fn new(shard: &Rc<Shard>, client: Rc<TcpStream>, control: Rc<Control>, number: u64, mut identity: Identity) -> Self {
+        let settings = shard.intern_settings(std::mem::take(&mut identity.settings));
+        Self {
+            shard: Rc::clone(shard),
+            client,
+            control,
+            number,
+            identity,
+            settings,
+            names: Names::default(),
+            transaction: Transaction::None,
+            freshness: Freshness::default(),
+            pins: Vec::new(),
+            attached: None,
+            skip_to_sync: false,
+        }
+    }
+
+    /// Serves the client until it goes. `early`: bytes that came together with the login.
+    pub async fn serve(mut self, early: Vec<u8>) {
+        let end = self.serve_units(early).await;
+        self.control.idle.set(false);
+        if let Err(End::Told(report)) = end {
+            self.shard.counters.error(report.code.as_str());
+            let mut bytes = Vec::new();
+            report.put(&mut bytes);
+            // Best effort, bounded: the client may have stopped reading.
+            let _ = tokio::time::timeout(Duration::from_secs(1), net::write_all(&self.client, &bytes)).await;
+        }
+        if let Some(attached) = self.attached.take() {
+            let busy = self.transaction.is_on_server() || attached.batch.is_some();
+            if busy && let Some(key) = self.control.runs_at.borrow().clone() {
+                self.shard.cancel_at(&key);
+            }
+        }
+        self.shard.leave(self.number);
+    }
+
+    async fn serve_units(&mut self, early: Vec<u8>) -> Flow<()> {
+        let mut input: Option<Window> = None;
+        if !early.is_empty() {
+            let mut window = Window::new(self.shard.buffers.take());
+            while window.spare().len() < early.len() {
+                if !window.grow(UNIT_BYTES_MAX) {
+                    return Err(End::Told(Box::new(outcome::protocol("too many bytes before the login was answered"))));
+                }
+            }
+            if let Some(front) = window.spare().get_mut(..early.len()) {
+                front.copy_from_slice(&early);
+            }
+            window.advance(early.len());
+            input = Some(window);
+        }
+        drop(early);
+        loop {
+            let mut window = match input.take() {
+                Some(window) if !window.filled().is_empty() => window,
+                Some(window) => {
+                    self.shard.buffers.give(window.into_bytes());
+                    self.wait_idle().await?;
+                    Window::new(self.shard.buffers.take())
+                }
+                None => {
+                    self.wait_idle().await?;
+                    Window::new(self.shard.buffers.take())
+                }
+            };
+            let front = unit::front(window.filled(), UNIT_BYTES_MAX)
+                .map_err(|error| End::Told(Box::new(outcome::protocol(&error.to_string()))))?;
+            match front {
+                Front::Incomplete => self.read_more(&mut window).await?,
+                Front::Terminate => return Ok(()),
+                Front::Invalid { kind } => {
+                    return Err(End::Told(Box::new(outcome::protocol(&format!("invalid frontend message type {kind}")))));
+                }
+                Front::Stray { bytes } => self.skip(&mut window, bytes).await?,
+                Front::Unit { kind, bytes } => self.unit(&mut window, kind, bytes).await?,
+                Front::Oversized { kind, bytes } => self.oversized(&mut window, kind, bytes).await?,
+            }
+            input = Some(window);
+        }
+    }
+
+    /// Waits for the client's next bytes; between transactions without holding anything.
+    async fn wait_idle(&mut self) -> Flow<()> {
+        if self.attached.is_some() {
+            return self.wait_attached().await;
+        }
+        if self.shard.draining.get() && !matches!(self.transaction, Transaction::Deferred { .. }) {
+            return Err(End::Told(Box::new(outcome::shutting_down())));
+        }
+        self.control.idle.set(true);
+        let ready = self.client.readable().await;
+        self.control.idle.set(false);
+        ready.map_err(|_| End::Client)
+    }
+
+    /// The same while a server connection is held: what the server says by itself is passed on.
+    async fn wait_attached(&mut self) -> Flow<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if attached.batch.is_some() {
+            return self.client.readable().await.map_err(|_| End::Client);
+        }
+        let Some(stream) = attached.lease.server().map(|server| Rc::clone(&server.stream)) else { return Ok(()) };
+        loop {
+            let mut server_ready = false;
+            std::future::poll_fn(|context| {
+                server_ready = stream.poll_read_ready(context).is_ready();
+                if server_ready || self.client.poll_read_ready(context).is_ready() {
+                    std::task::Poll::Ready(())
+                } else {
+                    std::task::Poll::Pending
+                }
+            })
+            .await;
+            if !server_ready {
+                return Ok(());
+            }
+            let mut answer = Answer::new(self.shard.buffers.take());
+            let result = self.unsolicited(&stream, &mut answer).await;
+            self.shard.buffers.give(answer.into_bytes());
+            match result? {
+                None => {}
+                Some(cause) => return self.lost_while_idle(&cause),
+            }
+        }
+    }
+
+    /// Reads what a held server says by itself; `Some` when it is gone.
+    async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
+        match stream.try_read(answer.spare()) {
+            Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
+            Ok(count) => answer.advance(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
+        }
+        loop {
+            match answer.next() {
+                Ok(Event::Error(fields)) if fields.ends_session => {
+                    return Ok(Some(format!("The server said: {}", reply::error_message(answer.body()))));
+                }
+                Ok(Event::Notice(fields))
+                    if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) =>
+                {
+                    return Ok(Some(format!("The server said: {}", reply::error_message(answer.body()))));
+                }
+                Ok(Event::Error(_) | Event::Notice(_) | Event::ParameterStatus) => answer.accept(),
+                Ok(Event::Settled | Event::Complete(_)) => break,
+                Ok(Event::NeedMore | Event::CopyIn) => {
+                    return Ok(Some("The server sent something out of turn".to_owned()));
+                }
+                Err(error) => return Ok(Some(error.to_string())),
+            }
+        }
+        net::write_all(&self.client, answer.ready_joined()).await.map_err(|_| End::Client)?;
+        answer.passed_on();
+        Ok(None)
+    }
+
+    fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
+        self.detach_lost(SuspectCause::ConnectionLost);
+        if !self.pins.is_empty() {
+            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+        }
+        self.transaction = Transaction::Lost { told: false };
+        Ok(())
+    }
+
+    pub(super) async fn read_more(&mut self, window: &mut Window) -> Flow<()> {
+        if window.is_full() && !window.grow(UNIT_BYTES_MAX) {
+            return Err(End::Told(Box::new(outcome::protocol("a message is larger than its buffer"))));
+        }
+        loop {
+            match self.client.try_read(window.spare()) {
+                Ok(0) => return Err(End::Client),
+                Ok(count) => {
+                    window.advance(count);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.client.readable().await.map_err(|_| End::Client)?;
+                }
+                Err(_) => return Err(End::Client),
+            }
+        }
+    }
+
+    /// Reads and forgets a frame of so many bytes.
+    pub(super) async fn skip(&mut self, window: &mut Window, mut bytes: usize) -> Flow<()> {
+        loop {
+            let here = bytes.min(window.filled().len());
+            window.consume(here);
+            bytes -= here;
+            if bytes == 0 {
+                return Ok(());
+            }
+            self.read_more(window).await?;
+        }
+    }
+
+    pub(super) async fn send_client(&mut self, bytes: &[u8]) -> Flow<()> {
+        net::write_all(&self.client, bytes).await.map_err(|_| End::Client)
+    }
+
+    /// Runs one unit that stands whole at the front of the window.
+    async fn unit(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
+        if self.skip_to_sync {
+            window.consume(bytes);
+            if matches!(kind, Kind::Synced | Kind::Simple) {
+                self.skip_to_sync = false;
+                return self.send_client(self.transaction.status().ready_for_query()).await;
+            }
+            return Ok(());
+        }
+        let in_batch = self.attached.as_ref().is_some_and(|attached| attached.batch.is_some());
+        let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
+            Needs::default()
+        } else {
+            self.needs(window.filled().get(..bytes).unwrap_or_default())
+        };
+        if !in_batch {
+            let local = self.local(window.filled().get(..bytes).unwrap_or_default(), kind, &needs);
+            if let Some(reply) = local {
+                window.consume(bytes);
+                return self.send_client(&reply).await;
+            }
+        }
+        self.run(window, kind, bytes, needs).await
+    }
+
+    fn needs(&self, unit: &[u8]) -> Needs {
+        if self.identity.opaque_encoding {
+            return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
+        }
+        let mut needs = unit::needs(unit, &self.names, self.identity.strings);
+        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
+            needs.need = Need::Primary;
+        }
+        if self.shard.shared.settings.routing.mode == Mode::Primary {
+            needs.need = Need::Primary;
+        }
+        needs
+    }
+
+    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
+        unit::frames(unit).filter_map(|(kind, body)| match kind {
+            b'Q' => extended::query(body).map(classify::shape_hash),
+            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
+            b'B' => {
+                let name = extended::bind(body)?.statement;
+                match self.names.named(name) {
+                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
+                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
+                }
+            }
+            _ => None,
+        })
+    }
+
+    fn is_learned(&self, unit: &[u8]) -> bool {
+        let learned = self.shard.learned.borrow();
+        self.shapes(unit).any(|shape| learned.contains(&shape))
+    }
+}

@@ -1,0 +1,434 @@
+//! One exchange with one server: a unit out, its answer back, and COPY data through.
+//!
+//! Invariant: never waits on one side without watching the other; what is held back has not reached the client; the client
+//! is only given complete frames. Holds no rule of its own beyond `Rules`. Must not know: routing, names, pools.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::relay::answer::{Answer, Event};
+use crate::relay::buffer::Window;
+use crate::wire::frame;
+use crate::wire::reply::{self, TransactionStatus};
+use crate::wire::sqlstate::{self, SqlState};
+
+/// Bytes that may wait for the server before the client is not read any further.
+const OUT_HIGH_WATER: usize = 64 * 1024;
+
+/// What may be done with errors that come before anything has reached the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// Pass everything on as it comes.
+    PassOn,
+    /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
+    ReadOnStandby,
+    /// A read outside of a transaction on the primary: held back.
+    ReadOnPrimary,
+    /// The first statement of a transaction, or a write outside of one, on a connection that was last known to be in
+    /// recovery: a 25006 may mean that this is no primary.
+    FirstOnDoubtful,
+}
+
+/// How far the exchange is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// ReadyForQuery.
+    Ready,
+    /// All replies so far (after Flush).
+    Settled,
+    /// Everything sent; replies may come later.
+    Sent,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// ReadyForQuery came; everything has been passed on.
+    Complete(TransactionStatus),
+    /// The goal short of ReadyForQuery is reached.
+    Settled,
+    /// Refused before anything had reached the client; the server is ready for another statement.
+    Refused(SqlState),
+    /// The server is gone.
+    ServerLost {
+        /// How that showed.
+        cause: String,
+        /// It said so itself (57P01 and kin).
+        announced: bool,
+    },
+    /// The client is gone.
+    ClientGone,
+    /// The client does not read a standby's answer.
+    Stalled,
+}
+
+/// What of the client's further bytes goes straight to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// Nothing: they wait for their turn.
+    Nothing,
+    /// COPY data, up to CopyDone or CopyFail; then up to Sync, if the copy was begun by the extended protocol.
+    Copy {
+        /// The frame in hand has so many bytes to come.
+        left: usize,
+        /// A Sync is still to be passed on after the data.
+        sync: bool,
+        /// CopyDone or CopyFail has passed.
+        done: bool,
+    },
+    /// The rest of one large frame.
+    Frame {
+        /// Bytes to come.
+        left: usize,
+    },
+}
+
+/// The two ends and what is between them.
+pub struct Exchange<'a> {
+    /// The client.
+    pub client: &'a TcpStream,
+    /// The server.
+    pub server: &'a TcpStream,
+    /// The client's bytes that are not consumed.
+    pub input: &'a mut Window,
+    /// Bytes at the front of `input` that are the unit itself (already in `out`): kept until something passes through.
+    pub reserved: usize,
+    /// Bytes for the server.
+    pub out: &'a mut Vec<u8>,
+    /// The answer.
+    pub answer: &'a mut Answer,
+    /// What goes through.
+    pub through: Through,
+    /// What may be refused.
+    pub rules: Rules,
+    /// How far to go.
+    pub goal: Goal,
+    /// The unit is extended: COPY is followed by a Sync.
+    pub extended: bool,
+    /// Bound of a client's not reading; `None` on the primary.
+    pub stall_timeout: Option<Duration>,
+    /// What the server last said of `in_hot_standby`.
+    pub in_hot_standby: &'a mut bool,
+    /// Bytes of `out` sent.
+    pub sent: usize,
+    /// Something was sent to the server.
+    pub any_sent: bool,
+    /// Something of the answer has reached the client.
+    pub delivered: bool,
+    /// An error was passed on.
+    pub failed: bool,
+    /// Bytes passed to the client.
+    pub passed_bytes: u64,
+    refused: Option<SqlState>,
+    client_ended: bool,
+}
+
+impl<'a> Exchange<'a> {
+    /// An exchange about to begin.
+    pub fn new(
+        (client, server): (&'a TcpStream, &'a TcpStream),
+        input: &'a mut Window,
+        out: &'a mut Vec<u8>,
+        answer: &'a mut Answer,
+        in_hot_standby: &'a mut bool,
+    ) -> Self {
+        Self {
+            client,
+            server,
+            input,
+            reserved: 0,
+            out,
+            answer,
+            through: Through::Nothing,
+            rules: Rules::PassOn,
+            goal: Goal::Ready,
+            extended: false,
+            stall_timeout: None,
+            in_hot_standby,
+            sent: 0,
+            any_sent: false,
+            delivered: false,
+            failed: false,
+            passed_bytes: 0,
+            refused: None,
+            client_ended: false,
+        }
+    }
+
+    /// Runs to the goal. Not cancel-safe: dropping it leaves both ends in the middle of something.
+    pub async fn run(&mut self) -> Ended {
+        loop {
+            let mut moved = false;
+            match self.push() {
+                Ok(pushed) => moved |= pushed,
+                Err(error) => return lost(&error),
+            }
+            if self.goal == Goal::Sent && self.out.is_empty() && self.through == Through::Nothing {
+                return Ended::Settled;
+            }
+            match self.pull().await {
+                Ok(pulled) => moved |= pulled,
+                Err(ended) => return ended,
+            }
+            if !moved {
+                moved = self.take_client();
+            }
+            if self.client_ended {
+                return Ended::ClientGone;
+            }
+            if !moved {
+                self.wait().await;
+            }
+        }
+    }
+
+    /// Sends what waits for the server.
+    fn push(&mut self) -> io::Result<bool> {
+        let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) else { return Ok(false) };
+        match self.server.try_write(rest) {
+            Ok(written) => {
+                self.any_sent |= written > 0;
+                self.sent += written;
+                if self.sent >= self.out.len() {
+                    self.out.clear();
+                    self.sent = 0;
+                }
+                Ok(written > 0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads from the server and scans; passes on what may be passed on.
+    async fn pull(&mut self) -> Result<bool, Ended> {
+        if self.answer.spare().is_empty() {
+            self.flush().await?;
+        }
+        let count = match self.server.try_read(self.answer.spare()) {
+            Ok(0) => return Err(Ended::ServerLost { cause: "The server closed the connection".to_owned(), announced: false }),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(lost(&error)),
+        };
+        self.answer.advance(count);
+        loop {
+            let event = self.answer.next().map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
+            match event {
+                Event::NeedMore => break,
+                Event::Error(fields) => self.error(fields)?,
+                Event::Notice(fields) => {
+                    if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
+                        let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
+                        return Err(Ended::ServerLost { cause, announced: true });
+                    }
+                    self.answer.accept();
+                }
+                Event::ParameterStatus => self.parameter_status(),
+                Event::CopyIn => {
+                    self.through = Through::Copy { left: 0, sync: self.extended, done: false };
+                    self.flush().await?;
+                }
+                Event::Complete(status) => {
+                    self.through = Through::Nothing;
+                    if let Some(code) = self.refused {
+                        return Err(Ended::Refused(code));
+                    }
+                    self.flush().await?;
+                    return Err(Ended::Complete(status));
+                }
+                Event::Settled => {
+                    if self.goal == Goal::Settled {
+                        self.flush().await?;
+                        return Err(Ended::Settled);
+                    }
+                    break;
+                }
+            }
+        }
+        if !self.holds_back() {
+            self.flush().await?;
+        }
+        Ok(true)
+    }
+
+    fn holds_back(&self) -> bool {
+        matches!(self.rules, Rules::ReadOnStandby | Rules::ReadOnPrimary)
+            && !self.delivered
+            && self.through == Through::Nothing
+    }
+
+    fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
+        if fields.ends_session {
+            let message = reply::error_message(self.answer.body());
+            let announced = matches!(
+                fields.code,
+                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW
+            );
+            return Err(Ended::ServerLost { cause: format!("The server said: {message} ({})", fields.code), announced });
+        }
+        if !self.delivered && self.is_refusal(fields.code) {
+            self.refused = Some(fields.code);
+            self.answer.discard();
+        } else {
+            self.failed = true;
+            self.answer.accept();
+        }
+        Ok(())
+    }
+
+    /// Whether this error, first of its answer, means "not here" rather than "wrong".
+    fn is_refusal(&self, code: SqlState) -> bool {
+        match self.rules {
+            Rules::PassOn | Rules::ReadOnPrimary => false,
+            Rules::ReadOnStandby => {
+                matches!(
+                    code,
+                    sqlstate::SERIALIZATION_FAILURE
+                        | sqlstate::DEADLOCK_DETECTED
+                        | sqlstate::READ_ONLY_SQL_TRANSACTION
+                        | sqlstate::FEATURE_NOT_SUPPORTED
+                        | sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE
+                        | sqlstate::UNDEFINED_FILE
+                        | sqlstate::UNSPECIFIED
+                ) || &code.class() == b"42"
+            }
+            Rules::FirstOnDoubtful => code == sqlstate::READ_ONLY_SQL_TRANSACTION,
+        }
+    }
+
+    fn parameter_status(&mut self) {
+        let hot_standby = match reply::parameter_status(self.answer.body()) {
+            Some(("in_hot_standby", value)) => Some(value == "on"),
+            _ => None,
+        };
+        match hot_standby {
+            // The client's endpoint is not a standby, wherever a read of its ran.
+            Some(on) => {
+                *self.in_hot_standby = on;
+                self.answer.discard();
+            }
+            None => self.answer.accept(),
+        }
+    }
+
+    /// Passes on all that is ready.
+    async fn flush(&mut self) -> Result<(), Ended> {
+        let mut written = 0;
+        loop {
+            let ready = self.answer.ready_joined();
+            let Some(rest) = ready.get(written..).filter(|rest| !rest.is_empty()) else { break };
+            match self.client.try_write(rest) {
+                Ok(count) => {
+                    written += count;
+                    self.delivered |= count > 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let writable = self.client.writable();
+                    let result = match self.stall_timeout {
+                        None => writable.await,
+                        Some(limit) => tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?,
+                    };
+                    result.map_err(|_| Ended::ClientGone)?;
+                }
+                Err(_) => return Err(Ended::ClientGone),
+            }
+        }
+        self.passed_bytes += written as u64;
+        self.answer.passed_on();
+        Ok(())
+    }
+
+    /// Reads from the client, if there is room, and passes through what may pass.
+    fn take_client(&mut self) -> bool {
+        let mut moved = false;
+        if self.out.len() < OUT_HIGH_WATER {
+            moved |= self.pass_through();
+        }
+        let spare = self.input.spare();
+        if spare.is_empty() {
+            return moved;
+        }
+        match self.client.try_read(spare) {
+            Ok(0) => {
+                self.client_ended = true;
+                true
+            }
+            Ok(count) => {
+                self.input.advance(count);
+                self.pass_through();
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => moved,
+            Err(_) => {
+                self.client_ended = true;
+                true
+            }
+        }
+    }
+
+    fn pass_through(&mut self) -> bool {
+        let before = self.out.len();
+        if self.through != Through::Nothing {
+            self.input.consume(std::mem::take(&mut self.reserved));
+        }
+        while self.out.len() < OUT_HIGH_WATER * 2 {
+            let filled = self.input.filled();
+            let (take, next) = match self.through {
+                Through::Nothing => break,
+                Through::Frame { left } => {
+                    let take = left.min(filled.len());
+                    (take, if take == left { Through::Nothing } else { Through::Frame { left: left - take } })
+                }
+                Through::Copy { left, sync, done } if left > 0 => {
+                    let take = left.min(filled.len());
+                    (take, Through::Copy { left: left - take, sync, done })
+                }
+                Through::Copy { sync: false, done: true, .. } => (0, Through::Nothing),
+                Through::Copy { sync, done, .. } => match frame::header(filled) {
+                    Ok(Some(header)) => {
+                        let take = header.frame_bytes.min(filled.len());
+                        let done = done || matches!(header.kind, b'c' | b'f');
+                        // The Sync after the data ends the unit; one in the middle of it is ignored by the server.
+                        let sync = sync && !(done && header.kind == b'S');
+                        (take, Through::Copy { left: header.frame_bytes - take, sync, done })
+                    }
+                    _ => break,
+                },
+            };
+            if take == 0 && next == self.through {
+                break;
+            }
+            self.out.extend_from_slice(filled.get(..take).unwrap_or_default());
+            self.input.consume(take);
+            self.through = next;
+        }
+        self.out.len() > before
+    }
+
+    /// Waits until something can move.
+    async fn wait(&mut self) {
+        let (client, server) = (self.client, self.server);
+        let want_write = !self.out.is_empty();
+        let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
+        poll_fn(|context| {
+            let mut ready = server.poll_read_ready(context).is_ready();
+            if want_write {
+                ready |= server.poll_write_ready(context).is_ready();
+            }
+            if want_client {
+                ready |= client.poll_read_ready(context).is_ready();
+            }
+            if ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+fn lost(error: &io::Error) -> Ended {
+    Ended::ServerLost { cause: format!("The connection to the server failed: {error}"), announced: false }
+}

@@ -1,0 +1,164 @@
+//! Units that need no server: a BEGIN that is put off, the end of a transaction that never began anywhere, a lone Sync, and
+//! everything in a transaction whose server was lost.
+//!
+//! Invariant: answers exactly what PostgreSQL would, and only what it can prove to need no server; `None` sends the unit on
+//! its way. Must not know: sockets, servers.
+
+use super::driver::Session;
+use super::outcome;
+use super::prepared::Unnamed;
+use super::transaction::Transaction;
+use super::unit::{self, Kind, Needs};
+use crate::classify::{self, AccessMode, TransactionEffect};
+use crate::wire::extended::{self, Named};
+use crate::wire::reply;
+
+impl Session {
+    /// The reply to a unit that needs no server, if it is one.
+    pub(super) fn local(&mut self, unit: &[u8], kind: Kind, needs: &Needs) -> Option<Vec<u8>> {
+        if let Transaction::Lost { told } = self.transaction {
+            return self.local_lost(unit, kind, needs, told);
+        }
+        if self.attached.is_some() || !matches!(kind, Kind::Simple | Kind::Synced) {
+            // A Flush with nothing under way has nothing to flush.
+            return (self.attached.is_none() && kind == Kind::Flushed && unit.len() == reply::SYNC.len()).then(Vec::new);
+        }
+        if unit == reply::SYNC {
+            return Some(self.transaction.status().ready_for_query().to_vec());
+        }
+        let (tag, next) = match (&self.transaction, needs.transaction) {
+            (Transaction::None, TransactionEffect::Begin { access, serializable }) => {
+                let sql = self.statement_text(unit)?;
+                let tag = begin_tag(&sql)?;
+                (tag, Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+            }
+            (Transaction::Deferred { .. }, TransactionEffect::Commit) => ("COMMIT", Transaction::None),
+            (Transaction::Deferred { .. }, TransactionEffect::Rollback) => ("ROLLBACK", Transaction::None),
+            (
+                Transaction::Deferred { sql, serializable: before, .. },
+                TransactionEffect::SetTransaction { access, serializable },
+            ) if access != AccessMode::Default || serializable => {
+                let sql = format!("{sql};{}", self.statement_text(unit)?);
+                let serializable = serializable || *before;
+                ("SET", Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+            }
+            _ => return None,
+        };
+        let mut out = Vec::new();
+        self.local_replies(unit, tag, &mut out)?;
+        self.transaction = next;
+        out.extend_from_slice(self.transaction.status().ready_for_query());
+        Some(out)
+    }
+
+    /// The replies to the messages of a unit with one statement that is answered here, without ReadyForQuery.
+    fn local_replies(&mut self, unit: &[u8], tag: &str, out: &mut Vec<u8>) -> Option<()> {
+        for (kind, body) in unit::frames(unit) {
+            match kind {
+                b'Q' => {
+                    self.names.unnamed = None;
+                    reply::put_command_complete(out, tag);
+                }
+                b'E' => reply::put_command_complete(out, tag),
+                b'P' => {
+                    let parse = extended::parse(body)?;
+                    let class = classify::classify(parse.sql, self.identity.strings);
+                    if parse.name.is_empty() {
+                        self.names.unnamed_count += 1;
+                        self.names.unnamed = Some(Unnamed {
+                            count: self.names.unnamed_count,
+                            sql: parse.sql.to_vec(),
+                            types: parse.types.to_vec(),
+                            class,
+                        });
+                    } else if self.names.named(parse.name).is_some() {
+                        return None;
+                    } else {
+                        let statement = self.shard.statements.intern(parse.sql, parse.types, || class);
+                        self.names.insert(parse.name, statement);
+                    }
+                    out.extend_from_slice(reply::PARSE_COMPLETE);
+                }
+                b'B' => out.extend_from_slice(reply::BIND_COMPLETE),
+                b'D' => {
+                    if let Named::Statement(_) = extended::named(body)? {
+                        out.extend_from_slice(reply::NO_PARAMETERS);
+                    }
+                    out.extend_from_slice(reply::NO_DATA);
+                }
+                b'C' => {
+                    if let Named::Statement(name) = extended::named(body)? {
+                        self.names.remove(name);
+                    }
+                    out.extend_from_slice(reply::CLOSE_COMPLETE);
+                }
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    /// Answers in a transaction whose server was lost.
+    fn local_lost(&mut self, unit: &[u8], kind: Kind, needs: &Needs, told: bool) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        let ends = matches!(needs.transaction, TransactionEffect::Rollback | TransactionEffect::Commit);
+        let rolls_back = needs.transaction == TransactionEffect::Rollback || (told && ends);
+        if rolls_back && matches!(kind, Kind::Simple | Kind::Synced) {
+            self.local_replies(unit, "ROLLBACK", &mut out)?;
+            self.transaction = Transaction::None;
+        } else if unit != reply::SYNC {
+            let report = if told {
+                outcome::block_failed()
+            } else {
+                outcome::transaction_lost("The server of this transaction was lost")
+            };
+            self.shard.counters.error(report.code.as_str());
+            report.put(&mut out);
+            // A COMMIT ends the block even where it fails.
+            self.transaction = if ends { Transaction::None } else { Transaction::Lost { told: true } };
+        }
+        match kind {
+            Kind::Simple | Kind::Synced => out.extend_from_slice(self.transaction.status().ready_for_query()),
+            Kind::Flushed | Kind::Partial => self.skip_to_sync = true,
+        }
+        Some(out)
+    }
+
+    fn statement_text(&self, unit: &[u8]) -> Option<String> {
+        let mut parsed: Option<(&[u8], &[u8])> = None;
+        for (kind, body) in unit::frames(unit) {
+            let sql: &[u8] = match kind {
+                b'Q' => extended::query(body)?,
+                b'P' => {
+                    let parse = extended::parse(body)?;
+                    parsed = Some((parse.name, parse.sql));
+                    continue;
+                }
+                b'B' => {
+                    let name = extended::bind(body)?.statement;
+                    match parsed {
+                        Some((parsed, sql)) if parsed == name => sql,
+                        _ if name.is_empty() => self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice())?,
+                        _ => self.names.named(name).map(|statement| &*statement.sql)?,
+                    }
+                }
+                _ => continue,
+            };
+            let text = std::str::from_utf8(sql).ok()?;
+            return Some(text.trim().trim_end_matches(';').to_owned());
+        }
+        None
+    }
+}
+
+/// The command tag of a BEGIN that is answered here; `None` when the text begins with anything else (a comment, say).
+fn begin_tag(sql: &str) -> Option<&'static str> {
+    let word = sql.split(|c: char| !c.is_ascii_alphabetic()).next()?;
+    if word.eq_ignore_ascii_case("begin") {
+        Some("BEGIN")
+    } else if word.eq_ignore_ascii_case("start") {
+        Some("START TRANSACTION")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,101 @@
+//! The errors that pgsteer itself reports, each with what happened and what to do (contract P4; design section 1).
+//!
+//! Invariant: 40001 only when the transaction is certainly rolled back; 08007 whenever it may have committed.
+//! Must not know: sockets.
+
+use std::time::Duration;
+
+use crate::classify::PinReason;
+use crate::wire::reply::Report;
+use crate::wire::sqlstate as state;
+
+/// A transaction whose server is gone and whose COMMIT was never sent.
+pub fn transaction_lost(cause: &str) -> Report {
+    Report::error(state::SERIALIZATION_FAILURE, "pgsteer: the transaction was rolled back because its server was lost")
+        .detail(format!("{cause}. No COMMIT had been sent, so nothing of the transaction remains."))
+        .hint("End the transaction (ROLLBACK) and run it again.")
+}
+
+/// A statement or COMMIT that was sent and not answered.
+pub fn outcome_unknown(cause: &str) -> Report {
+    Report::error(
+        state::TRANSACTION_RESOLUTION_UNKNOWN,
+        "pgsteer: the server was lost before it answered; the outcome of the statement is unknown",
+    )
+    .detail(format!("{cause}. The statement had been sent and may have been carried out and committed."))
+    .hint("Look whether its effect is there before running it again.")
+}
+
+/// A read that was lost after part of its answer had been passed on.
+pub fn read_interrupted(cause: &str) -> Report {
+    Report::error(state::SERIALIZATION_FAILURE, "pgsteer: the read was cut off after part of its answer had been sent")
+        .detail(format!("{cause}. The statement only read."))
+        .hint("Run it again.")
+}
+
+/// No primary within `hold_timeout`.
+pub fn no_primary(waited: Duration) -> Report {
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no primary is available")
+        .detail(format!("The statement was held for {waited:?} and no node was attested as the primary. It was not run."))
+        .hint("Run it again later; see /topology on the admin address for the state of each node.")
+}
+
+/// The hold queue is full.
+pub fn hold_full() -> Report {
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no primary is available and too many statements wait for one")
+        .detail("The limits hold.max_count or hold.max_bytes were reached. The statement was not run.")
+        .hint("Run it again later.")
+}
+
+/// No server connection within `query_wait_timeout`.
+pub fn no_server_connection(cause: &str) -> Report {
+    Report::error(state::TOO_MANY_CONNECTIONS, "pgsteer: no server connection became free in time")
+        .detail(format!("{cause}. The statement was not run."))
+        .hint("Raise pool.size (and max_connections of the servers), or shorten transactions.")
+}
+
+/// A pinned session's server is gone.
+pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
+    let pins: Vec<&str> = pins.iter().map(|pin| pin.as_str()).collect();
+    Report::fatal(state::ADMIN_SHUTDOWN, "pgsteer: the server of this session was lost, and with it the session's state")
+        .detail(format!("{cause}. The session was pinned to that server by: {}.", pins.join(", ")))
+        .hint("Connect again and set the session up anew.")
+}
+
+/// A frame was cut in the middle: nothing can be said inside it.
+pub fn cut_in_frame() -> Report {
+    Report::fatal(state::CONNECTION_FAILURE, "pgsteer: the server was lost in the middle of a message")
+}
+
+/// Commands in a failed transaction block whose server is gone.
+pub fn block_failed() -> Report {
+    Report::error(
+        state::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+/// A cancel request that came while the statement was waiting.
+pub fn cancelled() -> Report {
+    Report::error(state::QUERY_CANCELED, "canceling statement due to user request")
+        .detail("pgsteer: the statement was waiting for a server and was not run.")
+}
+
+/// The client left a standby's answer unread for too long.
+pub fn stalled(limit: Duration) -> Report {
+    Report::fatal(state::ADMIN_SHUTDOWN, "pgsteer: the connection is closed because the client does not read its answer")
+        .detail(format!("The answer of a standby stayed unread for {limit:?}; a standby that can't send blocks replay."))
+        .hint("Read faster, or send such queries to the primary.")
+}
+
+/// pgsteer is shutting down.
+pub fn shutting_down() -> Report {
+    Report::fatal(state::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+        .detail("pgsteer is shutting down.")
+}
+
+/// The client broke the protocol.
+pub fn protocol(what: &str) -> Report {
+    Report::fatal(state::PROTOCOL_VIOLATION, format!("pgsteer: {what}"))
+        .hint("The connection is closed because the messages after this one can't be told apart.")
+}

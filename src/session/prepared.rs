@@ -1,0 +1,131 @@
+//! Virtual prepared statements: what a client prepared, by its own names; what a shard knows, by text and types.
+//!
+//! Invariant: a statement's identity is its text and parameter types; names on servers are pgsteer's own and carry the
+//! shard, so that two shards' statements never share a name. Must not know: sockets, which server has what.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use crate::classify::Classification;
+
+/// Prefix of the names that pgsteer gives prepared statements on servers.
+pub const NAME_PREFIX: &str = "_pgsteer_";
+
+/// Statements that a shard remembers beyond those in use.
+const TABLE_SWEEP_AT: usize = 4096;
+
+/// A prepared statement.
+#[derive(Debug)]
+pub struct Statement {
+    /// Identity on this shard.
+    pub id: u64,
+    /// Its name on servers.
+    pub name: String,
+    /// SQL text as sent.
+    pub sql: Box<[u8]>,
+    /// Parameter types as sent: count and OIDs.
+    pub types: Box<[u8]>,
+    /// What it needs.
+    pub class: Classification,
+}
+
+/// A shard's statements, shared by all its sessions.
+#[derive(Debug)]
+pub struct Table {
+    shard: usize,
+    next_id: RefCell<u64>,
+    by_text: RefCell<HashMap<Box<[u8]>, Weak<Statement>>>,
+}
+
+impl Table {
+    /// For shard number `shard`.
+    pub fn new(shard: usize) -> Self {
+        Self { shard, next_id: RefCell::new(1), by_text: RefCell::default() }
+    }
+
+    /// The name on servers of the statement with this identity.
+    pub fn name_of(&self, id: u64) -> String {
+        format!("{NAME_PREFIX}{}_{id}", self.shard)
+    }
+
+    /// The statement of this text and these types; `class` is asked only when it is new.
+    pub fn intern(&self, sql: &[u8], types: &[u8], class: impl FnOnce() -> Classification) -> Rc<Statement> {
+        let mut key = Vec::with_capacity(sql.len() + 1 + types.len());
+        key.extend_from_slice(sql);
+        key.push(0);
+        key.extend_from_slice(types);
+        let mut by_text = self.by_text.borrow_mut();
+        if let Some(statement) = by_text.get(key.as_slice()).and_then(Weak::upgrade) {
+            return statement;
+        }
+        if by_text.len() >= TABLE_SWEEP_AT {
+            by_text.retain(|_, statement| statement.strong_count() > 0);
+        }
+        let id = self.next_id.replace_with(|id| *id + 1);
+        let statement = Rc::new(Statement {
+            id,
+            name: self.name_of(id),
+            sql: sql.into(),
+            types: types.into(),
+            class: class(),
+        });
+        by_text.insert(key.into_boxed_slice(), Rc::downgrade(&statement));
+        statement
+    }
+}
+
+/// The unnamed prepared statement of a session: survives until the next unnamed Parse or simple Query.
+#[derive(Debug)]
+pub struct Unnamed {
+    /// Which unnamed Parse of the session it is.
+    pub count: u64,
+    /// SQL text.
+    pub sql: Vec<u8>,
+    /// Parameter types as sent.
+    pub types: Vec<u8>,
+    /// What it needs.
+    pub class: Classification,
+}
+
+/// What one client has prepared.
+#[derive(Debug, Default)]
+pub struct Names {
+    named: HashMap<Box<[u8]>, Rc<Statement>>,
+    /// The unnamed statement.
+    pub unnamed: Option<Unnamed>,
+    /// Unnamed Parse messages so far.
+    pub unnamed_count: u64,
+}
+
+impl Names {
+    /// The statement of that name.
+    pub fn named(&self, name: &[u8]) -> Option<&Rc<Statement>> {
+        self.named.get(name)
+    }
+
+    /// Names a statement.
+    pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
+        self.named.insert(name.into(), statement);
+    }
+
+    /// Forgets a name.
+    pub fn remove(&mut self, name: &[u8]) {
+        self.named.remove(name);
+    }
+
+    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
+    pub fn clear(&mut self) {
+        self.named.clear();
+        self.unnamed = None;
+    }
+
+    /// What the statement of that name needs; `None` when there is none.
+    pub fn class(&self, name: &[u8]) -> Option<Classification> {
+        if name.is_empty() {
+            self.unnamed.as_ref().map(|unnamed| unnamed.class)
+        } else {
+            self.named(name).map(|statement| statement.class)
+        }
+    }
+}

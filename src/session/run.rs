@@ -1,0 +1,653 @@
+//! Runs a unit: choose a node, lease, exchange; and what to do when that fails.
+//!
+//! Invariant: a unit goes out a second time only if nothing of it was sent, it was refused before it ran, or it is a known
+//! read of which nothing has reached the client. A lost transaction is 40001 only when no COMMIT was sent. Must not know:
+//! how nodes are judged, what the SQL says beyond `Needs`.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::driver::{Attached, End, Flow, Session, UNIT_BYTES_MAX};
+use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::hold::Hold;
+use super::outcome;
+use super::settings::difference;
+use super::shard::SuspectCause;
+use super::transaction::Transaction;
+use super::translate::{Journal, Translator};
+use super::unit::{self, Kind, Needs};
+use crate::backend::connection::Carried;
+use crate::backend::login::LoginError;
+use crate::classify::TransactionEffect;
+use crate::backend::{ConnectError, Endpoint};
+use crate::pool::{LeaseError, PoolKey};
+use crate::relay::answer::{Answer, Expect};
+use crate::relay::buffer::Window;
+use crate::route::{self, Destination, Need, Question};
+use crate::telemetry::metrics::Side;
+use crate::topology::model::{Epoch, NodeId};
+use crate::wire::reply::{self, Report, TransactionStatus};
+use crate::wire::{frame, sqlstate};
+
+/// Why a unit is run again. The index is that of the metric's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryCause {
+    /// A recovery conflict cancelled it.
+    Conflict,
+    /// A standby refused it: the primary runs it.
+    Refused,
+    /// Its server was lost.
+    ServerLost,
+    /// Nothing of it had been sent.
+    Unsent,
+    /// The node was no primary.
+    NotPrimary,
+}
+
+impl RetryCause {
+    /// The labels, by index.
+    pub const LABELS: [&'static str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];
+}
+
+/// What a try of a unit came to.
+enum Tried {
+    /// Done with, one way or another.
+    Over,
+    /// To be run again.
+    Again(RetryCause),
+}
+
+/// What became of a lease that was got.
+enum Accepted {
+    /// It is attached.
+    Taken,
+    /// The picture changed meanwhile: choose again.
+    Outdated,
+    /// The node says that it is in recovery: wait for another picture.
+    NotPrimary,
+}
+
+/// A unit and what has been tried.
+struct Task<'w> {
+    window: &'w mut Window,
+    kind: Kind,
+    bytes: usize,
+    /// The rest of a single large frame that is not in the window.
+    beyond: usize,
+    needs: Needs,
+    excluded: Vec<NodeId>,
+}
+
+impl Session {
+    /// Runs the unit at the front of the window to its end.
+    pub(super) async fn run(&mut self, window: &mut Window, kind: Kind, bytes: usize, needs: Needs) -> Flow<()> {
+        let task = Task { window, kind, bytes, beyond: 0, needs, excluded: Vec::new() };
+        self.run_task(task).await
+    }
+
+    /// Runs a unit of one frame that is larger than its buffer may become: to the primary, streaming.
+    pub(super) async fn oversized(&mut self, window: &mut Window, kind: u8, frame_bytes: usize) -> Flow<()> {
+        while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
+            self.read_more(window).await?;
+        }
+        let simple = matches!(kind, b'Q' | b'F');
+        let here = window.filled().len().min(frame_bytes);
+        let needs = Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::SqlPrepare), ..Needs::unknown() };
+        let kind = if simple { Kind::Simple } else { Kind::Partial };
+        let task = Task { window, kind, bytes: here, beyond: frame_bytes - here, needs, excluded: Vec::new() };
+        self.run_task(task).await
+    }
+
+    async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
+        let mut tries = 0;
+        loop {
+            if self.attached.is_none() && !self.attach(&mut task).await? {
+                return Ok(());
+            }
+            match self.try_once(&mut task).await? {
+                Tried::Over => return Ok(()),
+                Tried::Again(cause) => {
+                    tries += 1;
+                    self.shard.counters.retries.at(cause as usize).inc();
+                    if tries >= self.shard.shared.settings.retry_attempts && cause == RetryCause::Conflict {
+                        task.needs.need = Need::Primary;
+                    }
+                    if tries > 16 {
+                        let report = outcome::no_server_connection("Every server that was tried was lost at once");
+                        return self.refuse(&mut task, &report).await.map(|_| ());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers a unit that was not run with an error. Gives `false`: there is nothing to go on with.
+    async fn refuse(&mut self, task: &mut Task<'_>, report: &Report) -> Flow<bool> {
+        self.shard.counters.error(report.code.as_str());
+        let mut out = Vec::new();
+        report.put(&mut out);
+        if matches!(self.transaction, Transaction::Deferred { .. }) {
+            self.transaction = Transaction::Lost { told: true };
+        }
+        self.end_unit(task, out).await?;
+        Ok(false)
+    }
+
+    /// Ends a unit that has no server any more: `out` to the client, then ReadyForQuery, now or at its Sync.
+    async fn end_unit(&mut self, task: &mut Task<'_>, mut out: Vec<u8>) -> Flow<()> {
+        task.window.consume(task.bytes);
+        if task.beyond > 0 {
+            // The rest of a large frame is still to come; it can't be told from messages unless it is read.
+            let beyond = std::mem::take(&mut task.beyond);
+            self.skip(task.window, beyond).await?;
+        }
+        match task.kind {
+            Kind::Simple | Kind::Synced => out.extend_from_slice(self.transaction.status().ready_for_query()),
+            Kind::Flushed | Kind::Partial => self.skip_to_sync = true,
+        }
+        self.send_client(&out).await
+    }
+
+    /// Gets a server connection for the task; `false` when the client has been told why there is none.
+    async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+        let mut hold: Option<Hold> = None;
+        let deadline = Instant::now() + self.shard.pools.settings().query_wait_timeout;
+        loop {
+            let Some((node, side, epoch)) = self.choose(task) else {
+                if !self.hold(&mut hold, task).await? {
+                    return Ok(false);
+                }
+                continue;
+            };
+            let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
+            let pool = self.shard.pools.pool(&PoolKey {
+                node,
+                database: Arc::clone(&self.identity.database),
+                user: Arc::clone(&self.identity.user),
+            });
+            let lease = match self.shard.pools.try_claim(&pool) {
+                Some(lease) => Ok(lease),
+                None => self.shard.pools.lease(&pool, &endpoint).await,
+            };
+            let error = match lease {
+                Ok(lease) => match self.accept_lease(lease, node, side, epoch) {
+                    Accepted::Taken => return Ok(true),
+                    Accepted::Outdated => continue,
+                    Accepted::NotPrimary => {
+                        if !self.hold(&mut hold, task).await? {
+                            return Ok(false);
+                        }
+                        continue;
+                    }
+                },
+                Err(error) => error,
+            };
+            match error {
+                LeaseError::TimedOut => {
+                    let report = outcome::no_server_connection("All connections of the pool were busy");
+                    return self.refuse(task, &report).await;
+                }
+                LeaseError::Fenced => continue,
+                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
+                    if !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
+                {
+                    // The role or database is gone, or the password was changed: the server's own words, and the end.
+                    self.send_client(&frame).await?;
+                    return Err(End::Client);
+                }
+                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
+                    if code == sqlstate::TOO_MANY_CONNECTIONS =>
+                {
+                    if Instant::now() >= deadline {
+                        let report = outcome::no_server_connection("The server has no free connection slot");
+                        return self.refuse(task, &report).await;
+                    }
+                }
+                LeaseError::Connect(error) => {
+                    tracing::debug!(node = node.0, %error, "server connection not opened");
+                    (self.shard.shared.suspect)(node, SuspectCause::ConnectionLost);
+                    if side == Side::Standby {
+                        task.excluded.push(node);
+                    } else if !self.hold(&mut hold, task).await? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for another snapshot; `false` when the client has been told that there will be none.
+    async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+        if hold.is_none() {
+            match Hold::enter(&self.shard, task.bytes, Instant::now()) {
+                Ok(entered) => *hold = Some(entered),
+                Err(report) => return self.refuse(task, &report).await,
+            }
+        }
+        let Some(waiting) = hold.as_mut() else { return Ok(false) };
+        match waiting.wait(&self.control).await {
+            Ok(()) => Ok(true),
+            Err(report) => self.refuse(task, &report).await,
+        }
+    }
+
+    /// Asks the policy. `None`: nobody may run it now.
+    fn choose(&mut self, task: &Task<'_>) -> Option<(NodeId, Side, Epoch)> {
+        let snapshot = self.shard.snapshot.borrow();
+        self.freshness.settle(&snapshot);
+        let need = if self.transaction.is_deferred_read_only() && task.needs.pin.is_none() {
+            task.needs.need
+        } else if matches!(self.transaction, Transaction::None) {
+            task.needs.need
+        } else {
+            Need::Primary
+        };
+        let decision = route::route(&Question {
+            need,
+            target: task.needs.target,
+            max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
+            freshness: &self.freshness,
+            excluded: &task.excluded,
+            load: &self.shard.load.borrow(),
+            snapshot: &snapshot,
+            now: Instant::now(),
+            dice: fastrand::u64(..),
+        });
+        let (node, side) = match decision.destination {
+            Destination::Primary(node) => (node, Side::Primary),
+            Destination::Standby(node) => (node, Side::Standby),
+            Destination::Hold => return None,
+        };
+        self.shard.counters.routed(side, decision.reason as usize).inc();
+        Some((node, side, snapshot.epoch))
+    }
+
+    fn endpoint(&self, node: NodeId, epoch: Epoch) -> Option<Endpoint> {
+        let snapshot = self.shard.snapshot.borrow();
+        Some(Endpoint {
+            node,
+            address: Arc::clone(&snapshot.node(node)?.address),
+            epoch,
+            user: Arc::clone(&self.identity.user),
+            database: Arc::clone(&self.identity.database),
+            secret: self.identity.secret,
+            parameters: Vec::new(),
+            timeout: self.shard.pools.settings().connect_timeout,
+        })
+    }
+
+    /// Takes the lease, unless the picture changed while it was being got.
+    fn accept_lease(
+        &mut self,
+        mut lease: crate::pool::Lease,
+        node: NodeId,
+        side: Side,
+        epoch: Epoch,
+    ) -> Accepted {
+        let now = Instant::now();
+        let still = {
+            let snapshot = self.shard.snapshot.borrow();
+            match side {
+                Side::Primary => snapshot.epoch == epoch && snapshot.primary_at(now).is_some_and(|view| view.node == node),
+                Side::Standby => snapshot.epoch == epoch,
+            }
+        };
+        if !still {
+            lease.release(now);
+            return Accepted::Outdated;
+        }
+        let Some(server) = lease.server() else { return Accepted::Outdated };
+        if side == Side::Primary {
+            if server.in_hot_standby && server.epoch == epoch {
+                // Opened under this epoch and in recovery: whatever answers there is not the primary.
+                (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
+                return Accepted::NotPrimary;
+            }
+            server.epoch = epoch;
+        }
+        *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
+        self.control.cancel_sent.set(false);
+        self.shard.counters.leases.inc();
+        self.attached = Some(Attached { lease, node, side, batch: None, spoiled: false });
+        Accepted::Taken
+    }
+
+    /// One try of the task on the attached server.
+    async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
+        let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        let fresh = attached.batch.is_none();
+        let (mut answer, mut journal) = match attached.batch.take() {
+            Some(batch) => *batch,
+            None => (Answer::new(self.shard.buffers.take()), Journal::default()),
+        };
+        let mut out = self.shard.take_scratch();
+        self.translate(task, &mut attached, &mut answer, &mut journal, &mut out);
+        let (node, side) = (attached.node, attached.side);
+        let rules = if fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
+        let Some(server) = attached.lease.server() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        let stream = Rc::clone(&server.stream);
+        let client = Rc::clone(&self.client);
+        let out_bytes = out.len() as u64;
+        let began = Instant::now();
+        self.shard.begin_load(node);
+        let (ended, sent) = {
+            let mut exchange =
+                Exchange::new((&client, &stream), task.window, &mut out, &mut answer, &mut server.in_hot_standby);
+            exchange.reserved = task.bytes;
+            exchange.rules = rules;
+            exchange.extended = task.kind == Kind::Synced;
+            exchange.goal = match task.kind {
+                Kind::Simple | Kind::Synced => Goal::Ready,
+                Kind::Flushed => Goal::Settled,
+                Kind::Partial => Goal::Sent,
+            };
+            exchange.through = if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
+            exchange.stall_timeout =
+                (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+            let ended = exchange.run().await;
+            let sent = Sent {
+                any: exchange.any_sent,
+                delivered: exchange.delivered,
+                inside_frame: exchange.answer.inside_frame() && exchange.delivered,
+                unit_left: exchange.reserved,
+                copying: matches!(exchange.through, Through::Copy { .. }),
+                beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
+                fresh,
+            };
+            self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
+            (ended, sent)
+        };
+        let now = Instant::now();
+        self.shard.end_load(node, began, now);
+        self.shard.counters.client_to_server_bytes.add(out_bytes);
+        self.shard.give_scratch(out);
+        self.after(task, attached, (answer, journal), ended, sent, now).await
+    }
+
+    fn rules(&self, task: &Task<'_>, attached: &mut Attached) -> Rules {
+        let alone = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
+        if alone && ends && task.needs.repeatable && task.needs.transaction == TransactionEffect::None {
+            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::ReadOnPrimary };
+        }
+        let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
+        let doubtful = attached.side == Side::Primary
+            && attached.lease.server().is_some_and(|server| server.in_hot_standby);
+        if first && ends && doubtful { Rules::FirstOnDoubtful } else { Rules::PassOn }
+    }
+
+    /// Writes the task's unit as the server is to see it, with what must go before it.
+    fn translate(
+        &mut self,
+        task: &Task<'_>,
+        attached: &mut Attached,
+        answer: &mut Answer,
+        journal: &mut Journal,
+        out: &mut Vec<u8>,
+    ) {
+        let standby = attached.side == Side::Standby;
+        let Some(server) = attached.lease.server() else { return };
+        if server.settings != self.settings.id {
+            let sql = difference(&server.applied, &self.settings);
+            if !sql.is_empty() {
+                reply::put_query(out, &sql);
+                answer.expect(Expect::Preamble);
+            }
+            server.settings = self.settings.id;
+            server.applied = self.settings.pairs.iter().map(|(name, _)| name.clone()).collect();
+        }
+        if let Transaction::Deferred { sql, .. } = &self.transaction {
+            reply::put_query(out, sql);
+            answer.expect(Expect::Preamble);
+        }
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.needs.pin, task.kind) {
+            // It would leave state on a standby that later writes of the session need on the primary.
+            reply::put_query(out, &refusal_on_standby(pin.as_str()));
+            return answer.expect(Expect::Simple);
+        }
+        let mut translator = Translator {
+            session: self.number << 8 | (self.shard.number as u64 & 0xff),
+            out,
+            answer,
+            carried: &mut server.carried,
+            names: &mut self.names,
+            table: &self.shard.statements,
+            prepared_max: self.shard.pools.settings().max_prepared_statements,
+            block_failed: self.transaction == Transaction::Failed,
+            strings: self.identity.strings,
+            journal,
+        };
+        if task.beyond > 0 {
+            if let Some(&kind) = unit.first() {
+                translator.large(kind, task.bytes + task.beyond, unit);
+            }
+            return;
+        }
+        for (kind, body) in unit::frames(unit) {
+            translator.frame(kind, body);
+        }
+    }
+
+    /// Draws the consequences of an exchange.
+    async fn after(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        (mut answer, mut journal): (Answer, Journal),
+        ended: Ended,
+        sent: Sent,
+        now: Instant,
+    ) -> Flow<Tried> {
+        task.bytes = sent.unit_left;
+        match ended {
+            Ended::Complete(status) => {
+                task.window.consume(task.bytes);
+                self.completed(task, &mut attached, &mut answer, &mut journal);
+                self.shard.buffers.give(answer.into_bytes());
+                self.answered(&attached, now);
+                self.transaction = Transaction::from_status(status);
+                self.keep_or_release(attached, now);
+                Ok(Tried::Over)
+            }
+            Ended::Settled => {
+                task.window.consume(task.bytes);
+                if matches!(self.transaction, Transaction::Deferred { .. }) {
+                    self.transaction = Transaction::Open;
+                }
+                self.note_pin(task);
+                attached.batch = Some(Box::new((answer, journal)));
+                self.attached = Some(attached);
+                Ok(Tried::Over)
+            }
+            Ended::Refused(code) => {
+                let failed = std::mem::take(answer.failed_parses());
+                if let Some(server) = attached.lease.server() {
+                    journal.correct(&failed, &mut server.carried);
+                }
+                let clean = answer.last_status() == Some(TransactionStatus::Idle) && !answer.own_close_failed();
+                attached.spoiled |= !clean;
+                self.shard.buffers.give(answer.into_bytes());
+                journal.undo(&mut self.names);
+                let (node, side) = (attached.node, attached.side);
+                self.keep_or_release(attached, now);
+                Ok(Tried::Again(self.refused(task, code, node, side)))
+            }
+            Ended::ServerLost { cause, announced } => {
+                self.shard.buffers.give(answer.into_bytes());
+                let why = if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
+                (self.shard.shared.suspect)(attached.node, why);
+                let (node, side) = (attached.node, attached.side);
+                drop(attached);
+                *self.control.runs_at.borrow_mut() = None;
+                if side == Side::Standby {
+                    task.excluded.push(node);
+                }
+                self.server_lost(task, &mut journal, &cause, sent).await
+            }
+            Ended::ClientGone => {
+                if let Some(key) = self.control.runs_at.borrow_mut().take() {
+                    self.shard.cancel_at(&key);
+                }
+                Err(End::Client)
+            }
+            Ended::Stalled => {
+                let limit = self.shard.shared.settings.standby_stall_timeout;
+                Err(End::Told(Box::new(outcome::stalled(limit))))
+            }
+        }
+    }
+
+    fn completed(&mut self, task: &Task<'_>, attached: &mut Attached, answer: &mut Answer, journal: &mut Journal) {
+        let failed = std::mem::take(answer.failed_parses());
+        attached.spoiled |= answer.own_close_failed() || answer.preamble_error().is_some();
+        let deallocated = answer.take_deallocated();
+        if let Some(server) = attached.lease.server() {
+            journal.settle(&failed, &mut self.names, &mut server.carried);
+            if deallocated {
+                server.carried.prepared.clear();
+                server.carried.unnamed = None;
+            }
+        }
+        if deallocated {
+            self.names.clear();
+        }
+        self.note_pin(task);
+    }
+
+    fn note_pin(&mut self, task: &Task<'_>) {
+        if let Some(pin) = task.needs.pin
+            && !self.pins.contains(&pin)
+        {
+            self.shard.counters.pins.at(pin as usize).inc();
+            self.pins.push(pin);
+        }
+    }
+
+    fn answered(&mut self, attached: &Attached, now: Instant) {
+        match attached.side {
+            Side::Primary => self.freshness.on_primary_answer(now),
+            Side::Standby => self.freshness.on_standby_answer(attached.node, now),
+        }
+    }
+
+    /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
+    fn keep_or_release(&mut self, attached: Attached, now: Instant) {
+        if self.transaction.is_on_server() || !self.pins.is_empty() {
+            self.attached = Some(attached);
+            return;
+        }
+        *self.control.runs_at.borrow_mut() = None;
+        if attached.spoiled || self.control.cancel_sent.get() {
+            // A cancel may still be on its way to that server process: nobody else must be hit by it.
+            drop(attached);
+        } else {
+            attached.lease.release(now);
+        }
+    }
+
+    fn refused(&mut self, task: &mut Task<'_>, code: sqlstate::SqlState, node: NodeId, side: Side) -> RetryCause {
+        if side == Side::Primary {
+            (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
+            return RetryCause::NotPrimary;
+        }
+        if matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED) {
+            task.excluded.push(node);
+            return RetryCause::Conflict;
+        }
+        task.needs.need = Need::Primary;
+        // What has only not arrived on the standby yet (class 42) is not remembered.
+        if &code.class() != b"42" {
+            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+            let shapes: Vec<u64> = self.shapes(unit).collect();
+            for shape in shapes {
+                self.shard.learn(shape);
+            }
+        }
+        RetryCause::Refused
+    }
+
+    async fn server_lost(
+        &mut self,
+        task: &mut Task<'_>,
+        journal: &mut Journal,
+        cause: &str,
+        sent: Sent,
+    ) -> Flow<Tried> {
+        if !self.pins.is_empty() {
+            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+        }
+        let begun = self.transaction.is_on_server();
+        let whole = task.bytes > 0 && sent.fresh;
+        if !sent.any && !begun && whole {
+            journal.undo(&mut self.names);
+            return Ok(Tried::Again(RetryCause::Unsent));
+        }
+        let alone = matches!(self.transaction, Transaction::None);
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
+        if alone && whole && ends && task.needs.repeatable && !sent.delivered {
+            journal.undo(&mut self.names);
+            return Ok(Tried::Again(RetryCause::ServerLost));
+        }
+        if sent.inside_frame {
+            return Err(End::Told(Box::new(outcome::cut_in_frame())));
+        }
+        let report = if alone && task.needs.repeatable {
+            outcome::read_interrupted(cause)
+        } else if alone || task.needs.commits {
+            self.transaction = Transaction::None;
+            outcome::outcome_unknown(cause)
+        } else {
+            self.transaction = Transaction::Lost { told: true };
+            outcome::transaction_lost(cause)
+        };
+        journal.settle(&[], &mut self.names, &mut Carried::default());
+        self.shard.counters.error(report.code.as_str());
+        let mut out = Vec::new();
+        report.put(&mut out);
+        task.beyond = sent.beyond;
+        if sent.copying && task.kind == Kind::Synced {
+            // The client still sends its data, then a Sync.
+            task.kind = Kind::Flushed;
+        }
+        self.end_unit(task, out).await?;
+        Ok(Tried::Over)
+    }
+
+    /// The attached server is gone while nothing was under way.
+    pub(super) fn detach_lost(&mut self, why: SuspectCause) {
+        if let Some(attached) = self.attached.take() {
+            (self.shard.shared.suspect)(attached.node, why);
+        }
+        *self.control.runs_at.borrow_mut() = None;
+    }
+}
+
+/// A statement that fails on the server with an explanation, and fails its transaction block as any error would.
+fn refusal_on_standby(pin: &str) -> String {
+    format!(
+        "DO $pgsteer$BEGIN RAISE EXCEPTION USING ERRCODE = '25006', \
+         MESSAGE = 'pgsteer: this READ ONLY transaction runs on a standby, which can''t keep session state ({pin})', \
+         HINT = 'Begin it with /* pgsteer: target=primary */, or set the state outside of the transaction.';END$pgsteer$"
+    )
+}
+
+/// What had happened when an exchange ended.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    /// Anything had been sent to the server.
+    any: bool,
+    /// Anything had reached the client.
+    delivered: bool,
+    /// The client has the beginning of a frame whose end will not come.
+    inside_frame: bool,
+    /// Bytes of the unit that are still in the window: all or nothing of it.
+    unit_left: usize,
+    /// COPY data was being taken from the client.
+    copying: bool,
+    /// Bytes of a large frame that the client has not sent yet.
+    beyond: usize,
+    /// The exchange began with this unit, not in the middle of a batch.
+    fresh: bool,
+}

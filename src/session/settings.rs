@@ -1,0 +1,134 @@
+//! The settings a session brought with its startup packet, and how a server connection is brought to them.
+//!
+//! Invariant: after the preamble of `difference` the server has exactly these settings and none of another session's.
+//! Must not know: sockets. SET during the session pins it (see `classify`), so nothing else needs carrying over yet.
+
+use std::fmt::Write as _;
+
+use crate::wire::startup::Startup;
+
+/// Settings of a startup packet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StartupSettings {
+    /// Identity within its shard; 0 for none.
+    pub id: u64,
+    /// Name and value, sorted by name.
+    pub pairs: Vec<(String, String)>,
+}
+
+/// A startup `options` value that pgsteer does not understand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("startup option not understood: {0:?} (expected -c name=value or --name=value)")]
+pub struct OptionsError(pub String);
+
+/// The settings among the parameters of a startup packet.
+pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsError> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for (name, value) in &startup.parameters {
+        match name.as_str() {
+            "user" | "database" | "replication" => {}
+            "options" => {
+                for (name, value) in options(value)? {
+                    put(&mut pairs, &name, value);
+                }
+            }
+            _ => put(&mut pairs, name, value.clone()),
+        }
+    }
+    pairs.sort();
+    Ok(pairs)
+}
+
+fn put(pairs: &mut Vec<(String, String)>, name: &str, value: String) {
+    pairs.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
+    pairs.push((name.to_owned(), value));
+}
+
+/// Splits `-c a=b --c=d` as PostgreSQL's `pg_split_opts` and `process_postgres_switches` do.
+fn options(text: &str) -> Result<Vec<(String, String)>, OptionsError> {
+    let fault = || OptionsError(text.to_owned());
+    let mut pairs = Vec::new();
+    let mut words = split_words(text).into_iter();
+    while let Some(word) = words.next() {
+        let assignment = if let Some(rest) = word.strip_prefix("--") {
+            rest.to_owned()
+        } else if let Some(rest) = word.strip_prefix("-c") {
+            if rest.is_empty() { words.next().ok_or_else(fault)? } else { rest.to_owned() }
+        } else {
+            return Err(fault());
+        };
+        let (name, value) = assignment.split_once('=').ok_or_else(fault)?;
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+        if name.is_empty() || !plain {
+            return Err(fault());
+        }
+        pairs.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Ok(pairs)
+}
+
+fn split_words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c.is_ascii_whitespace() {
+            words.extend(word.take());
+        } else {
+            let next = if c == '\\' { chars.next().unwrap_or('\\') } else { c };
+            word.get_or_insert_default().push(next);
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// The commands that bring a server from the settings named in `applied` to `wanted`. Empty when there is nothing to do.
+pub fn difference(applied: &[String], wanted: &StartupSettings) -> String {
+    let mut sql = String::new();
+    for name in applied {
+        if !wanted.pairs.iter().any(|(other, _)| other == name) {
+            let _ = write!(sql, "RESET {};", quoted_name(name));
+        }
+    }
+    for (name, value) in &wanted.pairs {
+        let _ = write!(sql, "SET {} TO {};", quoted_name(name), quoted_value(value));
+    }
+    sql
+}
+
+fn quoted_name(name: &str) -> String {
+    name.split('.').map(|part| format!("\"{}\"", part.to_ascii_lowercase().replace('"', "\"\""))).collect::<Vec<_>>().join(".")
+}
+
+/// An escape string, which means the same whatever `standard_conforming_strings` is.
+fn quoted_value(value: &str) -> String {
+    format!("E'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn startup_options_are_split_as_postgresql_does() {
+        let expected = vec![("work_mem".to_owned(), "4MB".to_owned()), ("app.tenant".to_owned(), "a b".to_owned())];
+        assert_eq!(options("-c work_mem=4MB  --app.tenant=a\\ b").unwrap(), expected);
+        assert_eq!(options("-cwork_mem=4MB").unwrap(), expected[..1]);
+        assert!(options("-x").is_err());
+        assert!(options("-c").is_err());
+        assert!(options("-c a;b=1").is_err());
+    }
+
+    /// G01: one session's settings are gone when another's are applied; values can't break out of their quotes.
+    #[test]
+    fn the_difference_resets_what_is_not_wanted() {
+        let wanted =
+            StartupSettings { id: 1, pairs: vec![("application_name".into(), "it's \\ x".into()), ("app.t".into(), "1".into())] };
+        assert_eq!(
+            difference(&["TimeZone".to_owned(), "app.t".to_owned()], &wanted),
+            "RESET \"timezone\";SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"
+        );
+        assert_eq!(difference(&[], &StartupSettings::default()), "");
+    }
+}

@@ -1,0 +1,257 @@
+//! One core's share of the work: its sessions, pools, statements and buffers, all without locks.
+//!
+//! Invariant: everything here stays on one thread. A new topology snapshot becomes visible to the shard's sessions only
+//! after connections of the epochs before it to the lost primary have been severed on this shard. Must not know: listeners.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::control::Control;
+use super::prepared::Table;
+use super::settings::StartupSettings;
+use super::{Settings, outcome};
+use crate::backend::cancel::cancel;
+use crate::pool::Pools;
+use crate::relay::buffer::Stock;
+use crate::route::NodeLoad;
+use crate::telemetry::metrics::ShardCounters;
+use crate::topology::model::{Epoch, NodeId, Snapshot};
+
+/// Shapes remembered because a standby refused them.
+const LEARNED_MAX: usize = 10_000;
+
+/// Tells the monitor that a node is doubted, and why.
+pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
+
+/// What a session saw of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SuspectCause {
+    /// Its connection broke, or could not be made.
+    ConnectionLost,
+    /// It said that it is shutting down, starting up or crashed.
+    ShutdownAnnounced,
+    /// The believed primary refused a write because it is read-only.
+    ReadOnly,
+}
+
+/// What all shards share.
+pub struct Shared {
+    /// Settings of sessions.
+    pub settings: Settings,
+    /// To the monitor.
+    pub suspect: Suspect,
+    /// Statements held now.
+    pub held_count: AtomicUsize,
+    /// Bytes of statements held now.
+    pub held_bytes: AtomicUsize,
+    /// Where a wait for a primary ended is noted.
+    pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
+}
+
+/// A shard.
+pub struct Shard {
+    /// Its number.
+    pub number: usize,
+    /// What all shards share.
+    pub shared: Arc<Shared>,
+    /// Its server connections.
+    pub pools: Rc<Pools>,
+    /// Its prepared statements.
+    pub statements: Table,
+    /// Its buffers.
+    pub buffers: Stock,
+    /// Its counters.
+    pub counters: Arc<ShardCounters>,
+    /// The snapshot its sessions route by.
+    pub snapshot: RefCell<Arc<Snapshot>>,
+    /// Rings for held sessions when the snapshot has changed.
+    pub snapshot_changed: watch::Sender<u64>,
+    /// Load of each node, as far as this shard causes it.
+    pub load: RefCell<Vec<NodeLoad>>,
+    /// Shapes that a standby refused.
+    pub learned: RefCell<HashSet<u64>>,
+    /// No new work.
+    pub draining: Cell<bool>,
+    last_primary: Cell<Option<(NodeId, Epoch)>>,
+    sessions: RefCell<HashMap<u64, Rc<Control>>>,
+    next_session: Cell<u64>,
+    settings: RefCell<HashMap<Vec<(String, String)>, Rc<StartupSettings>>>,
+    scratch: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Shard {
+    /// An empty shard.
+    pub fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        pools: Rc<Pools>,
+        counters: Arc<ShardCounters>,
+        snapshot: Arc<Snapshot>,
+    ) -> Rc<Self> {
+        let load = vec![NodeLoad::default(); snapshot.nodes.len()];
+        Rc::new(Self {
+            number,
+            shared,
+            pools,
+            statements: Table::new(number),
+            buffers: Stock::default(),
+            counters,
+            snapshot: RefCell::new(snapshot),
+            snapshot_changed: watch::Sender::new(0),
+            load: RefCell::new(load),
+            learned: RefCell::default(),
+            draining: Cell::new(false),
+            last_primary: Cell::default(),
+            sessions: RefCell::default(),
+            next_session: Cell::new(1),
+            settings: RefCell::default(),
+            scratch: RefCell::default(),
+        })
+    }
+
+    /// A new snapshot: severs what the new epoch outdates, then lets sessions see it.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        if let Some(primary) = &snapshot.primary {
+            if let Some((node, epoch)) = self.last_primary.get()
+                && epoch < snapshot.epoch
+            {
+                self.pools.fence(node, snapshot.epoch);
+            }
+            self.last_primary.set(Some((primary.node, snapshot.epoch)));
+        }
+        let version = snapshot.version;
+        *self.snapshot.borrow_mut() = snapshot;
+        self.snapshot_changed.send_replace(version);
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    /// Registers a session; gives its number.
+    pub fn enter(&self, control: Rc<Control>) -> u64 {
+        let number = self.next_session.replace(self.next_session.get() + 1);
+        self.sessions.borrow_mut().insert(number, control);
+        self.counters.clients_active.inc();
+        number
+    }
+
+    /// A session has ended.
+    pub fn leave(&self, session: u64) {
+        if self.sessions.borrow_mut().remove(&session).is_some() {
+            self.counters.clients_active.dec();
+        }
+    }
+
+    /// Sessions alive.
+    pub fn session_count(&self) -> usize {
+        self.sessions.borrow().len()
+    }
+
+    /// Cancels what that session is doing, if it does anything.
+    pub fn cancel(self: &Rc<Self>, session: u64) {
+        let Some(control) = self.sessions.borrow().get(&session).cloned() else { return };
+        let Some(key) = control.runs_at.borrow().clone() else {
+            if !control.idle.get() {
+                control.cancel_waiting.set(true);
+                control.bell.notify_one();
+            }
+            return;
+        };
+        control.cancel_sent.set(true);
+        self.cancel_at(&key);
+    }
+
+    /// Sends a CancelRequest to a server, in the background.
+    pub fn cancel_at(self: &Rc<Self>, key: &Rc<crate::backend::connection::CancelKey>) {
+        self.counters.cancels.inc();
+        let Some(address) = self.snapshot().node(key.node).map(|node| Arc::clone(&node.address)) else { return };
+        let (key, timeout) = (Rc::clone(key), self.pools.settings().connect_timeout);
+        tokio::task::spawn_local(async move {
+            if let Err(error) = cancel(&address, key.process_id, &key.key, timeout).await {
+                tracing::debug!(node = %address, %error, "cancel request not delivered");
+            }
+        });
+    }
+
+    /// Begins the drain: idle sessions end now, the others at the end of their transaction.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for control in self.sessions.borrow().values() {
+            self.end_if_idle(control);
+        }
+        self.snapshot_changed.send_modify(|_| {});
+    }
+
+    fn end_if_idle(&self, control: &Control) {
+        if let (true, Some(client)) = (control.idle.get(), control.client.upgrade()) {
+            let mut bytes = Vec::new();
+            outcome::shutting_down().put(&mut bytes);
+            // Best effort: a client that does not read has lost interest.
+            let _ = client.try_write(&bytes);
+            crate::net::sever(&client);
+        }
+    }
+
+    /// The startup settings as one shared value.
+    pub fn intern_settings(&self, pairs: Vec<(String, String)>) -> Rc<StartupSettings> {
+        if pairs.is_empty() {
+            return Rc::new(StartupSettings::default());
+        }
+        let mut settings = self.settings.borrow_mut();
+        if settings.len() > 1024 {
+            settings.retain(|_, value| Rc::strong_count(value) > 1);
+        }
+        // Unique over shards, since connections are handed over with the identity of what was applied.
+        let id = self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff);
+        Rc::clone(
+            settings.entry(pairs).or_insert_with_key(|pairs| Rc::new(StartupSettings { id, pairs: pairs.clone() })),
+        )
+    }
+
+    /// Remembers that a standby refused statements of this shape.
+    pub fn learn(&self, shape: u64) {
+        let mut learned = self.learned.borrow_mut();
+        if learned.len() >= LEARNED_MAX {
+            learned.clear();
+        }
+        learned.insert(shape);
+    }
+
+    /// A byte vector for what goes to a server.
+    pub fn take_scratch(&self) -> Vec<u8> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives the vector back.
+    pub fn give_scratch(&self, mut bytes: Vec<u8>) {
+        let mut scratch = self.scratch.borrow_mut();
+        if bytes.capacity() <= 64 * 1024 && scratch.len() < 64 {
+            bytes.clear();
+            scratch.push(bytes);
+        }
+    }
+
+    /// A statement was sent to a node.
+    pub fn begin_load(&self, node: NodeId) {
+        if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
+            load.in_flight += 1;
+        }
+    }
+
+    /// Its answer is complete, or will never be.
+    pub fn end_load(&self, node: NodeId, began: Instant, now: Instant) {
+        if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
+            load.in_flight = load.in_flight.saturating_sub(1);
+            let took = u32::try_from(now.saturating_duration_since(began).as_micros()).unwrap_or(u32::MAX);
+            load.latency_us = load.latency_us - load.latency_us / 8 + took / 8;
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Where a session's transaction stands, as the client sees it.
+//!
+//! Invariant: `Deferred` means that not a byte of the transaction has been sent to any server; `Lost` means that its server
+//! is gone and its COMMIT was never sent, so that it is certainly rolled back. Must not know: sockets, servers.
+
+use crate::classify::AccessMode;
+use crate::wire::reply::TransactionStatus;
+
+/// The transaction block.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Transaction {
+    /// None: each statement is its own.
+    #[default]
+    None,
+    /// BEGIN was answered and is sent with the first statement.
+    Deferred {
+        /// BEGIN as the client wrote it.
+        sql: Box<str>,
+        /// READ ONLY or not.
+        access: AccessMode,
+        /// Asked for SERIALIZABLE.
+        serializable: bool,
+    },
+    /// Open on the attached server.
+    Open,
+    /// Failed on the attached server.
+    Failed,
+    /// Its server was lost.
+    Lost {
+        /// The client has been told.
+        told: bool,
+    },
+}
+
+impl Transaction {
+    /// From what a server says.
+    pub fn from_status(status: TransactionStatus) -> Self {
+        match status {
+            TransactionStatus::Idle => Self::None,
+            TransactionStatus::InTransaction => Self::Open,
+            TransactionStatus::Failed => Self::Failed,
+        }
+    }
+
+    /// As ReadyForQuery says it to the client.
+    pub fn status(&self) -> TransactionStatus {
+        match self {
+            Self::None => TransactionStatus::Idle,
+            Self::Deferred { .. } | Self::Open | Self::Lost { told: false } => TransactionStatus::InTransaction,
+            Self::Failed | Self::Lost { told: true } => TransactionStatus::Failed,
+        }
+    }
+
+    /// Whether it lives on a server.
+    pub fn is_on_server(&self) -> bool {
+        matches!(self, Self::Open | Self::Failed)
+    }
+
+    /// Whether a READ ONLY transaction has been announced and nothing of it sent.
+    pub fn is_deferred_read_only(&self) -> bool {
+        matches!(self, Self::Deferred { access: AccessMode::ReadOnly, serializable: false, .. })
+    }
+}

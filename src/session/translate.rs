@@ -1,0 +1,285 @@
+//! A unit as a server is to see it: the client's statement names become the server's, missing statements are prepared
+//! on the way, and the replies that will come are noted.
+//!
+//! Invariant: after a unit each name of the client means what it would mean on a server of its own; what a failed or
+//! repeated unit changed in the names can be undone (`Journal`). Pure. Must not know: sockets.
+
+use std::rc::Rc;
+
+use super::prepared::{NAME_PREFIX, Names, Statement, Table, Unnamed};
+use crate::backend::connection::Carried;
+use crate::classify::{self, StandardConformingStrings, TransactionEffect};
+use crate::relay::answer::{Answer, Expect};
+use crate::wire::extended::{self, Named};
+use crate::wire::{frame, reply};
+
+/// What a unit changed in the client's names, in order.
+#[derive(Debug, Default)]
+pub struct Journal {
+    changes: Vec<Change>,
+    /// By token: which statement a Parse was to make on the server, and under which of the client's names.
+    parses: Vec<(Option<u64>, Option<Box<[u8]>>)>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Named(Box<[u8]>),
+    Closed(Box<[u8]>, Rc<Statement>),
+}
+
+impl Journal {
+    /// Undoes everything: the unit is to be run again elsewhere.
+    pub fn undo(&mut self, names: &mut Names) {
+        for change in self.changes.drain(..).rev() {
+            match change {
+                Change::Named(name) => names.remove(&name),
+                Change::Closed(name, statement) => names.insert(&name, statement),
+            }
+        }
+        self.parses.clear();
+    }
+
+    /// These Parse messages were not carried out: the server does not have their statements.
+    pub fn correct(&self, failed: &[u16], carried: &mut Carried) {
+        for &token in failed {
+            match self.parses.get(usize::from(token)) {
+                Some((Some(id), _)) => carried.prepared.remove(*id),
+                Some((None, _)) => carried.unnamed = None,
+                None => {}
+            }
+        }
+    }
+
+    /// The unit is over; these Parse messages were not carried out.
+    pub fn settle(&mut self, failed: &[u16], names: &mut Names, carried: &mut Carried) {
+        self.correct(failed, carried);
+        for &token in failed {
+            if let Some((_, Some(name))) = self.parses.get(usize::from(token)) {
+                if name.is_empty() {
+                    names.unnamed = None;
+                } else {
+                    names.remove(name);
+                }
+            }
+        }
+        self.changes.clear();
+        self.parses.clear();
+    }
+}
+
+/// Everything the translation of one unit touches.
+#[derive(Debug)]
+pub struct Translator<'a> {
+    /// The session's number.
+    pub session: u64,
+    /// Bytes for the server.
+    pub out: &'a mut Vec<u8>,
+    /// The answer to come.
+    pub answer: &'a mut Answer,
+    /// What is on the server.
+    pub carried: &'a mut Carried,
+    /// What the client has named.
+    pub names: &'a mut Names,
+    /// The shard's statements.
+    pub table: &'a Table,
+    /// Most statements on a server.
+    pub prepared_max: usize,
+    /// The transaction block has failed: the server refuses nearly everything.
+    pub block_failed: bool,
+    /// How string literals are read.
+    pub strings: StandardConformingStrings,
+    /// What can be undone.
+    pub journal: &'a mut Journal,
+}
+
+impl Translator<'_> {
+    /// Translates the beginning of a frame of `frame_bytes`, of which only `here` is there; the rest follows untouched.
+    pub fn large(&mut self, kind: u8, frame_bytes: usize, here: &[u8]) {
+        let body = here.get(frame::HEADER_BYTES..).unwrap_or_default();
+        let (head, tail) = match (kind, extended::bind(body)) {
+            (b'B', Some(bind)) => {
+                let name = self.server_name(bind.statement);
+                ([bind.portal, b"\0", &name, b"\0"].concat(), bind.rest)
+            }
+            _ => (Vec::new(), body),
+        };
+        let replaced = body.len() - tail.len();
+        let length = frame_bytes - 1 - replaced + head.len();
+        self.out.push(kind);
+        self.out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        self.out.extend_from_slice(&head);
+        self.out.extend_from_slice(tail);
+        let reply = match kind {
+            b'P' => {
+                let token = self.token(None, None);
+                self.names.unnamed = None;
+                self.carried.unnamed = None;
+                Expect::Parse { forward: true, token }
+            }
+            b'B' => Expect::Bind,
+            _ => Expect::Simple,
+        };
+        self.answer.expect(reply);
+    }
+
+    /// Translates one frame.
+    pub fn frame(&mut self, kind: u8, body: &[u8]) {
+        match kind {
+            b'Q' => {
+                self.names.unnamed = None;
+                self.carried.unnamed = None;
+                self.raw(kind, body, Some(Expect::Simple));
+            }
+            b'F' => self.raw(kind, body, Some(Expect::Simple)),
+            b'P' => self.parse(body),
+            b'B' => self.bind(body),
+            b'D' => self.describe(body),
+            b'C' => self.close(body),
+            b'E' => self.raw(kind, body, Some(Expect::Execute)),
+            b'S' => self.raw(kind, body, Some(Expect::Sync)),
+            _ => self.raw(kind, body, None),
+        }
+    }
+
+    fn raw(&mut self, kind: u8, body: &[u8], reply: Option<Expect>) {
+        frame::put(self.out, kind, &[body]);
+        if let Some(reply) = reply {
+            self.answer.expect(reply);
+        }
+    }
+
+    fn token(&mut self, id: Option<u64>, name: Option<&[u8]>) -> u16 {
+        let token = u16::try_from(self.journal.parses.len()).unwrap_or(u16::MAX);
+        self.journal.parses.push((id, name.map(Into::into)));
+        token
+    }
+
+    fn parse(&mut self, body: &[u8]) {
+        let Some(parse) = extended::parse(body) else {
+            let token = self.token(None, None);
+            return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
+        };
+        if parse.name.is_empty() {
+            let class = classify::classify(parse.sql, self.strings);
+            self.names.unnamed_count += 1;
+            let count = self.names.unnamed_count;
+            let mut unnamed =
+                self.names.unnamed.take().unwrap_or(Unnamed { count, sql: Vec::new(), types: Vec::new(), class });
+            unnamed.count = count;
+            unnamed.class = class;
+            unnamed.sql.clear();
+            unnamed.sql.extend_from_slice(parse.sql);
+            unnamed.types.clear();
+            unnamed.types.extend_from_slice(parse.types);
+            self.names.unnamed = Some(unnamed);
+            self.carried.unnamed = Some((self.session, count));
+            let token = self.token(None, Some(b""));
+            return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
+        }
+        if let Some(existing) = self.names.named(parse.name).cloned() {
+            // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
+            self.ensure(&existing);
+            let token = self.token(None, None);
+            frame::put(self.out, b'P', &[existing.name.as_bytes(), b"\0", parse.sql, b"\0", parse.types]);
+            return self.answer.expect(Expect::Parse { forward: true, token });
+        }
+        let strings = self.strings;
+        let statement = self.table.intern(parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        self.names.insert(parse.name, Rc::clone(&statement));
+        self.journal.changes.push(Change::Named(parse.name.into()));
+        let ends_block = matches!(statement.class.transaction, TransactionEffect::Commit | TransactionEffect::Rollback);
+        if self.carried.prepared.contains(statement.id) && (!self.block_failed || ends_block) {
+            return self.answer.expect(Expect::Local(reply::PARSE_COMPLETE));
+        }
+        self.prepare(&statement, Some(parse.name));
+    }
+
+    /// Prepares a statement on the server; `name` when the client asked for it.
+    fn prepare(&mut self, statement: &Statement, name: Option<&[u8]>) {
+        if let Some(oldest) = self.carried.prepared.evict(self.prepared_max) {
+            frame::put(self.out, b'C', &[b"S", self.table.name_of(oldest).as_bytes(), b"\0"]);
+            self.answer.expect(Expect::Close { forward: false });
+        }
+        let token = self.token(Some(statement.id), name);
+        frame::put(self.out, b'P', &[statement.name.as_bytes(), b"\0", &statement.sql, b"\0", &statement.types]);
+        self.answer.expect(Expect::Parse { forward: name.is_some(), token });
+        self.carried.prepared.insert(statement.id);
+    }
+
+    fn ensure(&mut self, statement: &Rc<Statement>) {
+        if !self.carried.prepared.contains(statement.id) {
+            self.prepare(statement, None);
+        }
+    }
+
+    fn ensure_unnamed(&mut self) {
+        let Some(unnamed) = &self.names.unnamed else { return };
+        let wanted = Some((self.session, unnamed.count));
+        if self.carried.unnamed == wanted {
+            return;
+        }
+        frame::put(self.out, b'P', &[b"\0", &unnamed.sql, b"\0", &unnamed.types]);
+        self.carried.unnamed = wanted;
+        let token = self.token(None, None);
+        self.answer.expect(Expect::Parse { forward: false, token });
+    }
+
+    /// The name under which the server knows what the client calls `name`.
+    fn server_name(&mut self, name: &[u8]) -> Vec<u8> {
+        if name.is_empty() {
+            self.ensure_unnamed();
+            return Vec::new();
+        }
+        match self.names.named(name).cloned() {
+            Some(statement) => {
+                self.ensure(&statement);
+                statement.name.as_bytes().to_vec()
+            }
+            // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
+            None if name.starts_with(NAME_PREFIX.as_bytes()) => [b"?", name].concat(),
+            None => name.to_vec(),
+        }
+    }
+
+    fn bind(&mut self, body: &[u8]) {
+        let Some(bind) = extended::bind(body) else { return self.raw(b'B', body, Some(Expect::Bind)) };
+        if let Some(statement) = self.names.named(bind.statement).cloned() {
+            self.ensure(&statement);
+            frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
+        } else {
+            let name = self.server_name(bind.statement);
+            frame::put(self.out, b'B', &[bind.portal, b"\0", &name, b"\0", bind.rest]);
+        }
+        self.answer.expect(Expect::Bind);
+    }
+
+    fn describe(&mut self, body: &[u8]) {
+        match extended::named(body) {
+            Some(Named::Statement(name)) => {
+                let name = self.server_name(name);
+                frame::put(self.out, b'D', &[b"S", &name, b"\0"]);
+                self.answer.expect(Expect::Describe);
+            }
+            _ => self.raw(b'D', body, Some(Expect::Describe)),
+        }
+    }
+
+    fn close(&mut self, body: &[u8]) {
+        match extended::named(body) {
+            Some(Named::Statement(name)) if !name.is_empty() => {
+                if let Some(statement) = self.names.named(name).cloned() {
+                    self.names.remove(name);
+                    self.journal.changes.push(Change::Closed(name.into(), statement));
+                }
+                // It stays prepared on the server for the next session that uses the same text.
+                self.answer.expect(Expect::Local(reply::CLOSE_COMPLETE));
+            }
+            Some(Named::Statement(_)) => {
+                self.names.unnamed = None;
+                self.carried.unnamed = None;
+                self.raw(b'C', body, Some(Expect::Close { forward: true }));
+            }
+            _ => self.raw(b'C', body, Some(Expect::Close { forward: true })),
+        }
+    }
+}

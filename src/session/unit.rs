@@ -1,0 +1,234 @@
+//! What a client sent, cut into units that go to one node whole: a Query, or an extended batch up to Sync or Flush.
+//!
+//! Invariant: a unit is a sequence of complete frames at the front of the client's bytes. Pure. Must not know: servers.
+
+use std::time::Duration;
+
+use super::prepared::Names;
+use crate::classify::{self, Access, Classification, PinReason, StandardConformingStrings, Target, TransactionEffect};
+use crate::route::Need;
+use crate::wire::extended::{self, Named};
+use crate::wire::frame::{self, HEADER_BYTES, LengthError};
+
+/// How a unit ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One Query or FunctionCall: answered up to ReadyForQuery.
+    Simple,
+    /// Extended messages ending in Sync.
+    Synced,
+    /// Extended messages ending in Flush: answered, and more will follow.
+    Flushed,
+    /// Extended messages without an end yet: not answered, and more will follow.
+    Partial,
+}
+
+/// What stands at the front of the client's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    /// More bytes are needed.
+    Incomplete,
+    /// A unit of so many bytes.
+    Unit {
+        /// How it ends.
+        kind: Kind,
+        /// Its length.
+        bytes: usize,
+    },
+    /// A single frame that is larger than the buffer may become; `bytes` is its whole length.
+    Oversized {
+        /// Its type.
+        kind: u8,
+        /// Its length.
+        bytes: usize,
+    },
+    /// COPY data outside of COPY: ignored, as PostgreSQL does.
+    Stray {
+        /// Its length, which may reach beyond what is there.
+        bytes: usize,
+    },
+    /// The client says goodbye.
+    Terminate,
+    /// Not a message of the protocol.
+    Invalid {
+        /// The type byte.
+        kind: u8,
+    },
+}
+
+/// Looks at the front of `bytes`. `room`: to how many bytes the buffer may grow.
+pub fn front(bytes: &[u8], room: usize) -> Result<Front, LengthError> {
+    let Some(first) = frame::header(bytes)? else { return Ok(Front::Incomplete) };
+    match first.kind {
+        b'X' => return Ok(Front::Terminate),
+        b'd' | b'c' | b'f' => return Ok(Front::Stray { bytes: first.frame_bytes }),
+        b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S' | b'H' => {}
+        kind => return Ok(Front::Invalid { kind }),
+    }
+    if first.frame_bytes > room {
+        return Ok(Front::Oversized { kind: first.kind, bytes: first.frame_bytes });
+    }
+    if matches!(first.kind, b'Q' | b'F') {
+        let whole = first.frame_bytes <= bytes.len();
+        return Ok(if whole { Front::Unit { kind: Kind::Simple, bytes: first.frame_bytes } } else { Front::Incomplete });
+    }
+    let mut length = 0;
+    loop {
+        let rest = bytes.get(length..).unwrap_or_default();
+        let partial = Front::Unit { kind: Kind::Partial, bytes: length };
+        let Some(header) = frame::header(rest)? else {
+            return Ok(if length > 0 && bytes.len() >= room { partial } else { Front::Incomplete });
+        };
+        if !matches!(header.kind, b'P' | b'B' | b'D' | b'E' | b'C' | b'S' | b'H') {
+            return Ok(partial);
+        }
+        if header.frame_bytes > rest.len() {
+            let full = length + header.frame_bytes > room;
+            return Ok(if length > 0 && full { partial } else { Front::Incomplete });
+        }
+        length += header.frame_bytes;
+        match header.kind {
+            b'S' => return Ok(Front::Unit { kind: Kind::Synced, bytes: length }),
+            b'H' => return Ok(Front::Unit { kind: Kind::Flushed, bytes: length }),
+            _ => {}
+        }
+    }
+}
+
+/// The frames of a unit: type and body.
+pub fn frames(unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = unit;
+    std::iter::from_fn(move || {
+        let header = frame::header(rest).ok().flatten()?;
+        let body = rest.get(HEADER_BYTES..header.frame_bytes)?;
+        rest = rest.get(header.frame_bytes..)?;
+        Some((header.kind, body))
+    })
+}
+
+/// What a unit needs, all its statements taken together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Where it may run.
+    pub need: Need,
+    /// Every statement in it is a known read: safe to run again.
+    pub repeatable: bool,
+    /// It leaves state that pins the session.
+    pub pin: Option<PinReason>,
+    /// What it does to the transaction, if it is a single statement that does.
+    pub transaction: TransactionEffect,
+    /// It contains a COMMIT.
+    pub commits: bool,
+    /// COPY among it.
+    pub copies: bool,
+    /// Number of Execute messages or simple statements.
+    pub statements: usize,
+    /// Where the user wants it.
+    pub target: Option<Target>,
+    /// Lag budget asked for.
+    pub max_lag: Option<Duration>,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self {
+            need: Need::Read,
+            repeatable: true,
+            pin: None,
+            transaction: TransactionEffect::None,
+            commits: false,
+            copies: false,
+            statements: 0,
+            target: None,
+            max_lag: None,
+        }
+    }
+}
+
+impl Needs {
+    /// Of something that can't be looked into: the primary, once.
+    pub fn unknown() -> Self {
+        Self { need: Need::Primary, repeatable: false, commits: true, statements: 1, ..Self::default() }
+    }
+
+    fn add(&mut self, class: &Classification) {
+        if class.access == Access::Write || class.pin.is_some() {
+            self.need = Need::Primary;
+            self.repeatable = false;
+        }
+        // COPY TO is a read, but its rows stream: it is not begun a second time.
+        self.copies |= class.copies;
+        self.pin = self.pin.or(class.pin);
+        self.commits |= class.commits;
+        self.target = self.target.or(class.hint.target);
+        self.max_lag = self.max_lag.or(class.hint.max_lag);
+    }
+}
+
+/// Looks into a unit. Names prepared in the unit itself are seen by its later messages.
+pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> Needs {
+    let mut needs = Needs::default();
+    let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
+    let mut effects = Effects::default();
+    for (kind, body) in frames(unit) {
+        match kind {
+            b'Q' => {
+                let Some(sql) = extended::query(body) else { return Needs::unknown() };
+                let class = classify::classify(sql, strings);
+                needs.add(&class);
+                needs.statements += usize::from(class.statements);
+                effects.bound(class.transaction);
+            }
+            b'P' => {
+                let Some(parse) = extended::parse(body) else { return Needs::unknown() };
+                let class = classify::classify(parse.sql, strings);
+                needs.add(&class);
+                parsed.push((parse.name, class));
+            }
+            b'B' => {
+                let Some(bind) = extended::bind(body) else { return Needs::unknown() };
+                let here = parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
+                let Some(class) = here.or_else(|| names.class(bind.statement)) else { return Needs::unknown() };
+                needs.add(&class);
+                effects.bound(class.transaction);
+            }
+            b'D' | b'C' => {
+                let Some(named) = extended::named(body) else { return Needs::unknown() };
+                if let Named::Statement(name) = named
+                    && let Some(class) = names.class(name)
+                {
+                    needs.target = needs.target.or(class.hint.target);
+                }
+            }
+            b'E' => needs.statements += 1,
+            b'S' | b'H' => {}
+            _ => return Needs::unknown(),
+        }
+    }
+    needs.transaction = effects.of(needs.statements);
+    needs
+}
+
+/// The transaction effects of the statements of a unit, taken together.
+#[derive(Debug, Default)]
+struct Effects {
+    count: usize,
+    last: TransactionEffect,
+    any: bool,
+}
+
+impl Effects {
+    fn bound(&mut self, effect: TransactionEffect) {
+        self.count += 1;
+        self.any |= effect != TransactionEffect::None;
+        self.last = effect;
+    }
+
+    fn of(&self, statements: usize) -> TransactionEffect {
+        match (self.any, self.count, statements) {
+            (false, ..) => TransactionEffect::None,
+            (true, 1, 1) => self.last,
+            _ => TransactionEffect::Other,
+        }
+    }
+}
