@@ -1,0 +1,216 @@
+//! Drives a login over a socket.
+//!
+//! Invariant: bytes that come before a reply they must wait for are refused, so that nothing can be smuggled past the
+//! authentication. Must not know: where verifiers and parameters come from (`Door`).
+
+use std::io;
+
+use tokio::net::TcpStream;
+
+use super::handshake::{self, Request};
+use crate::auth::{AuthType, ClientKey, Kind, ScramServer, Verifier, nonce_from};
+use crate::net;
+use crate::wire::frame::{self, HEADER_BYTES};
+use crate::wire::reply::Report;
+use crate::wire::sqlstate as state;
+use crate::wire::startup::{self, Initial, STARTUP_BYTES_MAX, Startup};
+
+/// PostgreSQL's `PG_MAX_AUTH_TOKEN_LENGTH`.
+const AUTH_BYTES_MAX: usize = 65_535;
+
+/// What a login needs from the house.
+pub trait Door {
+    /// How clients prove themselves.
+    fn auth_type(&self) -> AuthType;
+    /// The user's verifier; a mock one for a user that does not exist or may not log in.
+    fn verifier(&self, user: &str) -> impl Future<Output = Result<(Verifier, Kind), Box<Report>>>;
+    /// The parameters to report, from a server that accepted this user, database and settings; else its ErrorResponse.
+    fn parameters(
+        &self,
+        request: &Request,
+        startup: &Startup,
+        keys: Option<&(ClientKey, [u8; 32])>,
+    ) -> impl Future<Output = Result<Vec<(String, String)>, Vec<u8>>>;
+    /// Takes the client in: its process id and key.
+    fn admit(&self) -> (i32, Vec<u8>);
+    /// A password was wrong: the cached verifier may be out of date.
+    fn distrust(&self, user: &str);
+    /// A cancel request came.
+    fn cancel(&self, process_id: i32, key: &[u8]);
+}
+
+/// A client that is in.
+#[derive(Debug)]
+pub struct LoggedIn {
+    /// Who.
+    pub request: Request,
+    /// With which startup packet.
+    pub startup: Startup,
+    /// What logs in to servers as this user.
+    pub keys: Option<(ClientKey, [u8; 32])>,
+    /// The parameters that were reported.
+    pub parameters: Vec<(String, String)>,
+    /// The process id it was given.
+    pub process_id: i32,
+    /// Bytes that came behind the login.
+    pub early: Vec<u8>,
+}
+
+/// How a connection's beginning ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Logged in.
+    In(Box<LoggedIn>),
+    /// It was a cancel request, and has been dealt with; or the client went away.
+    Over,
+    /// Refused; the client has been told.
+    Refused,
+}
+
+/// Takes a client through its login. The caller bounds the time. Cancel-safe: dropping it drops the client.
+pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome> {
+    let mut bytes = Vec::with_capacity(512);
+    let startup = match first_packets(stream, &mut bytes).await? {
+        Ok(Initial::Startup(startup)) => startup,
+        Ok(Initial::Cancel { process_id, key }) => {
+            door.cancel(process_id, &key);
+            return Ok(Outcome::Over);
+        }
+        Ok(Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
+        Err(report) => return refuse(stream, &report).await,
+    };
+    let request = match handshake::request(&startup) {
+        Ok(request) => request,
+        Err(report) => return refuse(stream, &report).await,
+    };
+    let mut negotiation = handshake::negotiation(&startup);
+    let keys = match door.auth_type() {
+        AuthType::Trust => None,
+        AuthType::ScramSha256 => match scram(stream, &mut bytes, door, &request, std::mem::take(&mut negotiation)).await? {
+            Ok(keys) => Some(keys),
+            Err(report) => return refuse(stream, &report).await,
+        },
+    };
+    let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
+        Ok(parameters) => parameters,
+        Err(error) => {
+            net::write_all(stream, &error).await?;
+            return Ok(Outcome::Refused);
+        }
+    };
+    let (process_id, key) = door.admit();
+    negotiation.extend_from_slice(&handshake::welcome(&parameters, process_id, &key));
+    net::write_all(stream, &negotiation).await?;
+    Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, parameters, process_id, early: bytes })))
+}
+
+async fn refuse(stream: &TcpStream, report: &Report) -> io::Result<Outcome> {
+    let mut out = Vec::new();
+    report.put(&mut out);
+    net::write_all(stream, &out).await?;
+    Ok(Outcome::Refused)
+}
+
+/// Reads up to the packet that decides, answering `N` to requests for encryption.
+async fn first_packets(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<Result<Initial, Box<Report>>> {
+    // A client may try GSS, then TLS, then go on in the clear.
+    for _ in 0..3 {
+        let (initial, length) = loop {
+            match startup::initial(bytes) {
+                Ok(Some(packet)) => break packet,
+                Ok(None) if bytes.len() <= STARTUP_BYTES_MAX => read(stream, bytes).await?,
+                Ok(None) => return Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, "startup packet too large")))),
+                Err(error) => return Ok(Err(Box::new(handshake::startup_fault(&error)))),
+            }
+        };
+        bytes.drain(..length);
+        match initial {
+            Initial::Ssl | Initial::GssEnc => {
+                if !bytes.is_empty() {
+                    let message = "received unencrypted data after SSL or GSSAPI encryption request";
+                    return Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, message))));
+                }
+                net::write_all(stream, b"N").await?;
+            }
+            other => return Ok(Ok(other)),
+        }
+    }
+    Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, "too many requests for encryption"))))
+}
+
+async fn read(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let mut chunk = [0u8; 1024];
+    loop {
+        match stream.try_read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.readable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads one password message.
+async fn password_message(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<Result<Vec<u8>, Box<Report>>> {
+    let fault = |message: &str| Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, message))));
+    loop {
+        match frame::header(bytes) {
+            Err(error) => return fault(&error.to_string()),
+            Ok(Some(header)) if header.kind != b'p' => return fault("expected SASL response, got another message"),
+            Ok(Some(header)) if header.frame_bytes > AUTH_BYTES_MAX => return fault("authentication message is too long"),
+            Ok(Some(header)) if header.frame_bytes <= bytes.len() => {
+                let rest = bytes.split_off(header.frame_bytes);
+                let message = std::mem::replace(bytes, rest);
+                return Ok(Ok(message.get(HEADER_BYTES..).unwrap_or_default().to_vec()));
+            }
+            Ok(_) => read(stream, bytes).await?,
+        }
+    }
+}
+
+type Proved = Result<(ClientKey, [u8; 32]), Box<Report>>;
+
+async fn scram<D: Door>(
+    stream: &TcpStream,
+    bytes: &mut Vec<u8>,
+    door: &D,
+    request: &Request,
+    mut out: Vec<u8>,
+) -> io::Result<Proved> {
+    let (verifier, kind) = match door.verifier(&request.user).await {
+        Ok(found) => found,
+        Err(report) => return Ok(Err(report)),
+    };
+    let server_key = verifier.server_key;
+    let malformed = || Box::new(Report::fatal(state::PROTOCOL_VIOLATION, "malformed SCRAM message"));
+    out.extend_from_slice(&handshake::sasl_offer());
+    net::write_all(stream, &out).await?;
+    let initial = match password_message(stream, bytes).await? {
+        Ok(initial) => initial,
+        Err(report) => return Ok(Err(report)),
+    };
+    let Some(first) = handshake::sasl_initial(&initial) else { return Ok(Err(malformed())) };
+    let mut random = [0u8; 18];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let server = ScramServer::new(verifier, kind, &nonce_from(random));
+    let Ok((server_first, waiting)) = server.on_client_first(first) else { return Ok(Err(malformed())) };
+    net::write_all(stream, &handshake::sasl_continue(&server_first)).await?;
+    let last = match password_message(stream, bytes).await? {
+        Ok(last) => last,
+        Err(report) => return Ok(Err(report)),
+    };
+    match waiting.on_client_final(&last) {
+        Ok((server_final, client_key)) => {
+            net::write_all(stream, &handshake::sasl_final(&server_final)).await?;
+            Ok(Ok((client_key, server_key)))
+        }
+        Err(error) => {
+            tracing::debug!(%error, "SCRAM exchange failed");
+            door.distrust(&request.user);
+            Ok(Err(Box::new(handshake::wrong_password(&request.user))))
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What is said in a login, as functions of bytes: no I/O, no clock.
+//!
+//! Invariant: every malformed message is a FATAL report, never a panic; whether a user exists can't be told from outside.
+//! Source: "Start-up" and "SASL Authentication" in the protocol documentation.
+
+use bytes::BytesMut;
+use pgwire::messages::Message;
+use pgwire::messages::startup::{Authentication, NegotiateProtocolVersion};
+
+use crate::auth::MECHANISM;
+use crate::wire::frame;
+use crate::wire::reply::{self, Report, TransactionStatus};
+use crate::wire::sqlstate as state;
+use crate::wire::startup::{Startup, StartupError};
+
+/// Who wants in, where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// User.
+    pub user: String,
+    /// Database.
+    pub database: String,
+}
+
+/// The request of a startup packet.
+pub fn request(startup: &Startup) -> Result<Request, Box<Report>> {
+    let user = startup.parameter("user").unwrap_or_default();
+    if user.is_empty() {
+        return Err(Box::new(Report::fatal(
+            state::INVALID_AUTHORIZATION_SPECIFICATION,
+            "no PostgreSQL user name specified in startup packet",
+        )));
+    }
+    let replication = startup.parameter("replication").unwrap_or("false");
+    if !["false", "off", "no", "0"].contains(&replication) {
+        return Err(Box::new(
+            Report::fatal(state::FEATURE_NOT_SUPPORTED, "pgsteer: replication connections are not supported yet")
+                .hint("Connect to the server itself."),
+        ));
+    }
+    let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
+    Ok(Request { user: user.to_owned(), database: database.to_owned() })
+}
+
+/// What to answer to a first packet that is wrong.
+pub fn startup_fault(error: &StartupError) -> Report {
+    let code = match error {
+        StartupError::Version { .. } => state::FEATURE_NOT_SUPPORTED,
+        StartupError::Length(_) | StartupError::Layout => state::PROTOCOL_VIOLATION,
+    };
+    Report::fatal(code, error.to_string())
+}
+
+/// NegotiateProtocolVersion, where the client asked for more than protocol 3.0 without options.
+pub fn negotiation(startup: &Startup) -> Vec<u8> {
+    if startup.minor == 0 && startup.protocol_options.is_empty() {
+        return Vec::new();
+    }
+    encode(&NegotiateProtocolVersion::new(3 << 16, startup.protocol_options.clone()))
+}
+
+/// AuthenticationSASL.
+pub fn sasl_offer() -> Vec<u8> {
+    encode(&Authentication::SASL(vec![MECHANISM.to_owned()]))
+}
+
+/// AuthenticationSASLContinue.
+pub fn sasl_continue(data: &[u8]) -> Vec<u8> {
+    encode(&Authentication::SASLContinue(data.to_vec().into()))
+}
+
+/// AuthenticationSASLFinal.
+pub fn sasl_final(data: &[u8]) -> Vec<u8> {
+    encode(&Authentication::SASLFinal(data.to_vec().into()))
+}
+
+fn encode(message: &impl Message) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    let encoded = message.encode(&mut bytes);
+    debug_assert!(encoded.is_ok(), "encoding into memory");
+    bytes.to_vec()
+}
+
+/// The SCRAM message in a SASLInitialResponse; `None` if it is malformed or of another mechanism.
+pub fn sasl_initial(body: &[u8]) -> Option<&[u8]> {
+    let rest = body.strip_prefix(MECHANISM.as_bytes())?.strip_prefix(b"\0")?;
+    let (length, data) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    (data.len() == length).then_some(data)
+}
+
+/// "password authentication failed", as PostgreSQL says it.
+pub fn wrong_password(user: &str) -> Report {
+    Report::fatal(state::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+}
+
+/// AuthenticationOk, the parameters, the key, ReadyForQuery.
+pub fn welcome(parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
+    let mut out = encode(&Authentication::Ok);
+    for (name, value) in parameters {
+        reply::put_parameter_status(&mut out, name, value);
+    }
+    frame::put(&mut out, b'K', &[&process_id.to_be_bytes(), key]);
+    out.extend_from_slice(TransactionStatus::Idle.ready_for_query());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn startup(parameters: &[(&str, &str)]) -> Startup {
+        let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Startup { minor: 0, parameters, protocol_options: Vec::new() }
+    }
+
+    #[test]
+    fn the_database_defaults_to_the_user() {
+        let request = request(&startup(&[("user", "bob")])).unwrap();
+        assert_eq!((request.user.as_str(), request.database.as_str()), ("bob", "bob"));
+    }
+
+    #[test]
+    fn no_user_is_28000() {
+        assert_eq!(request(&startup(&[])).unwrap_err().code, state::INVALID_AUTHORIZATION_SPECIFICATION);
+    }
+
+    /// P06: newer minors and unknown options are negotiated down to 3.0.
+    #[test]
+    fn newer_minors_are_negotiated_down() {
+        let mut asked = startup(&[("user", "bob")]);
+        assert!(negotiation(&asked).is_empty());
+        asked.minor = 2;
+        asked.protocol_options.push("_pq_.x".to_owned());
+        let bytes = negotiation(&asked);
+        assert_eq!(bytes[..9], *b"v\0\0\0\x13\0\x03\0\0");
+    }
+
+    #[test]
+    fn malformed_sasl_is_none() {
+        for body in [&b""[..], b"SCRAM-SHA-256\0", b"SCRAM-SHA-256\0\xff\xff\xff\xff", b"PLAIN\0\0\0\0\0"] {
+            assert_eq!(sasl_initial(body), None);
+        }
+        assert_eq!(sasl_initial(b"SCRAM-SHA-256\0\0\0\0\x01n"), Some(&b"n"[..]));
+    }
+}
