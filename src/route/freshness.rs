@@ -2,12 +2,18 @@
 //!
 //! Invariant (contract P3): once the session has had an answer from the primary at time t, a standby qualifies only when it
 //! has replayed the flush LSN of a primary sample whose probe was sent after t; after a read on a standby, another standby
-//! qualifies only when it has replayed at least what the first had replayed at a probe sent after that read.
+//! qualifies only when it has replayed at least what the first had replayed at a probe sent after that read. In a new epoch
+//! all of this becomes: it has replayed a sample of the new primary, because an older LSN may lie on lost WAL.
 //! Must not know: sockets, clocks.
+//!
+//! [`Freshness::settle`] is to be called with each snapshot before [`Freshness::admits`]; both cost a few comparisons.
+//!
+//! The bound is the flush LSN, which covers what was *committed synchronously*. A session with `synchronous_commit = off`
+//! sets [`Freshness::asynchronous_commit`]; then it is the insert LSN, which an idle primary may take long to reach.
 
 use std::time::Instant;
 
-use crate::topology::model::NodeId;
+use crate::topology::model::{Epoch, Lsn, NodeId, NodeView, Snapshot};
 
 /// The session's memory. A few words; kept for every session.
 #[derive(Debug, Clone, Default)]
@@ -16,4 +22,100 @@ pub struct Freshness {
     pub primary_answered_at: Option<Instant>,
     /// The standby that answered last, and when.
     pub standby_answered: Option<(NodeId, Instant)>,
+    /// The session commits asynchronously: only the insert LSN bounds its commits.
+    pub asynchronous_commit: bool,
+    /// What a standby must have replayed, on the history of `epoch`.
+    token: Option<Lsn>,
+    /// The epoch to which everything above belongs.
+    epoch: Epoch,
+}
+
+impl Freshness {
+    /// The primary answered: the session counts as having seen everything up to `now`, its own writes included.
+    pub fn on_primary_answer(&mut self, now: Instant) {
+        self.primary_answered_at = Some(now);
+        // A standby holds only what the primary had flushed, so this covers it.
+        self.standby_answered = None;
+    }
+
+    /// A standby answered.
+    pub fn on_standby_answer(&mut self, node: NodeId, now: Instant) {
+        self.standby_answered = Some((node, now));
+    }
+
+    /// Forgets everything, for a session that starts anew.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The WAL position that a standby must have replayed, where one is known.
+    pub fn token(&self) -> Option<Lsn> {
+        self.token
+    }
+
+    /// Takes what the snapshot offers: a token as soon as the primary was sampled after its last answer, and a new bound
+    /// where the epoch has changed.
+    pub fn settle(&mut self, snapshot: &Snapshot) {
+        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() {
+            return;
+        }
+        if self.is_blank() {
+            self.epoch = snapshot.epoch;
+            return;
+        }
+        let Some(primary) = &snapshot.primary else { return };
+        let sampled_after = self.primary_answered_at.is_none_or(|answered| primary.sampled_at > answered);
+        if !sampled_after {
+            return;
+        }
+        if self.epoch != snapshot.epoch {
+            // What the old standby had replayed may be lost WAL: only the new primary's history counts.
+            self.standby_answered = None;
+            self.epoch = snapshot.epoch;
+        }
+        self.token = Some(if self.asynchronous_commit { primary.insert_lsn } else { primary.flush_lsn });
+        self.primary_answered_at = None;
+    }
+
+    /// May this standby answer the session's next read, as far as its own writes and reads go? (The lag budget is
+    /// another question.)
+    pub fn admits(&self, standby: &NodeView, snapshot: &Snapshot) -> bool {
+        if self.is_blank() {
+            return true;
+        }
+        if self.epoch != snapshot.epoch {
+            return false;
+        }
+        self.admits_own_writes(standby) && self.admits_seen(standby, snapshot)
+    }
+
+    fn is_blank(&self) -> bool {
+        self.token.is_none() && self.primary_answered_at.is_none() && self.standby_answered.is_none()
+    }
+
+    fn admits_own_writes(&self, standby: &NodeView) -> bool {
+        if let Some(answered) = self.primary_answered_at {
+            // No token yet, but the standby may have replayed a sample sent after the answer all the same.
+            return !self.asynchronous_commit && standby.fresh_as_of.is_some_and(|as_of| as_of > answered);
+        }
+        self.token.is_none_or(|token| standby.position.is_some_and(|position| position >= token))
+    }
+
+    fn admits_seen(&self, standby: &NodeView, snapshot: &Snapshot) -> bool {
+        let Some((last, answered)) = self.standby_answered else { return true };
+        if standby.fresh_as_of.is_some_and(|as_of| as_of > answered) {
+            return true;
+        }
+        // A standby that was away since then may have come back with less than the session saw there.
+        let unbroken = |node: &NodeView| node.role_since.is_none_or(|since| since <= answered);
+        if standby.id == last {
+            return unbroken(standby);
+        }
+        let seen = snapshot
+            .node(last)
+            .filter(|node| unbroken(node))
+            .filter(|node| node.sampled_at.is_some_and(|sampled_at| sampled_at > answered))
+            .and_then(|node| node.position);
+        seen.zip(standby.position).is_some_and(|(seen, position)| position >= seen)
+    }
 }

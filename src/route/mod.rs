@@ -3,12 +3,16 @@
 //! Invariant: a write is only ever given the attested, unexpired primary; a read goes to a standby only within every
 //! bound (lag budget, own writes, monotonic reads), otherwise to the primary. Must not know: sockets, pools, clocks.
 
+pub mod balance;
 pub mod freshness;
+pub mod policy;
 
 use std::time::{Duration, Instant};
 
 use crate::classify::Target;
 use crate::topology::model::{NodeId, Snapshot};
+
+pub use policy::route;
 
 /// What a statement, batch or whole transaction needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -123,6 +123,9 @@ pub struct NodeView {
     pub role: Role,
     /// Why it has this role: one short phrase for people.
     pub reason: &'static str,
+    /// Since when it has had this role without a break. A standby that restarts may come back with less replayed than it
+    /// had. `None`: not known.
+    pub role_since: Option<Instant>,
     /// Its timeline, as far as known.
     pub timeline: Option<Timeline>,
     /// Standby: replay LSN. Primary: flush LSN. `None` before the first answer.
@@ -186,6 +189,7 @@ impl Snapshot {
                 address: Arc::clone(address),
                 role: Role::Unknown,
                 reason: "not probed yet",
+                role_since: None,
                 timeline: None,
                 position: None,
                 receive_lsn: None,

@@ -468,6 +468,7 @@ impl Reconciler {
             let changed = node.role != role;
             (node.role, node.reason) = (role, reason);
             if changed {
+                node.role_since = Some(now);
                 let text = format!("{} is now {}: {reason}", node.address, role.as_str());
                 self.event(EventKind::RoleChanged, Some(id), text, now);
             }
@@ -575,6 +576,7 @@ impl Reconciler {
             address: Arc::clone(&node.address),
             role: node.role,
             reason: node.reason,
+            role_since: node.role_since,
             timeline: None,
             position: None,
             receive_lsn: None,

@@ -49,6 +49,7 @@ pub(super) struct NodeState {
     /// The epoch whose history it is known to share although its timeline is not known to have changed.
     pub(super) shares: Option<Epoch>,
     pub(super) role: Role,
+    pub(super) role_since: Option<Instant>,
     pub(super) reason: &'static str,
     pub(super) advised: bool,
 }
@@ -66,6 +67,7 @@ impl NodeState {
             held_after_loss: None,
             shares: None,
             role: Role::Unknown,
+            role_since: None,
             reason: "not probed yet",
             advised: false,
         }

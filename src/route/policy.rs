@@ -1,0 +1,92 @@
+//! The policy: one question in, one node and one reason out.
+//!
+//! Invariant: `Destination::Primary` is only ever the attested, unexpired primary of the snapshot; `Destination::Standby` is
+//! a node within every bound. No allocation, no clock, no randomness. Must not know: sockets, pools.
+
+use super::balance::{self, Candidates};
+use super::{Decision, Destination, Need, Question, Reason};
+use crate::classify::Target;
+use crate::topology::model::{NodeView, Role};
+
+/// Decides where a statement, batch or transaction goes.
+///
+/// A read that no standby may answer goes to the primary, with the reason of the bound that excluded the last standby: no
+/// budget is widened silently. Without a primary it is held, while reads that a standby may answer go on.
+pub fn route(question: &Question<'_>) -> Decision {
+    match (question.need, question.target) {
+        (Need::Primary, _) => primary(question, Reason::NeedsPrimary),
+        (Need::Read, Some(Target::Primary)) => primary(question, Reason::Asked),
+        (Need::Read, _) => read(question),
+    }
+}
+
+fn primary(question: &Question<'_>, reason: Reason) -> Decision {
+    match question.snapshot.primary_at(question.now) {
+        Some(primary) => Decision { destination: Destination::Primary(primary.node), reason },
+        None => Decision { destination: Destination::Hold, reason: Reason::NoPrimary },
+    }
+}
+
+fn read(question: &Question<'_>) -> Decision {
+    let mut candidates = Candidates::default();
+    let mut obstacle = Obstacle::NoStandby;
+    for node in &question.snapshot.nodes {
+        match examine(question, node) {
+            None => candidates.insert(node.id),
+            Some(other) => obstacle = obstacle.max(other),
+        }
+    }
+    let chosen = balance::choose(candidates, &question.snapshot.nodes, question.load, question.dice);
+    match chosen {
+        Some(id) => Decision { destination: Destination::Standby(id), reason: Reason::StandbyWithinBudget },
+        None => fall_back(question, obstacle.reason()),
+    }
+}
+
+/// The last attempt of a read is the primary, unless it has failed there as well.
+fn fall_back(question: &Question<'_>, reason: Reason) -> Decision {
+    let decision = primary(question, reason);
+    match decision.destination {
+        Destination::Primary(id) if question.excluded.contains(&id) => {
+            Decision { destination: Destination::Hold, reason: Reason::Excluded }
+        }
+        _ => decision,
+    }
+}
+
+/// What keeps a node from answering; the further down, the closer it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Obstacle {
+    NoStandby,
+    Excluded,
+    LagBudget,
+    OwnWrites,
+}
+
+impl Obstacle {
+    fn reason(self) -> Reason {
+        match self {
+            Self::NoStandby => Reason::NoStandby,
+            Self::Excluded => Reason::Excluded,
+            Self::LagBudget => Reason::LagBudget,
+            Self::OwnWrites => Reason::OwnWrites,
+        }
+    }
+}
+
+fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
+    if node.role != Role::Standby || node.weight == 0 {
+        return Some(Obstacle::NoStandby);
+    }
+    if question.excluded.contains(&node.id) {
+        return Some(Obstacle::Excluded);
+    }
+    let staleness = question.snapshot.staleness(node, question.now);
+    if staleness.is_none_or(|staleness| staleness > question.max_lag) {
+        return Some(Obstacle::LagBudget);
+    }
+    if !question.freshness.admits(node, question.snapshot) {
+        return Some(Obstacle::OwnWrites);
+    }
+    None
+}
