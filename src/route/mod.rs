@@ -137,3 +137,6 @@ pub struct Decision {
     /// Why.
     pub reason: Reason,
 }
+
+#[cfg(test)]
+mod tests;
