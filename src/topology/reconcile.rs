@@ -512,6 +512,7 @@ impl Reconciler {
         if primary.sampled_at > suspicion.since
             && heard.is_some_and(|at| at > suspicion.since)
             && now >= suspicion.since + SUSPICION_LASTS
+            && now < primary.sampled_at + self.late_after()
         {
             self.suspicion = None;
             self.rapid_since = None;
