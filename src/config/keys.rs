@@ -1,0 +1,303 @@
+//! The table of all keys: path, flag, kind of value, where it goes.
+//!
+//! Invariant: whatever the source, a key's value passes through `Key::set` and nothing else, so a flag and the
+//! file are held to the same rules. Must not know: where a value came from.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::model::{AuthMethod, Config, Node, Secret};
+use super::{nodes, units};
+use crate::route::Mode;
+use crate::telemetry::{LogFormat, LogSettings};
+
+/// A configuration that is being put together.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) config: Config,
+    pub(super) password_file: Option<PathBuf>,
+}
+
+/// A value as a source gave it.
+#[derive(Debug, Clone)]
+pub(super) enum Given {
+    /// From environment or flags, where everything is text.
+    Word(String),
+    /// A TOML string.
+    Text(String),
+    /// A TOML integer.
+    Integer(i64),
+    /// A TOML array of strings.
+    List(Vec<String>),
+    /// Anything else: the name of its type.
+    Other(&'static str),
+}
+
+impl Given {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Word(text) | Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn integer(&self) -> Option<u64> {
+        match self {
+            Self::Word(text) => text.trim().parse().ok(),
+            Self::Integer(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    fn list(&self) -> Option<Vec<&str>> {
+        match self {
+            Self::Word(text) => {
+                Some(text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect())
+            }
+            Self::Text(text) => Some(vec![text]),
+            Self::List(parts) => Some(parts.iter().map(String::as_str).collect()),
+            _ => None,
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Word(text) | Self::Text(text) => format!("{text:?}"),
+            Self::Integer(number) => number.to_string(),
+            Self::List(parts) => format!("{parts:?}"),
+            Self::Other(kind) => (*kind).to_owned(),
+        }
+    }
+}
+
+type Field<T> = fn(&mut Config) -> &mut T;
+
+/// What a key takes.
+enum Kind {
+    Duration { zero: bool, field: Field<Duration> },
+    Size(Field<u64>),
+    Count { least: u64, field: Field<u64> },
+    Text(Field<String>),
+    Secret,
+    Custom { expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()> },
+}
+
+/// The highest count any key takes.
+const COUNT_MAX: u64 = 1_000_000;
+/// The most shards.
+const SHARDS_MAX: u64 = 1024;
+
+/// One key.
+pub(super) struct Key {
+    /// `section.key`
+    pub(super) path: &'static str,
+    /// Its flag, if it has one. The flag's name in capitals is a second name of its environment variable.
+    pub(super) flag: Option<&'static str>,
+    kind: Kind,
+}
+
+impl Key {
+    /// Its section and its name there.
+    pub(super) fn parts(&self) -> (&'static str, &'static str) {
+        self.path.split_once('.').unwrap_or(("", self.path))
+    }
+
+    /// The names of its environment variable; the later wins.
+    pub(super) fn variables(&self) -> Vec<String> {
+        let variable = |name: &str| format!("PGSTEER_{}", name.replace(['.', '-'], "_").to_uppercase());
+        let short = self.flag.map(|flag| variable(flag.trim_start_matches('-')));
+        let own = match self.path {
+            "cluster.password" => variable("password"),
+            path => variable(path),
+        };
+        short.into_iter().chain([own]).collect()
+    }
+
+    /// Takes a value, or says what is expected.
+    pub(super) fn set(&self, draft: &mut Draft, given: &Given) -> Result<(), String> {
+        self.take(draft, given).ok_or_else(|| match self.kind {
+            Kind::Secret => format!("expected {}", self.expected()),
+            _ => format!("expected {}, got {}", self.expected(), given.shown()),
+        })
+    }
+
+    fn take(&self, draft: &mut Draft, given: &Given) -> Option<()> {
+        let config = &mut draft.config;
+        match self.kind {
+            Kind::Duration { zero, field } => {
+                let duration = units::duration(given.text()?)?;
+                *field(config) = (zero || !duration.is_zero()).then_some(duration)?;
+            }
+            Kind::Size(field) => {
+                *field(config) = units::size(given.text()?).filter(|size| *size > 0)?;
+            }
+            Kind::Count { least, field } => {
+                *field(config) = given.integer().filter(|count| (least..=COUNT_MAX).contains(count))?;
+            }
+            Kind::Text(field) => *field(config) = given.text().filter(|text| !text.is_empty())?.to_owned(),
+            Kind::Secret => {
+                let text = given.text().filter(|text| !text.is_empty())?;
+                config.cluster.password = Some(Secret::new(text));
+            }
+            Kind::Custom { set, .. } => set(draft, given)?,
+        }
+        Some(())
+    }
+
+    fn expected(&self) -> String {
+        match self.kind {
+            Kind::Duration { zero: true, .. } => units::DURATION.to_owned(),
+            Kind::Duration { zero: false, .. } => format!("{}, more than zero", units::DURATION),
+            Kind::Size(_) => format!("{}, more than zero", units::SIZE),
+            Kind::Count { least, .. } => format!("a whole number from {least} to {COUNT_MAX}"),
+            Kind::Text(_) | Kind::Secret => "a text that is not empty".to_owned(),
+            Kind::Custom { expected, .. } => expected.to_owned(),
+        }
+    }
+}
+
+const fn key(path: &'static str, kind: Kind) -> Key {
+    Key { path, flag: None, kind }
+}
+
+const fn flagged(path: &'static str, flag: &'static str, kind: Kind) -> Key {
+    Key { path, flag: Some(flag), kind }
+}
+
+const fn duration(field: Field<Duration>) -> Kind {
+    Kind::Duration { zero: false, field }
+}
+
+const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()>) -> Kind {
+    Kind::Custom { expected, set }
+}
+
+/// Every key, in the order of the reference file.
+pub(super) const KEYS: [Key; 34] = [
+    flagged(
+        "listen.address",
+        "--listen",
+        custom("IP:port, or a list of them, such as \"127.0.0.1:6432\"", listen),
+    ),
+    key("listen.max_client_conn", Kind::Count { least: 1, field: |c| &mut c.listen.max_client_conn }),
+    key("listen.login_timeout", duration(|c| &mut c.listen.login_timeout)),
+    flagged("listen.shards", "--shards", custom("\"auto\" or a whole number from 1 to 1024", shards)),
+    flagged("admin.address", "--admin", custom("IP:port, such as \"127.0.0.1:9127\", or \"off\"", admin)),
+    flagged(
+        "cluster.nodes",
+        "--nodes",
+        custom("a list of host:port, such as [\"db1:5432\", \"db2:5432\"]", node_list),
+    ),
+    flagged("cluster.user", "--user", Kind::Text(|c| &mut c.cluster.user)),
+    key("cluster.password", Kind::Secret),
+    flagged("cluster.password_file", "--password-file", custom("the path of a file", password_file)),
+    flagged("cluster.database", "--database", Kind::Text(|c| &mut c.cluster.database)),
+    flagged("auth.type", "--auth", custom("\"scram-sha-256\" or \"trust\"", auth_type)),
+    key("auth.query", custom("a query with the placeholder $1 for the user name", auth_query)),
+    key("auth.cache_ttl", Kind::Duration { zero: true, field: |c| &mut c.auth.cache_ttl }),
+    key("topology.probe_interval", duration(|c| &mut c.topology.probe_interval)),
+    key("topology.rapid_interval", duration(|c| &mut c.topology.rapid_interval)),
+    key("topology.probe_timeout", duration(|c| &mut c.topology.probe_timeout)),
+    key("topology.connect_timeout", duration(|c| &mut c.topology.connect_timeout)),
+    key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
+    flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
+    flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
+    flagged("pool.size", "--pool-size", Kind::Count { least: 1, field: |c| &mut c.pool.size }),
+    key("pool.server_lifetime", duration(|c| &mut c.pool.server_lifetime)),
+    key("pool.server_idle_timeout", duration(|c| &mut c.pool.server_idle_timeout)),
+    key("pool.query_wait_timeout", duration(|c| &mut c.pool.query_wait_timeout)),
+    flagged("hold.timeout", "--hold-timeout", duration(|c| &mut c.hold.timeout)),
+    key("hold.max_count", Kind::Count { least: 1, field: |c| &mut c.hold.max_count }),
+    key("hold.max_bytes", Kind::Size(|c| &mut c.hold.max_bytes)),
+    key("retry.buffer", Kind::Size(|c| &mut c.retry.buffer)),
+    key("retry.attempts", Kind::Count { least: 0, field: |c| &mut c.retry.attempts }),
+    key("retry.standby_stall_timeout", duration(|c| &mut c.retry.standby_stall_timeout)),
+    flagged("shutdown.timeout", "--shutdown-timeout", duration(|c| &mut c.shutdown.timeout)),
+    flagged(
+        "log.level",
+        "--log-level",
+        custom("a level (error, warn, info, debug, trace, off) or directives", level),
+    ),
+    flagged("log.format", "--log-format", custom("\"text\" or \"json\"", format)),
+    key("cluster.node", custom("one [[cluster.node]] table for each node", |_, _| None)),
+];
+
+fn listen(draft: &mut Draft, given: &Given) -> Option<()> {
+    let parsed: Result<Vec<SocketAddr>, _> = given.list()?.into_iter().map(str::parse).collect();
+    draft.config.listen.addresses = parsed.ok().filter(|addresses| !addresses.is_empty())?;
+    Some(())
+}
+
+fn shards(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.listen.shards = if given.text() == Some("auto") {
+        None
+    } else {
+        let count = given.integer().filter(|count| *count <= SHARDS_MAX)?;
+        Some(NonZeroUsize::new(usize::try_from(count).ok()?)?)
+    };
+    Some(())
+}
+
+fn admin(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.admin.address = match given.text()? {
+        "off" => None,
+        text => Some(text.parse().ok()?),
+    };
+    Some(())
+}
+
+fn node_list(draft: &mut Draft, given: &Given) -> Option<()> {
+    let mut listed = Vec::new();
+    for (index, text) in given.list()?.into_iter().enumerate() {
+        let address = units::node_address(text)?;
+        listed.push(Node { name: nodes::default_name(index), address, weight: nodes::DEFAULT_WEIGHT });
+    }
+    draft.config.cluster.nodes = listed;
+    Some(())
+}
+
+fn password_file(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.password_file = Some(PathBuf::from(given.text().filter(|text| !text.is_empty())?));
+    Some(())
+}
+
+fn auth_type(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.auth.method = match given.text()? {
+        "scram-sha-256" => AuthMethod::ScramSha256,
+        "trust" => AuthMethod::Trust,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn auth_query(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.auth.query = given.text().filter(|query| query.contains("$1"))?.to_owned();
+    Some(())
+}
+
+fn mode(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.routing.mode = match given.text()? {
+        "split" => Mode::Split,
+        "primary" => Mode::Primary,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn level(draft: &mut Draft, given: &Given) -> Option<()> {
+    let candidate = LogSettings { filter: given.text()?.to_owned(), ..draft.config.log.clone() };
+    candidate.check().ok()?;
+    draft.config.log = candidate;
+    Some(())
+}
+
+fn format(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.log.format = match given.text()? {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+        _ => return None,
+    };
+    Some(())
+}

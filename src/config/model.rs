@@ -1,0 +1,270 @@
+//! The configuration as the program uses it: plain settings with their defaults.
+//!
+//! Invariant: a value that came out of `load` has passed every check; a secret never appears in Debug output. Must
+//! not know: files, TOML, environment, flags.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::route;
+use crate::telemetry::LogSettings;
+use crate::topology::model::NodeAddress;
+
+/// Fetches a user's verifier with the login role; `$1` is the user name.
+pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
+     FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin";
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// A text that must not be shown.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a text into safekeeping.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// `[listen]`
+    pub listen: Listen,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[cluster]`
+    pub cluster: Cluster,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[topology]`
+    pub topology: Topology,
+    /// `[routing]`
+    pub routing: route::Settings,
+    /// `[pool]`
+    pub pool: Pool,
+    /// `[hold]`
+    pub hold: Hold,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[shutdown]`
+    pub shutdown: Shutdown,
+    /// `[log]`
+    pub log: LogSettings,
+}
+
+/// Where clients come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Addresses to listen on.
+    pub addresses: Vec<SocketAddr>,
+    /// Most clients at once; further ones get 53300.
+    pub max_client_conn: u64,
+    /// Time for a client to complete its login.
+    pub login_timeout: Duration,
+    /// Number of shards; `None` means one per core.
+    pub shards: Option<NonZeroUsize>,
+}
+
+impl Listen {
+    /// The number of shards, the cores of this machine asked where it is not set.
+    pub fn shard_count(&self) -> NonZeroUsize {
+        self.shards.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            addresses: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6432)],
+            max_client_conn: 10_000,
+            login_timeout: Duration::from_secs(15),
+            shards: None,
+        }
+    }
+}
+
+/// The HTTP address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Admin {
+    /// Where to serve; `None` serves nothing.
+    pub address: Option<SocketAddr>,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// Where it listens.
+    pub address: NodeAddress,
+    /// Relative share of reads; 0 means none.
+    pub weight: u32,
+}
+
+/// The nodes, and pgsteer's own login role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// All nodes, in the order given.
+    pub nodes: Vec<Node>,
+    /// Login role of probes and of the auth query.
+    pub user: String,
+    /// Its password, read from `password_file` where that was given.
+    pub password: Option<Secret>,
+    /// The database that probes connect to.
+    pub database: String,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            nodes: Vec::new(),
+            user: "postgres".to_owned(),
+            password: None,
+            database: "postgres".to_owned(),
+        }
+    }
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// By password, checked against the servers' own verifiers.
+    ScramSha256,
+    /// Not at all.
+    Trust,
+}
+
+/// Authentication of clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Auth {
+    /// `auth.type`
+    pub method: AuthMethod,
+    /// The auth query.
+    pub query: String,
+    /// How long a verifier is believed without asking again.
+    pub cache_ttl: Duration,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            method: AuthMethod::ScramSha256,
+            query: DEFAULT_AUTH_QUERY.to_owned(),
+            cache_ttl: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Probing and judging the nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topology {
+    /// Between two probe rounds while all is well.
+    pub probe_interval: Duration,
+    /// Between two probe rounds while the primary is doubted.
+    pub rapid_interval: Duration,
+    /// Time for a probe to be answered.
+    pub probe_timeout: Duration,
+    /// Time to connect and log in to a node.
+    pub connect_timeout: Duration,
+    /// How long a primary's own attestation is believed.
+    pub claim_ttl: Duration,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        Self {
+            probe_interval: Duration::from_millis(100),
+            rapid_interval: Duration::from_millis(5),
+            probe_timeout: Duration::from_millis(500),
+            connect_timeout: Duration::from_secs(2),
+            claim_ttl: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Server connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Most server connections for each node, database and user.
+    pub size: u64,
+    /// Age after which a server connection is replaced.
+    pub server_lifetime: Duration,
+    /// Idle time after which a server connection is closed.
+    pub server_idle_timeout: Duration,
+    /// How long a statement waits for a server connection before its client gets 53300.
+    pub query_wait_timeout: Duration,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            size: 20,
+            server_lifetime: Duration::from_secs(3600),
+            server_idle_timeout: Duration::from_secs(600),
+            query_wait_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Statements that wait for a primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// How long before the client gets 57P03.
+    pub timeout: Duration,
+    /// Most statements held at once.
+    pub max_count: u64,
+    /// Most bytes held at once.
+    pub max_bytes: u64,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30), max_count: 10_000, max_bytes: 64 * MIB }
+    }
+}
+
+/// Running reads again elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// How much of an answer is held back while it can still be retried.
+    pub buffer: u64,
+    /// Most attempts after the first; 0 retries nothing.
+    pub attempts: u64,
+    /// How long a client may fail to read a standby's answer.
+    pub standby_stall_timeout: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { buffer: 64 * KIB, attempts: 3, standby_stall_timeout: Duration::from_secs(5) }
+    }
+}
+
+/// The drain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long transactions may take to end.
+    pub timeout: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60) }
+    }
+}
