@@ -149,12 +149,20 @@ impl Server {
 }
 
 /// Connects and logs in; gives the connection and the reported parameters. Cancel-safe: dropping it closes the socket.
-pub async fn open(endpoint: Endpoint, nonce: String) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+pub async fn open(
+    endpoint: Endpoint,
+    nonce: String,
+) -> Result<(Server, Vec<(String, String)>), ConnectError> {
     let timeout = endpoint.timeout;
-    tokio::time::timeout(timeout, open_unbounded(endpoint, nonce)).await.map_err(|_| ConnectError::TimedOut)?
+    tokio::time::timeout(timeout, open_unbounded(endpoint, nonce))
+        .await
+        .map_err(|_| ConnectError::TimedOut)?
 }
 
-async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+async fn open_unbounded(
+    endpoint: Endpoint,
+    nonce: String,
+) -> Result<(Server, Vec<(String, String)>), ConnectError> {
     let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
     let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
     net::write_all(&stream, &startup).await?;
@@ -171,8 +179,10 @@ async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Server, Ve
                 Action::Wait => {}
                 Action::Done(greeting) => {
                     let now = Instant::now();
-                    let in_hot_standby =
-                        greeting.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
+                    let in_hot_standby = greeting
+                        .parameters
+                        .iter()
+                        .any(|(name, value)| name == "in_hot_standby" && value == "on");
                     let server = Server {
                         stream: Rc::new(stream),
                         node: endpoint.node,

@@ -121,7 +121,9 @@ impl Login {
                 Ok(Action::Wait)
             }
             b'N' | b'v' => Ok(Action::Wait),
-            b'Z' if matches!(self.state, State::Parameters) => Ok(Action::Done(std::mem::take(&mut self.greeting))),
+            b'Z' if matches!(self.state, State::Parameters) => {
+                Ok(Action::Done(std::mem::take(&mut self.greeting)))
+            }
             _ => Err(LoginError::Malformed),
         }
     }

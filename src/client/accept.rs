@@ -86,10 +86,12 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     let mut negotiation = handshake::negotiation(&startup);
     let keys = match door.auth_type() {
         AuthType::Trust => None,
-        AuthType::ScramSha256 => match scram(stream, &mut bytes, door, &request, std::mem::take(&mut negotiation)).await? {
-            Ok(keys) => Some(keys),
-            Err(report) => return refuse(stream, &report).await,
-        },
+        AuthType::ScramSha256 => {
+            match scram(stream, &mut bytes, door, &request, std::mem::take(&mut negotiation)).await? {
+                Ok(keys) => Some(keys),
+                Err(report) => return refuse(stream, &report).await,
+            }
+        }
     };
     let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(parameters) => parameters,
@@ -119,7 +121,12 @@ async fn first_packets(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<Re
             match startup::initial(bytes) {
                 Ok(Some(packet)) => break packet,
                 Ok(None) if bytes.len() <= STARTUP_BYTES_MAX => read(stream, bytes).await?,
-                Ok(None) => return Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, "startup packet too large")))),
+                Ok(None) => {
+                    return Ok(Err(Box::new(Report::fatal(
+                        state::PROTOCOL_VIOLATION,
+                        "startup packet too large",
+                    ))));
+                }
                 Err(error) => return Ok(Err(Box::new(handshake::startup_fault(&error)))),
             }
         };
@@ -154,13 +161,20 @@ async fn read(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
 }
 
 /// Reads one password message.
-async fn password_message(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<Result<Vec<u8>, Box<Report>>> {
+async fn password_message(
+    stream: &TcpStream,
+    bytes: &mut Vec<u8>,
+) -> io::Result<Result<Vec<u8>, Box<Report>>> {
     let fault = |message: &str| Ok(Err(Box::new(Report::fatal(state::PROTOCOL_VIOLATION, message))));
     loop {
         match frame::header(bytes) {
             Err(error) => return fault(&error.to_string()),
-            Ok(Some(header)) if header.kind != b'p' => return fault("expected SASL response, got another message"),
-            Ok(Some(header)) if header.frame_bytes > AUTH_BYTES_MAX => return fault("authentication message is too long"),
+            Ok(Some(header)) if header.kind != b'p' => {
+                return fault("expected SASL response, got another message");
+            }
+            Ok(Some(header)) if header.frame_bytes > AUTH_BYTES_MAX => {
+                return fault("authentication message is too long");
+            }
             Ok(Some(header)) if header.frame_bytes <= bytes.len() => {
                 let rest = bytes.split_off(header.frame_bytes);
                 let message = std::mem::replace(bytes, rest);
@@ -194,7 +208,7 @@ async fn scram<D: Door>(
     };
     let Some(first) = handshake::sasl_initial(&initial) else { return Ok(Err(malformed())) };
     let mut random = [0u8; 18];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
     let server = ScramServer::new(verifier, kind, &nonce_from(random));
     let Ok((server_first, waiting)) = server.on_client_first(first) else { return Ok(Err(malformed())) };
     net::write_all(stream, &handshake::sasl_continue(&server_first)).await?;

@@ -34,8 +34,11 @@ pub fn request(startup: &Startup) -> Result<Request, Box<Report>> {
     let replication = startup.parameter("replication").unwrap_or("false");
     if !["false", "off", "no", "0"].contains(&replication) {
         return Err(Box::new(
-            Report::fatal(state::FEATURE_NOT_SUPPORTED, "pgsteer: replication connections are not supported yet")
-                .hint("Connect to the server itself."),
+            Report::fatal(
+                state::FEATURE_NOT_SUPPORTED,
+                "pgsteer: replication connections are not supported yet",
+            )
+            .hint("Connect to the server itself."),
         ));
     }
     let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
@@ -110,7 +113,8 @@ mod tests {
     use super::*;
 
     fn startup(parameters: &[(&str, &str)]) -> Startup {
-        let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let parameters =
+            parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Startup { minor: 0, parameters, protocol_options: Vec::new() }
     }
 

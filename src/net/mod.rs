@@ -43,7 +43,10 @@ pub async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<Tcp
 }
 
 fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(5)).with_retries(3)
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(5))
+        .with_retries(3)
 }
 
 /// Shuts both directions down, whoever holds the stream: its reader sees the end at once.

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::Settings;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
-use super::Settings;
 use crate::backend::{self, ConnectError, Endpoint, Server};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId};
@@ -138,7 +138,12 @@ pub struct Pools {
 
 impl Pools {
     /// The pools of shard number `shard`.
-    pub fn new(shard: usize, settings: Settings, registry: Arc<Registry>, counters: Arc<ShardCounters>) -> Rc<Self> {
+    pub fn new(
+        shard: usize,
+        settings: Settings,
+        registry: Arc<Registry>,
+        counters: Arc<ShardCounters>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             shard,
             settings,
@@ -225,7 +230,10 @@ impl Pools {
 
     fn may_open(&self, pool: &Pool) -> bool {
         let limit = self.settings.size;
-        pool.shared.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1)).is_ok()
+        pool.shared
+            .open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1))
+            .is_ok()
     }
 
     fn ask_others(&self, pool: &Pool) {

@@ -215,7 +215,9 @@ impl Answer {
     pub fn body(&self) -> &[u8] {
         let rest = self.bytes.get(self.scanned..self.end).unwrap_or_default();
         match frame::header(rest) {
-            Ok(Some(header)) => rest.get(HEADER_BYTES..header.frame_bytes.min(rest.len())).unwrap_or_default(),
+            Ok(Some(header)) => {
+                rest.get(HEADER_BYTES..header.frame_bytes.min(rest.len())).unwrap_or_default()
+            }
             _ => &[],
         }
     }
@@ -272,7 +274,11 @@ impl Answer {
                     self.deallocated = true;
                 }
                 let forward = self.reply(kind);
-                if forward && !self.discarding { self.take(frame_bytes) } else { self.drop_frame(frame_bytes) }
+                if forward && !self.discarding {
+                    self.take(frame_bytes)
+                } else {
+                    self.drop_frame(frame_bytes)
+                }
             }
             // CopyOutResponse, CopyDone, ParameterDescription, NotificationResponse, FunctionCallResponse ...
             _ => self.take(frame_bytes),
@@ -283,7 +289,8 @@ impl Answer {
     fn error(&mut self, frame_bytes: usize) -> Option<Event> {
         let fields = reply::error_fields(self.body());
         if self.in_preamble() && !fields.ends_session {
-            self.preamble_error = self.bytes.get(self.scanned..self.scanned + frame_bytes).map(<[u8]>::to_vec);
+            self.preamble_error =
+                self.bytes.get(self.scanned..self.scanned + frame_bytes).map(<[u8]>::to_vec);
             self.drop_frame(frame_bytes);
             return None;
         }
@@ -345,7 +352,8 @@ impl Answer {
     }
 
     fn ready_for_query(&mut self, frame_bytes: usize) -> Option<Event> {
-        let status = self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
+        let status =
+            self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
         self.last_status = Some(status);
         let expected = self.expect.pop_front();
         if matches!(expected, Some(Expect::Preamble)) || self.discarding {
@@ -481,8 +489,12 @@ mod tests {
     #[test]
     fn an_error_skips_to_sync_and_tells_failed_parses() {
         let bytes = frames(&[(b'E', b"CXX001\0\0"), (b'Z', b"I")]);
-        let expected =
-            [Expect::Parse { forward: true, token: 7 }, Expect::Bind, Expect::Local(reply::CLOSE_COMPLETE), Expect::Sync];
+        let expected = [
+            Expect::Parse { forward: true, token: 7 },
+            Expect::Bind,
+            Expect::Local(reply::CLOSE_COMPLETE),
+            Expect::Sync,
+        ];
         let mut answer = answer(&expected, &bytes);
         assert!(matches!(answer.next(), Ok(Event::Error(_))));
         answer.accept();

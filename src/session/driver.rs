@@ -90,7 +90,13 @@ pub struct Session {
 
 impl Session {
     /// A session for an authenticated client whose login has been answered.
-    pub fn new(shard: &Rc<Shard>, client: Rc<TcpStream>, control: Rc<Control>, number: u64, mut identity: Identity) -> Self {
+    pub fn new(
+        shard: &Rc<Shard>,
+        client: Rc<TcpStream>,
+        control: Rc<Control>,
+        number: u64,
+        mut identity: Identity,
+    ) -> Self {
         let settings = shard.intern_settings(std::mem::take(&mut identity.settings));
         Self {
             shard: Rc::clone(shard),
@@ -134,7 +140,9 @@ impl Session {
             let mut window = Window::new(self.shard.buffers.take());
             while window.spare().len() < early.len() {
                 if !window.grow(UNIT_BYTES_MAX) {
-                    return Err(End::Told(Box::new(outcome::protocol("too many bytes before the login was answered"))));
+                    return Err(End::Told(Box::new(outcome::protocol(
+                        "too many bytes before the login was answered",
+                    ))));
                 }
             }
             if let Some(front) = window.spare().get_mut(..early.len()) {
@@ -163,7 +171,9 @@ impl Session {
                 Front::Incomplete => self.read_more(&mut window).await?,
                 Front::Terminate => return Ok(()),
                 Front::Invalid { kind } => {
-                    return Err(End::Told(Box::new(outcome::protocol(&format!("invalid frontend message type {kind}")))));
+                    return Err(End::Told(Box::new(outcome::protocol(&format!(
+                        "invalid frontend message type {kind}"
+                    )))));
                 }
                 Front::Stray { bytes } => self.skip(&mut window, bytes).await?,
                 Front::Unit { kind, bytes } => self.unit(&mut window, kind, bytes).await?,
@@ -193,7 +203,9 @@ impl Session {
         if attached.batch.is_some() {
             return self.client.readable().await.map_err(|_| End::Client);
         }
-        let Some(stream) = attached.lease.server().map(|server| Rc::clone(&server.stream)) else { return Ok(()) };
+        let Some(stream) = attached.lease.server().map(|server| Rc::clone(&server.stream)) else {
+            return Ok(());
+        };
         loop {
             let mut server_ready = false;
             std::future::poll_fn(|context| {

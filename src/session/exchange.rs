@@ -210,14 +210,22 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         let count = match self.server.try_read(self.answer.spare()) {
-            Ok(0) => return Err(Ended::ServerLost { cause: "The server closed the connection".to_owned(), announced: false }),
+            Ok(0) => {
+                return Err(Ended::ServerLost {
+                    cause: "The server closed the connection".to_owned(),
+                    announced: false,
+                });
+            }
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(lost(&error)),
         };
         self.answer.advance(count);
         loop {
-            let event = self.answer.next().map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
+            let event = self
+                .answer
+                .next()
+                .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
                 Event::Error(fields) => self.error(fields)?,
@@ -269,7 +277,10 @@ impl<'a> Exchange<'a> {
                 fields.code,
                 sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW
             );
-            return Err(Ended::ServerLost { cause: format!("The server said: {message} ({})", fields.code), announced });
+            return Err(Ended::ServerLost {
+                cause: format!("The server said: {message} ({})", fields.code),
+                announced,
+            });
         }
         if !self.delivered && self.is_refusal(fields.code) {
             self.refused = Some(fields.code);
@@ -331,7 +342,9 @@ impl<'a> Exchange<'a> {
                     let writable = self.client.writable();
                     let result = match self.stall_timeout {
                         None => writable.await,
-                        Some(limit) => tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?,
+                        Some(limit) => {
+                            tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?
+                        }
                     };
                     result.map_err(|_| Ended::ClientGone)?;
                 }

@@ -27,7 +27,8 @@ impl Hold {
         let shared = &shard.shared;
         let count = shared.held_count.fetch_add(1, Ordering::AcqRel) + 1;
         let held_bytes = shared.held_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let hold = Self { shard: Rc::clone(shard), bytes, began: now, changes: shard.snapshot_changed.subscribe() };
+        let hold =
+            Self { shard: Rc::clone(shard), bytes, began: now, changes: shard.snapshot_changed.subscribe() };
         shard.counters.statements_waiting.inc();
         shard.counters.statements_held.inc();
         if count > shared.settings.hold_count_max || held_bytes > shared.settings.hold_bytes_max {

@@ -21,7 +21,8 @@ impl Session {
         }
         if self.attached.is_some() || !matches!(kind, Kind::Simple | Kind::Synced) {
             // A Flush with nothing under way has nothing to flush.
-            return (self.attached.is_none() && kind == Kind::Flushed && unit.len() == reply::SYNC.len()).then(Vec::new);
+            return (self.attached.is_none() && kind == Kind::Flushed && unit.len() == reply::SYNC.len())
+                .then(Vec::new);
         }
         if unit == reply::SYNC {
             return Some(self.transaction.status().ready_for_query().to_vec());
@@ -138,7 +139,9 @@ impl Session {
                     let name = extended::bind(body)?.statement;
                     match parsed {
                         Some((parsed, sql)) if parsed == name => sql,
-                        _ if name.is_empty() => self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice())?,
+                        _ if name.is_empty() => {
+                            self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice())?
+                        }
                         _ => self.names.named(name).map(|statement| &*statement.sql)?,
                     }
                 }

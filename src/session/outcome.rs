@@ -11,9 +11,12 @@ use crate::wire::sqlstate as state;
 
 /// A transaction whose server is gone and whose COMMIT was never sent.
 pub fn transaction_lost(cause: &str) -> Report {
-    Report::error(state::SERIALIZATION_FAILURE, "pgsteer: the transaction was rolled back because its server was lost")
-        .detail(format!("{cause}. No COMMIT had been sent, so nothing of the transaction remains."))
-        .hint("End the transaction (ROLLBACK) and run it again.")
+    Report::error(
+        state::SERIALIZATION_FAILURE,
+        "pgsteer: the transaction was rolled back because its server was lost",
+    )
+    .detail(format!("{cause}. No COMMIT had been sent, so nothing of the transaction remains."))
+    .hint("End the transaction (ROLLBACK) and run it again.")
 }
 
 /// A statement or COMMIT that was sent and not answered.
@@ -28,23 +31,31 @@ pub fn outcome_unknown(cause: &str) -> Report {
 
 /// A read that was lost after part of its answer had been passed on.
 pub fn read_interrupted(cause: &str) -> Report {
-    Report::error(state::SERIALIZATION_FAILURE, "pgsteer: the read was cut off after part of its answer had been sent")
-        .detail(format!("{cause}. The statement only read."))
-        .hint("Run it again.")
+    Report::error(
+        state::SERIALIZATION_FAILURE,
+        "pgsteer: the read was cut off after part of its answer had been sent",
+    )
+    .detail(format!("{cause}. The statement only read."))
+    .hint("Run it again.")
 }
 
 /// No primary within `hold_timeout`.
 pub fn no_primary(waited: Duration) -> Report {
     Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no primary is available")
-        .detail(format!("The statement was held for {waited:?} and no node was attested as the primary. It was not run."))
+        .detail(format!(
+            "The statement was held for {waited:?} and no node was attested as the primary. It was not run."
+        ))
         .hint("Run it again later; see /topology on the admin address for the state of each node.")
 }
 
 /// The hold queue is full.
 pub fn hold_full() -> Report {
-    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no primary is available and too many statements wait for one")
-        .detail("The limits hold.max_count or hold.max_bytes were reached. The statement was not run.")
-        .hint("Run it again later.")
+    Report::error(
+        state::CANNOT_CONNECT_NOW,
+        "pgsteer: no primary is available and too many statements wait for one",
+    )
+    .detail("The limits hold.max_count or hold.max_bytes were reached. The statement was not run.")
+    .hint("Run it again later.")
 }
 
 /// No server connection within `query_wait_timeout`.
@@ -57,9 +68,12 @@ pub fn no_server_connection(cause: &str) -> Report {
 /// A pinned session's server is gone.
 pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
     let pins: Vec<&str> = pins.iter().map(|pin| pin.as_str()).collect();
-    Report::fatal(state::ADMIN_SHUTDOWN, "pgsteer: the server of this session was lost, and with it the session's state")
-        .detail(format!("{cause}. The session was pinned to that server by: {}.", pins.join(", ")))
-        .hint("Connect again and set the session up anew.")
+    Report::fatal(
+        state::ADMIN_SHUTDOWN,
+        "pgsteer: the server of this session was lost, and with it the session's state",
+    )
+    .detail(format!("{cause}. The session was pinned to that server by: {}.", pins.join(", ")))
+    .hint("Connect again and set the session up anew.")
 }
 
 /// A frame was cut in the middle: nothing can be said inside it.
@@ -83,9 +97,14 @@ pub fn cancelled() -> Report {
 
 /// The client left a standby's answer unread for too long.
 pub fn stalled(limit: Duration) -> Report {
-    Report::fatal(state::ADMIN_SHUTDOWN, "pgsteer: the connection is closed because the client does not read its answer")
-        .detail(format!("The answer of a standby stayed unread for {limit:?}; a standby that can't send blocks replay."))
-        .hint("Read faster, or send such queries to the primary.")
+    Report::fatal(
+        state::ADMIN_SHUTDOWN,
+        "pgsteer: the connection is closed because the client does not read its answer",
+    )
+    .detail(format!(
+        "The answer of a standby stayed unread for {limit:?}; a standby that can't send blocks replay."
+    ))
+    .hint("Read faster, or send such queries to the primary.")
 }
 
 /// pgsteer is shutting down.

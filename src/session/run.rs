@@ -19,8 +19,8 @@ use super::translate::{Journal, Translator};
 use super::unit::{self, Kind, Needs};
 use crate::backend::connection::Carried;
 use crate::backend::login::LoginError;
-use crate::classify::TransactionEffect;
 use crate::backend::{ConnectError, Endpoint};
+use crate::classify::TransactionEffect;
 use crate::pool::{LeaseError, PoolKey};
 use crate::relay::answer::{Answer, Expect};
 use crate::relay::buffer::Window;
@@ -28,7 +28,7 @@ use crate::route::{self, Destination, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::reply::{self, Report, TransactionStatus};
-use crate::wire::{frame, sqlstate};
+use crate::wire::sqlstate;
 
 /// Why a unit is run again. The index is that of the metric's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,13 @@ struct Task<'w> {
 
 impl Session {
     /// Runs the unit at the front of the window to its end.
-    pub(super) async fn run(&mut self, window: &mut Window, kind: Kind, bytes: usize, needs: Needs) -> Flow<()> {
+    pub(super) async fn run(
+        &mut self,
+        window: &mut Window,
+        kind: Kind,
+        bytes: usize,
+        needs: Needs,
+    ) -> Flow<()> {
         let task = Task { window, kind, bytes, beyond: 0, needs, excluded: Vec::new() };
         self.run_task(task).await
     }
@@ -93,9 +99,13 @@ impl Session {
         }
         let simple = matches!(kind, b'Q' | b'F');
         let here = window.filled().len().min(frame_bytes);
-        let needs = Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::SqlPrepare), ..Needs::unknown() };
+        let needs = Needs {
+            pin: (kind == b'P').then_some(crate::classify::PinReason::SqlPrepare),
+            ..Needs::unknown()
+        };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
-        let task = Task { window, kind, bytes: here, beyond: frame_bytes - here, needs, excluded: Vec::new() };
+        let task =
+            Task { window, kind, bytes: here, beyond: frame_bytes - here, needs, excluded: Vec::new() };
         self.run_task(task).await
     }
 
@@ -114,7 +124,8 @@ impl Session {
                         task.needs.need = Need::Primary;
                     }
                     if tries > 16 {
-                        let report = outcome::no_server_connection("Every server that was tried was lost at once");
+                        let report =
+                            outcome::no_server_connection("Every server that was tried was lost at once");
                         return self.refuse(&mut task, &report).await.map(|_| ());
                     }
                 }
@@ -289,7 +300,9 @@ impl Session {
         let still = {
             let snapshot = self.shard.snapshot.borrow();
             match side {
-                Side::Primary => snapshot.epoch == epoch && snapshot.primary_at(now).is_some_and(|view| view.node == node),
+                Side::Primary => {
+                    snapshot.epoch == epoch && snapshot.primary_at(now).is_some_and(|view| view.node == node)
+                }
                 Side::Standby => snapshot.epoch == epoch,
             }
         };
@@ -332,8 +345,13 @@ impl Session {
         let began = Instant::now();
         self.shard.begin_load(node);
         let (ended, sent) = {
-            let mut exchange =
-                Exchange::new((&client, &stream), task.window, &mut out, &mut answer, &mut server.in_hot_standby);
+            let mut exchange = Exchange::new(
+                (&client, &stream),
+                task.window,
+                &mut out,
+                &mut answer,
+                &mut server.in_hot_standby,
+            );
             exchange.reserved = task.bytes;
             exchange.rules = rules;
             exchange.extended = task.kind == Kind::Synced;
@@ -342,7 +360,8 @@ impl Session {
                 Kind::Flushed => Goal::Settled,
                 Kind::Partial => Goal::Sent,
             };
-            exchange.through = if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
+            exchange.through =
+                if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
             exchange.stall_timeout =
                 (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
             let ended = exchange.run().await;
@@ -466,7 +485,8 @@ impl Session {
                 if let Some(server) = attached.lease.server() {
                     journal.correct(&failed, &mut server.carried);
                 }
-                let clean = answer.last_status() == Some(TransactionStatus::Idle) && !answer.own_close_failed();
+                let clean =
+                    answer.last_status() == Some(TransactionStatus::Idle) && !answer.own_close_failed();
                 attached.spoiled |= !clean;
                 self.shard.buffers.give(answer.into_bytes());
                 journal.undo(&mut self.names);
@@ -476,7 +496,8 @@ impl Session {
             }
             Ended::ServerLost { cause, announced } => {
                 self.shard.buffers.give(answer.into_bytes());
-                let why = if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
+                let why =
+                    if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
                 (self.shard.shared.suspect)(attached.node, why);
                 let (node, side) = (attached.node, attached.side);
                 drop(attached);
@@ -499,7 +520,13 @@ impl Session {
         }
     }
 
-    fn completed(&mut self, task: &Task<'_>, attached: &mut Attached, answer: &mut Answer, journal: &mut Journal) {
+    fn completed(
+        &mut self,
+        task: &Task<'_>,
+        attached: &mut Attached,
+        answer: &mut Answer,
+        journal: &mut Journal,
+    ) {
         let failed = std::mem::take(answer.failed_parses());
         attached.spoiled |= answer.own_close_failed() || answer.preamble_error().is_some();
         let deallocated = answer.take_deallocated();
@@ -547,7 +574,13 @@ impl Session {
         }
     }
 
-    fn refused(&mut self, task: &mut Task<'_>, code: sqlstate::SqlState, node: NodeId, side: Side) -> RetryCause {
+    fn refused(
+        &mut self,
+        task: &mut Task<'_>,
+        code: sqlstate::SqlState,
+        node: NodeId,
+        side: Side,
+    ) -> RetryCause {
         if side == Side::Primary {
             (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
             return RetryCause::NotPrimary;

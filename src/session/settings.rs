@@ -58,7 +58,8 @@ fn options(text: &str) -> Result<Vec<(String, String)>, OptionsError> {
             return Err(fault());
         };
         let (name, value) = assignment.split_once('=').ok_or_else(fault)?;
-        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+        let plain =
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
         if name.is_empty() || !plain {
             return Err(fault());
         }
@@ -98,7 +99,10 @@ pub fn difference(applied: &[String], wanted: &StartupSettings) -> String {
 }
 
 fn quoted_name(name: &str) -> String {
-    name.split('.').map(|part| format!("\"{}\"", part.to_ascii_lowercase().replace('"', "\"\""))).collect::<Vec<_>>().join(".")
+    name.split('.')
+        .map(|part| format!("\"{}\"", part.to_ascii_lowercase().replace('"', "\"\"")))
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 /// An escape string, which means the same whatever `standard_conforming_strings` is.
@@ -112,7 +116,8 @@ mod tests {
 
     #[test]
     fn startup_options_are_split_as_postgresql_does() {
-        let expected = vec![("work_mem".to_owned(), "4MB".to_owned()), ("app.tenant".to_owned(), "a b".to_owned())];
+        let expected =
+            vec![("work_mem".to_owned(), "4MB".to_owned()), ("app.tenant".to_owned(), "a b".to_owned())];
         assert_eq!(options("-c work_mem=4MB  --app.tenant=a\\ b").unwrap(), expected);
         assert_eq!(options("-cwork_mem=4MB").unwrap(), expected[..1]);
         assert!(options("-x").is_err());
@@ -123,8 +128,10 @@ mod tests {
     /// G01: one session's settings are gone when another's are applied; values can't break out of their quotes.
     #[test]
     fn the_difference_resets_what_is_not_wanted() {
-        let wanted =
-            StartupSettings { id: 1, pairs: vec![("application_name".into(), "it's \\ x".into()), ("app.t".into(), "1".into())] };
+        let wanted = StartupSettings {
+            id: 1,
+            pairs: vec![("application_name".into(), "it's \\ x".into()), ("app.t".into(), "1".into())],
+        };
         assert_eq!(
             difference(&["TimeZone".to_owned(), "app.t".to_owned()], &wanted),
             "RESET \"timezone\";SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"

@@ -172,7 +172,9 @@ impl Shard {
     /// Sends a CancelRequest to a server, in the background.
     pub fn cancel_at(self: &Rc<Self>, key: &Rc<crate::backend::connection::CancelKey>) {
         self.counters.cancels.inc();
-        let Some(address) = self.snapshot().node(key.node).map(|node| Arc::clone(&node.address)) else { return };
+        let Some(address) = self.snapshot().node(key.node).map(|node| Arc::clone(&node.address)) else {
+            return;
+        };
         let (key, timeout) = (Rc::clone(key), self.pools.settings().connect_timeout);
         tokio::task::spawn_local(async move {
             if let Err(error) = cancel(&address, key.process_id, &key.key, timeout).await {
@@ -212,7 +214,9 @@ impl Shard {
         // Unique over shards, since connections are handed over with the identity of what was applied.
         let id = self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff);
         Rc::clone(
-            settings.entry(pairs).or_insert_with_key(|pairs| Rc::new(StartupSettings { id, pairs: pairs.clone() })),
+            settings
+                .entry(pairs)
+                .or_insert_with_key(|pairs| Rc::new(StartupSettings { id, pairs: pairs.clone() })),
         )
     }
 

@@ -46,7 +46,9 @@ impl Transaction {
     pub fn status(&self) -> TransactionStatus {
         match self {
             Self::None => TransactionStatus::Idle,
-            Self::Deferred { .. } | Self::Open | Self::Lost { told: false } => TransactionStatus::InTransaction,
+            Self::Deferred { .. } | Self::Open | Self::Lost { told: false } => {
+                TransactionStatus::InTransaction
+            }
             Self::Failed | Self::Lost { told: true } => TransactionStatus::Failed,
         }
     }

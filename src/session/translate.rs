@@ -163,8 +163,12 @@ impl Translator<'_> {
             let class = classify::classify(parse.sql, self.strings);
             self.names.unnamed_count += 1;
             let count = self.names.unnamed_count;
-            let mut unnamed =
-                self.names.unnamed.take().unwrap_or(Unnamed { count, sql: Vec::new(), types: Vec::new(), class });
+            let mut unnamed = self.names.unnamed.take().unwrap_or(Unnamed {
+                count,
+                sql: Vec::new(),
+                types: Vec::new(),
+                class,
+            });
             unnamed.count = count;
             unnamed.class = class;
             unnamed.sql.clear();
@@ -187,7 +191,8 @@ impl Translator<'_> {
         let statement = self.table.intern(parse.sql, parse.types, || classify::classify(parse.sql, strings));
         self.names.insert(parse.name, Rc::clone(&statement));
         self.journal.changes.push(Change::Named(parse.name.into()));
-        let ends_block = matches!(statement.class.transaction, TransactionEffect::Commit | TransactionEffect::Rollback);
+        let ends_block =
+            matches!(statement.class.transaction, TransactionEffect::Commit | TransactionEffect::Rollback);
         if self.carried.prepared.contains(statement.id) && (!self.block_failed || ends_block) {
             return self.answer.expect(Expect::Local(reply::PARSE_COMPLETE));
         }
@@ -201,7 +206,11 @@ impl Translator<'_> {
             self.answer.expect(Expect::Close { forward: false });
         }
         let token = self.token(Some(statement.id), name);
-        frame::put(self.out, b'P', &[statement.name.as_bytes(), b"\0", &statement.sql, b"\0", &statement.types]);
+        frame::put(
+            self.out,
+            b'P',
+            &[statement.name.as_bytes(), b"\0", &statement.sql, b"\0", &statement.types],
+        );
         self.answer.expect(Expect::Parse { forward: name.is_some(), token });
         self.carried.prepared.insert(statement.id);
     }

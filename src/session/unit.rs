@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use super::prepared::Names;
-use crate::classify::{self, Access, Classification, PinReason, StandardConformingStrings, Target, TransactionEffect};
+use crate::classify::{
+    self, Access, Classification, PinReason, StandardConformingStrings, Target, TransactionEffect,
+};
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
@@ -70,7 +72,11 @@ pub fn front(bytes: &[u8], room: usize) -> Result<Front, LengthError> {
     }
     if matches!(first.kind, b'Q' | b'F') {
         let whole = first.frame_bytes <= bytes.len();
-        return Ok(if whole { Front::Unit { kind: Kind::Simple, bytes: first.frame_bytes } } else { Front::Incomplete });
+        return Ok(if whole {
+            Front::Unit { kind: Kind::Simple, bytes: first.frame_bytes }
+        } else {
+            Front::Incomplete
+        });
     }
     let mut length = 0;
     loop {
@@ -187,8 +193,11 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             }
             b'B' => {
                 let Some(bind) = extended::bind(body) else { return Needs::unknown() };
-                let here = parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
-                let Some(class) = here.or_else(|| names.class(bind.statement)) else { return Needs::unknown() };
+                let here =
+                    parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
+                let Some(class) = here.or_else(|| names.class(bind.statement)) else {
+                    return Needs::unknown();
+                };
                 needs.add(&class);
                 effects.bound(class.transaction);
             }

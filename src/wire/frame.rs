@@ -34,7 +34,9 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, LengthError> {
     let [kind, a, b, c, d, ..] = *bytes else { return Ok(None) };
     let length = i32::from_be_bytes([a, b, c, d]);
     match usize::try_from(length) {
-        Ok(length) if (4..=MESSAGE_BYTES_MAX).contains(&length) => Ok(Some(Header { kind, frame_bytes: length + 1 })),
+        Ok(length) if (4..=MESSAGE_BYTES_MAX).contains(&length) => {
+            Ok(Some(Header { kind, frame_bytes: length + 1 }))
+        }
         _ => Err(LengthError { kind: char::from(kind), length }),
     }
 }

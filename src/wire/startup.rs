@@ -142,7 +142,10 @@ mod tests {
         let (initial, length) = initial(&bytes).unwrap().unwrap();
         assert_eq!(length, bytes.len());
         let Initial::Startup(startup) = initial else { panic!("{initial:?}") };
-        assert_eq!((startup.minor, startup.parameter("user"), startup.parameter("database")), (2, Some("bob"), Some("d")));
+        assert_eq!(
+            (startup.minor, startup.parameter("user"), startup.parameter("database")),
+            (2, Some("bob"), Some("d"))
+        );
         assert_eq!(startup.protocol_options, ["_pq_.x"]);
     }
 
