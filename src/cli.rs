@@ -1,8 +1,72 @@
-//! The command line.
+//! The command line: `run`, `check`, `demo`, `sandbox`.
+//!
+//! Must not know: how any of them works.
 
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, CheckArgs, Faults, RunArgs};
+use crate::sandbox::{self, SandboxArgs};
+
+/// A PostgreSQL proxy that steers each statement to the right node of a replicated cluster.
+#[derive(Debug, Parser)]
+#[command(name = "pgsteer", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Run(Box<RunArgs>),
+    /// Check a configuration and report all its faults
+    Check(CheckArgs),
+    /// Start a real local cluster to try things on
+    Sandbox(SandboxArgs),
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    match dispatch(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pgsteer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => match args.sources().and_then(config::load) {
+            Ok(config) => {
+                config.log.init()?;
+                crate::app::run(config)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(faults) => Ok(report(&faults)),
+        },
+        Command::Check(args) => match args.sources().and_then(config::load) {
+            Ok(config) => {
+                println!("The configuration is valid ({} nodes).", config.cluster.nodes.len());
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(faults) => Ok(report(&faults)),
+        },
+        Command::Sandbox(args) => {
+            runtime()?.block_on(sandbox::run(args))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn report(faults: &Faults) -> ExitCode {
+    eprintln!("{faults}");
+    ExitCode::from(2)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -104,6 +104,21 @@ pub enum PinReason {
 }
 
 impl PinReason {
+    /// All, in the order of their discriminants.
+    pub const ALL: [Self; 11] = [
+        Self::Setting,
+        Self::TempObject,
+        Self::AdvisoryLock,
+        Self::HoldCursor,
+        Self::Listen,
+        Self::SqlPrepare,
+        Self::Load,
+        Self::Seed,
+        Self::Sequence,
+        Self::Unseen,
+        Self::Other,
+    ];
+
     /// The label in metrics, logs and error DETAILs.
     pub fn as_str(self) -> &'static str {
         match self {

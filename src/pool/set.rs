@@ -212,8 +212,10 @@ impl Pools {
 
     async fn open(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
         let room = Room { pools: self, pool, used: false };
-        let nonce: String = std::iter::repeat_with(fastrand::alphanumeric).take(24).collect();
-        match backend::open(endpoint.clone(), nonce).await {
+        let mut random = [0u8; 18];
+        getrandom::fill(&mut random)
+            .map_err(|error| ConnectError::Io(std::io::Error::other(error.to_string())))?;
+        match backend::open(endpoint.clone(), crate::auth::nonce_from(random)).await {
             Ok((server, _)) => {
                 self.counters.server_connections_opened.add(1);
                 Ok(room.fill(server))

@@ -103,6 +103,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All, in the order of their discriminants.
+    pub const ALL: [Self; 8] = [
+        Self::NeedsPrimary,
+        Self::StandbyWithinBudget,
+        Self::Asked,
+        Self::NoStandby,
+        Self::LagBudget,
+        Self::OwnWrites,
+        Self::Excluded,
+        Self::NoPrimary,
+    ];
+
     /// The label in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -20,6 +20,9 @@ pub mod unit;
 
 use std::time::Duration;
 
+/// Labels of the causes of a retry, by the index that the counters use.
+pub const RETRY_LABELS: [&str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];
+
 /// Settings of sessions (`[hold]`, `[retry]`, `[routing]` ...).
 #[derive(Debug, Clone)]
 pub struct Settings {

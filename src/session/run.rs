@@ -45,11 +45,6 @@ pub enum RetryCause {
     NotPrimary,
 }
 
-impl RetryCause {
-    /// The labels, by index.
-    pub const LABELS: [&'static str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];
-}
-
 /// What a try of a unit came to.
 enum Tried {
     /// Done with, one way or another.

@@ -1,0 +1,179 @@
+//! The composition root: makes the parts of a running proxy and joins them; then waits for the end.
+//!
+//! Invariant: the control plane (probes, HTTP, password look-ups, accepting) has a thread and runtime of its own, each shard
+//! has another; they speak by channels. Nothing here decides anything about statements. Only this module and `cli` import
+//! `config`.
+
+mod house;
+mod shards;
+mod status;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::house::House;
+use self::shards::{Command, Shards};
+use self::status::ProxyStatus;
+use crate::config::Config;
+use crate::session::shard::{Shared, SuspectCause};
+use crate::shutdown::Shutdown;
+use crate::telemetry::Metrics;
+use crate::topology::evidence::{Node, SuspectWhy};
+use crate::topology::monitor::{Fence, Monitor, MonitorHandle};
+use crate::topology::probe::Credentials;
+use crate::{admin, net, pool, route, session, topology};
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error("cannot listen on {address}: {source}; is another program using that address?")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A thread, runtime or signal handler.
+    #[error("cannot start: {0}")]
+    Io(#[from] std::io::Error),
+    /// The metrics registry.
+    #[error(transparent)]
+    Metrics(#[from] crate::telemetry::metrics::MetricsError),
+}
+
+/// Runs the proxy until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// A listener or thread can't be made.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listeners = listen(&config)?;
+    let shard_count = config.listen.shard_count().get();
+    let metrics = Metrics::new(shard_count, status::labels(&config))?;
+    let shutdown = Shutdown::new();
+
+    let (commands, command_receivers) = Shards::channels(shard_count);
+    let fence: Arc<dyn Fence> = Arc::new(shards::ShardFence::new(commands.clone()));
+    let monitor = start_monitor(&config, fence);
+    let house =
+        House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
+    let shared = Arc::new(shared(&config, &monitor, &metrics));
+    let shards =
+        Shards::start(command_receivers, &house, &shared, &pool_settings(&config), &metrics, &monitor)?;
+
+    let status = Arc::new(ProxyStatus::new(&config, monitor.clone(), metrics.clone(), shutdown.clone()));
+    let http = match config.admin.address {
+        Some(address) => {
+            let listener = net::listen(address).map_err(|source| StartError::Listen { address, source })?;
+            tracing::info!(%address, "admin address open");
+            Some(tokio::spawn(admin::http::serve(listener, status, admin::http::Limits::default())))
+        }
+        None => None,
+    };
+    for listener in &listeners {
+        tracing::info!(address = %listener.local_addr()?, shards = shard_count, "accepting clients");
+    }
+    let clients_max = usize::try_from(config.listen.max_client_conn).unwrap_or(usize::MAX);
+    let accepting = tokio::spawn(shards::accept(listeners, commands.clone(), metrics.clone(), clients_max));
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal, timeout = ?config.shutdown.timeout, "draining: no new clients, transactions end");
+    shutdown.begin();
+    accepting.abort();
+    for command in &commands {
+        // A shard that has ended has nobody to drain.
+        let _ = command.send(Command::Drain);
+    }
+    drop(commands);
+    tokio::select! {
+        () = shards.ended() => tracing::info!("drained"),
+        () = tokio::time::sleep(config.shutdown.timeout) => {
+            tracing::warn!(left = metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs()), "shutdown_timeout is over");
+        }
+        _ = terminate.recv() => tracing::warn!("second SIGTERM: ending at once"),
+        _ = interrupt.recv() => tracing::warn!("second SIGINT: ending at once"),
+    }
+    drop(http);
+    Ok(())
+}
+
+fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let distinct: HashSet<_> = config.listen.addresses.iter().copied().collect();
+    distinct
+        .into_iter()
+        .map(|address| net::listen(address).map_err(|source| StartError::Listen { address, source }))
+        .collect()
+}
+
+fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
+    let nodes = config
+        .cluster
+        .nodes
+        .iter()
+        .map(|node| Node { weight: node.weight, ..Node::new(node.address.clone()) })
+        .collect();
+    let settings = topology::reconcile::Settings {
+        probe_interval: config.topology.probe_interval,
+        rapid_interval: config.topology.rapid_interval,
+        probe_timeout: config.topology.probe_timeout,
+        connect_timeout: config.topology.connect_timeout,
+        claim_ttl: config.topology.claim_ttl,
+        system_id: None,
+    };
+    let credentials = Credentials {
+        user: config.cluster.user.clone(),
+        password: config.cluster.password.as_ref().map(|password| password.expose().to_owned()),
+        dbname: config.cluster.database.clone(),
+    };
+    Monitor::spawn(settings, nodes, credentials, fence)
+}
+
+fn pool_settings(config: &Config) -> pool::Settings {
+    pool::Settings {
+        size: usize::try_from(config.pool.size).unwrap_or(usize::MAX),
+        server_lifetime: config.pool.server_lifetime,
+        server_idle_timeout: config.pool.server_idle_timeout,
+        query_wait_timeout: config.pool.query_wait_timeout,
+        connect_timeout: config.topology.connect_timeout,
+        ..pool::Settings::default()
+    }
+}
+
+fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics) -> Shared {
+    let (monitor, metrics) = (monitor.clone(), metrics.clone());
+    Shared {
+        settings: session::Settings {
+            hold_timeout: config.hold.timeout,
+            hold_count_max: usize::try_from(config.hold.max_count).unwrap_or(usize::MAX),
+            hold_bytes_max: usize::try_from(config.hold.max_bytes).unwrap_or(usize::MAX),
+            retry_attempts: usize::try_from(config.retry.attempts).unwrap_or(usize::MAX),
+            standby_stall_timeout: config.retry.standby_stall_timeout,
+            routing: route::Settings::clone(&config.routing),
+        },
+        suspect: Arc::new(move |node, cause| {
+            let why = match cause {
+                SuspectCause::ConnectionLost => SuspectWhy::ConnectionBroke,
+                SuspectCause::ShutdownAnnounced => SuspectWhy::Shutdown,
+                SuspectCause::ReadOnly => SuspectWhy::ReadOnly,
+            };
+            monitor.suspect(node, why);
+        }),
+        held_count: AtomicUsize::new(0),
+        held_bytes: AtomicUsize::new(0),
+        record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
+    }
+}

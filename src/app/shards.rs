@@ -1,0 +1,351 @@
+//! The shards' threads: each takes clients, commands, mail and snapshots, and serves its sessions.
+//!
+//! Invariant: a shard's thread runs one current-thread runtime and never waits for another shard. Must not know: SQL.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::house::{House, ShardDoor};
+use crate::auth::Secret;
+use crate::classify::StandardConformingStrings;
+use crate::client::{self, LoggedIn, Outcome};
+use crate::net;
+use crate::pool::{self, Mail, Pools, Registry};
+use crate::session::control::Control;
+use crate::session::driver::{Identity, Session};
+use crate::session::settings;
+use crate::session::shard::{Shard, Shared};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::ShardCounters;
+use crate::topology::model::{Epoch, NodeId, Snapshot};
+use crate::topology::monitor::{Fence, MonitorHandle};
+use crate::wire::reply::Report;
+use crate::wire::sqlstate as state;
+
+/// How often idle server connections are looked over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a shard is told.
+pub(super) enum Command {
+    /// A new client.
+    Client(std::net::TcpStream),
+    /// Cancel what that session does.
+    Cancel {
+        /// The session.
+        session: u64,
+    },
+    /// Sever connections to this node that are older than this epoch; then answer.
+    Fence {
+        /// The node.
+        node: NodeId,
+        /// The new epoch.
+        epoch: Epoch,
+        /// Done.
+        done: oneshot::Sender<()>,
+    },
+    /// End idle sessions, let transactions end, then stop.
+    Drain,
+}
+
+/// The running shards.
+pub(super) struct Shards {
+    ended: Vec<oneshot::Receiver<()>>,
+}
+
+/// One end of each shard's command channel.
+pub(super) type Commands = Vec<mpsc::UnboundedSender<Command>>;
+
+impl Shards {
+    /// The command channels of so many shards. Unbounded by type; bounded by `max_client_conn` and the cancel rate.
+    pub(super) fn channels(count: usize) -> (Commands, Vec<mpsc::UnboundedReceiver<Command>>) {
+        (0..count).map(|_| mpsc::unbounded_channel()).unzip()
+    }
+
+    /// Starts a thread for each.
+    pub(super) fn start(
+        commands: Vec<mpsc::UnboundedReceiver<Command>>,
+        house: &Arc<House>,
+        shared: &Arc<Shared>,
+        pool_settings: &pool::Settings,
+        metrics: &Metrics,
+        monitor: &MonitorHandle,
+    ) -> std::io::Result<Self> {
+        let (registry, mailboxes) = Registry::new(commands.len());
+        let mut ended = Vec::new();
+        for (number, (commands, mail)) in commands.into_iter().zip(mailboxes).enumerate() {
+            let (end, end_receiver) = oneshot::channel();
+            ended.push(end_receiver);
+            let thread = ShardThread {
+                number,
+                commands,
+                mail,
+                house: Arc::clone(house),
+                shared: Arc::clone(shared),
+                pool_settings: pool_settings.clone(),
+                registry: Arc::clone(&registry),
+                counters: metrics.shard(number).unwrap_or_default(),
+                snapshots: monitor.snapshots.clone(),
+            };
+            std::thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
+                thread.run();
+                // Nobody may be waiting any more.
+                let _ = end.send(());
+            })?;
+        }
+        Ok(Self { ended })
+    }
+
+    /// Waits until every shard has ended.
+    pub(super) async fn ended(self) {
+        for end in self.ended {
+            // An error means that the thread is gone.
+            let _ = end.await;
+        }
+    }
+}
+
+struct ShardThread {
+    number: usize,
+    commands: mpsc::UnboundedReceiver<Command>,
+    mail: mpsc::UnboundedReceiver<Mail>,
+    house: Arc<House>,
+    shared: Arc<Shared>,
+    pool_settings: pool::Settings,
+    registry: Arc<Registry>,
+    counters: Arc<ShardCounters>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl ShardThread {
+    fn run(self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(shard = self.number, %error, "cannot make the shard's runtime");
+                return;
+            }
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, self.serve());
+    }
+
+    async fn serve(mut self) {
+        let pools = Pools::new(
+            self.number,
+            self.pool_settings.clone(),
+            Arc::clone(&self.registry),
+            Arc::clone(&self.counters),
+        );
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let shard = Shard::new(
+            self.number,
+            Arc::clone(&self.shared),
+            pools,
+            Arc::clone(&self.counters),
+            Arc::clone(&snapshot),
+        );
+        shard.publish(snapshot);
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            tokio::select! {
+                biased;
+                changed = self.snapshots.changed() => match changed {
+                    Ok(()) => {
+                        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+                        shard.publish(snapshot);
+                    }
+                    Err(_) => return,
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(&shard, command),
+                    None => return,
+                },
+                Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
+                _ = sweep.tick() => {
+                    shard.pools.sweep(Instant::now());
+                    if shard.draining.get() && shard.session_count() == 0 {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn command(&self, shard: &Rc<Shard>, command: Command) {
+        match command {
+            Command::Client(stream) => self.take_in(shard, stream),
+            Command::Cancel { session } => shard.cancel(session),
+            Command::Fence { node, epoch, done } => {
+                shard.pools.fence(node, epoch);
+                // The monitor does not wait for ever.
+                let _ = done.send(());
+            }
+            Command::Drain => shard.drain(),
+        }
+    }
+
+    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream) {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a client in");
+                return;
+            }
+        };
+        let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
+        tokio::task::spawn_local(client_task(shard, house, stream));
+    }
+}
+
+/// One client, from its first byte to its last.
+async fn client_task(shard: Rc<Shard>, house: Arc<House>, stream: TcpStream) {
+    // Fails only on a socket that is closed already.
+    let _ = net::tune_client(&stream);
+    shard.counters.clients_total.inc();
+    let client = Rc::new(stream);
+    let control = Control::new(&client);
+    control.idle.set(false);
+    let session = shard.enter(Rc::clone(&control));
+    if let Some((identity, process_id, early)) = Box::pin(log_in(&shard, &house, &client, session)).await {
+        Box::pin(Session::new(&shard, client, control, session, identity).serve(early)).await;
+        house.leave(process_id);
+    }
+    shard.leave(session);
+}
+
+async fn log_in(
+    shard: &Rc<Shard>,
+    house: &Arc<House>,
+    client: &Rc<TcpStream>,
+    session: u64,
+) -> Option<(Identity, i32, Vec<u8>)> {
+    let door = ShardDoor { house, shard: shard.number, session };
+    match tokio::time::timeout(house.login_timeout, client::login(client, &door)).await {
+        Ok(Ok(Outcome::In(logged_in))) => {
+            let LoggedIn { request, startup, keys, parameters, process_id, early } = *logged_in;
+            let identity = Identity {
+                user: request.user.as_str().into(),
+                database: request.database.as_str().into(),
+                secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
+                settings: settings::from_startup(&startup).unwrap_or_default(),
+                strings: strings(&parameters),
+                opaque_encoding: opaque_encoding(&parameters),
+            };
+            return Some((identity, process_id, early));
+        }
+        Ok(Ok(Outcome::Refused)) => shard.counters.logins_failed.inc(),
+        Ok(Ok(Outcome::Over) | Err(_)) => {}
+        Err(_) => {
+            shard.counters.logins_failed.inc();
+            let mut out = Vec::new();
+            Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: the login was not completed in time")
+                .detail("Either the client did not answer, or no server could be asked.")
+                .put(&mut out);
+            // Best effort: the client may not be reading.
+            let _ = client.try_write(&out);
+        }
+    }
+    None
+}
+
+fn parameter<'p>(parameters: &'p [(String, String)], name: &str) -> &'p str {
+    parameters.iter().find(|(other, _)| other == name).map_or("", |(_, value)| value.as_str())
+}
+
+fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
+    if parameter(parameters, "standard_conforming_strings") == "off" {
+        StandardConformingStrings::Off
+    } else {
+        StandardConformingStrings::On
+    }
+}
+
+/// Encodings in which a byte of a longer character can look like ASCII: only clients use them, servers can't.
+fn opaque_encoding(parameters: &[(String, String)]) -> bool {
+    let encoding = parameter(parameters, "client_encoding");
+    ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"].contains(&encoding)
+}
+
+/// Accepts clients and hands them out to the shards in turn.
+pub(super) async fn accept(
+    listeners: Vec<TcpListener>,
+    commands: Commands,
+    metrics: Metrics,
+    clients_max: usize,
+) {
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let (commands, metrics) = (commands.clone(), metrics.clone());
+        accepting.spawn(async move {
+            let mut next = 0usize;
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let clients =
+                            metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs());
+                        if usize::try_from(clients).unwrap_or(usize::MAX) >= clients_max {
+                            too_many(&stream);
+                            continue;
+                        }
+                        next = next.wrapping_add(1);
+                        let shard = commands.get(next % commands.len().max(1));
+                        if let (Some(shard), Ok(stream)) = (shard, stream.into_std()) {
+                            // A shard that has ended drops the client.
+                            let _ = shard.send(Command::Client(stream));
+                        }
+                    }
+                    Err(error) => {
+                        // Out of file descriptors, most likely: give the others a moment to end.
+                        tracing::warn!(%error, "cannot accept a client");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+    }
+    while accepting.join_next().await.is_some() {}
+}
+
+fn too_many(stream: &TcpStream) {
+    let mut out = Vec::new();
+    Report::fatal(state::TOO_MANY_CONNECTIONS, "pgsteer: too many clients already")
+        .hint("Raise listen.max_client_conn.")
+        .put(&mut out);
+    // Best effort on a fresh socket.
+    let _ = stream.try_write(&out);
+}
+
+/// Severs connections on all shards before the monitor tells anybody of a new epoch.
+pub(super) struct ShardFence {
+    commands: Commands,
+}
+
+impl ShardFence {
+    pub(super) fn new(commands: Commands) -> Self {
+        Self { commands }
+    }
+}
+
+impl Fence for ShardFence {
+    fn fence(&self, old_primary: NodeId, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let waits: Vec<oneshot::Receiver<()>> = self
+            .commands
+            .iter()
+            .filter_map(|commands| {
+                let (done, wait) = oneshot::channel();
+                commands.send(Command::Fence { node: old_primary, epoch, done }).ok().map(|()| wait)
+            })
+            .collect();
+        Box::pin(async move {
+            for wait in waits {
+                // A shard that has ended holds no connections.
+                let _ = wait.await;
+            }
+        })
+    }
+}
