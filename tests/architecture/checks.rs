@@ -178,7 +178,7 @@ pub fn breaches_of_purity(source: &Source, pure: &[&str]) -> Vec<String> {
     let path = source.path.trim_end_matches(".rs");
     let is_pure =
         |entry: &&str| path.strip_prefix(*entry).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if !pure.iter().any(|entry| is_pure(&entry)) {
+    if !pure.iter().any(is_pure) {
         return Vec::new();
     }
     let found = (0..source.tokens.len()).flat_map(|index| {
