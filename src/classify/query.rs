@@ -415,7 +415,7 @@ impl Body {
             On if before == Distinct => Paren::Opens(Opened::DistinctOn, Clause::Expression),
             From | Lateral | Only => Paren::Opens(Opened::Group, inherited),
             Join if operand || is_join_prefix(before) => Paren::Opens(Opened::Group, inherited),
-            Like | Ilike | Escape | Overlaps => group(operand),
+            Like | Ilike | Overlaps => group(operand),
             Operator if operand => Paren::Opens(Opened::Operator, Clause::Expression),
             Over | Filter | Repeatable => group(name.after == Last::Close),
             Cube | Rollup if clause == Clause::GroupBy => {

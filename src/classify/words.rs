@@ -58,7 +58,8 @@ words! {
     To "to" Trailing "trailing" Transaction "transaction" Trim "trim" Truncate "truncate"
     Uncommitted "uncommitted" Union "union" Unlisten "unlisten" Update "update" Using "using" Vacuum "vacuum"
     Values "values" Varchar "varchar" Variadic "variadic" Varying "varying" Verbose "verbose" When "when"
-    Where "where" Window "window" With "with" Within "within" Work "work" Write "write" Xmlattributes "xmlattributes"
+    Where "where" Window "window" With "with" Within "within" Work "work" Write "write" Passing "passing"
+    Version "version" Document "document" Content "content" Ref "ref" Path "path" Value "value" First "first" Next "next" Rows "rows" Range "range" Groups "groups" Xmlattributes "xmlattributes"
     Xmlconcat "xmlconcat" Xmlelement "xmlelement" Xmlexists "xmlexists" Xmlforest "xmlforest"
     Xmlnamespaces "xmlnamespaces" Xmlparse "xmlparse" Xmlpi "xmlpi" Xmlroot "xmlroot"
     Xmlserialize "xmlserialize" Xmltable "xmltable" Zone "zone"
@@ -214,7 +215,8 @@ impl Word {
         )
     }
 
-    /// Words after which an operand has just ended: names, and keywords that stand for a value.
+    /// Words after which an operand has just ended: names, and keywords that stand for a value. Words that may be
+    /// followed by an expression somewhere in the grammar (`PASSING f(x)`, `FETCH FIRST f(x)`) are not among them.
     #[inline]
     pub(super) fn ends_operand(self) -> bool {
         use Word::*;
