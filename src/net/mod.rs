@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
 /// How long unacknowledged bytes may stay in flight before the kernel gives a server up (`TCP_USER_TIMEOUT`).
@@ -53,6 +54,19 @@ fn keepalive() -> TcpKeepalive {
 pub fn sever(stream: &TcpStream) {
     // An error means that the socket is gone already.
     let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Both);
+}
+
+/// Reads without waiting. A read that leaves room in `buffer` has emptied the socket (readiness is edge-triggered), so the
+/// next one costs no system call until something comes: without this, every message would cost one `recv` more.
+pub fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let count = stream.try_read(buffer)?;
+    if count > 0 && count < buffer.len() {
+        // Saying that the socket would block clears the readiness; that is all this call does.
+        let cleared: io::Result<()> =
+            stream.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+        debug_assert!(cleared.is_err(), "the closure never succeeds");
+    }
+    Ok(count)
 }
 
 /// Writes all of `bytes`, waiting where the socket is full. Not cancel-safe: a part may have been written.

@@ -232,7 +232,7 @@ impl Session {
 
     /// Reads what a held server says by itself; `Some` when it is gone.
     async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
-        match stream.try_read(answer.spare()) {
+        match net::try_read(stream, answer.spare()) {
             Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
             Ok(count) => answer.advance(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -275,7 +275,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::protocol("a message is larger than its buffer"))));
         }
         loop {
-            match self.client.try_read(window.spare()) {
+            match net::try_read(&self.client, window.spare()) {
                 Ok(0) => return Err(End::Client),
                 Ok(count) => {
                     window.advance(count);

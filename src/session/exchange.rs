@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::net;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
 use crate::wire::frame;
@@ -209,7 +210,7 @@ impl<'a> Exchange<'a> {
         if self.answer.spare().is_empty() {
             self.flush().await?;
         }
-        let count = match self.server.try_read(self.answer.spare()) {
+        let count = match net::try_read(self.server, self.answer.spare()) {
             Ok(0) => {
                 return Err(Ended::ServerLost {
                     cause: "The server closed the connection".to_owned(),
@@ -366,7 +367,7 @@ impl<'a> Exchange<'a> {
         if spare.is_empty() {
             return moved;
         }
-        match self.client.try_read(spare) {
+        match net::try_read(self.client, spare) {
             Ok(0) => {
                 self.client_ended = true;
                 true
