@@ -200,7 +200,8 @@ impl Pools {
             let (grant, granted) = oneshot::channel();
             pool.state.borrow_mut().wait(grant);
             self.ask_others(pool);
-            match tokio::time::timeout_at(deadline, granted).await {
+            let mut waiting = Waiting { pools: self, pool, granted };
+            match tokio::time::timeout_at(deadline, &mut waiting.granted).await {
                 Err(_) => return Err(LeaseError::TimedOut),
                 // The sender is only dropped when the node is fenced.
                 Ok(Err(_)) => return Err(LeaseError::Fenced),
@@ -329,6 +330,10 @@ impl Pools {
 
     fn make_room(&self, pool: &Pool) {
         pool.shared.open.fetch_sub(1, Ordering::AcqRel);
+        self.wake_next(pool);
+    }
+
+    fn wake_next(&self, pool: &Pool) {
         while let Some(waiter) = pool.state.borrow_mut().next_waiter() {
             if waiter.send(Grant::Retry).is_ok() {
                 break;
@@ -377,6 +382,24 @@ impl Pools {
     /// Idle connections on this shard.
     pub fn idle_count(&self) -> usize {
         self.by_key.borrow().values().map(|pool| pool.state.borrow().idle_count()).sum()
+    }
+}
+
+/// A place in the queue. Dropped with a connection in it (the session was cancelled just then), it passes that on.
+struct Waiting<'a> {
+    pools: &'a Rc<Pools>,
+    pool: &'a Rc<Pool>,
+    granted: oneshot::Receiver<Grant>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.granted.close();
+        match self.granted.try_recv() {
+            Ok(Grant::Server(server)) => self.pools.give(self.pool, server),
+            Ok(Grant::Retry) => self.pools.wake_next(self.pool),
+            Err(_) => {}
+        }
     }
 }
 

@@ -67,9 +67,19 @@ pub(super) struct Attached {
     pub(super) node: NodeId,
     pub(super) side: Side,
     /// An extended batch is under way whose replies have not all come.
-    pub(super) batch: Option<Box<(Answer, Journal)>>,
+    pub(super) batch: Option<Box<Batch>>,
     /// Must be closed, not reused.
     pub(super) spoiled: bool,
+}
+
+/// An extended batch under way.
+pub(super) struct Batch {
+    pub(super) answer: Answer,
+    pub(super) journal: Journal,
+    /// A COMMIT is among what was sent.
+    pub(super) commits: bool,
+    /// All that was sent only reads.
+    pub(super) repeatable: bool,
 }
 
 /// One client's session.
@@ -191,7 +201,9 @@ impl Session {
         if self.shard.draining.get() && !matches!(self.transaction, Transaction::Deferred { .. }) {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
-        self.control.idle.set(true);
+        // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
+        self.control.idle.set(!matches!(self.transaction, Transaction::Deferred { .. }));
+        self.control.cancel_waiting.set(false);
         let ready = self.client.readable().await;
         self.control.idle.set(false);
         ready.map_err(|_| End::Client)

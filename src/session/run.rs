@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::driver::{Attached, End, Flow, Session, UNIT_BYTES_MAX};
+use super::driver::{Attached, Batch, End, Flow, Session, UNIT_BYTES_MAX};
 use super::exchange::{Ended, Exchange, Goal, Rules, Through};
 use super::hold::Hold;
 use super::outcome;
@@ -174,7 +174,10 @@ impl Session {
             });
             let lease = match self.shard.pools.try_claim(&pool) {
                 Some(lease) => Ok(lease),
-                None => self.shard.pools.lease(&pool, &endpoint).await,
+                None => match self.wait_for_lease(&pool, &endpoint).await {
+                    Some(lease) => lease,
+                    None => return self.refuse(task, &outcome::cancelled()).await,
+                },
             };
             let error = match lease {
                 Ok(lease) => match self.accept_lease(lease, node, side, epoch) {
@@ -217,6 +220,27 @@ impl Session {
                         task.excluded.push(node);
                     } else if !self.hold(&mut hold, task).await? {
                         return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection of the pool; `None` when the client cancelled meanwhile.
+    async fn wait_for_lease(
+        &self,
+        pool: &Rc<crate::pool::set::Pool>,
+        endpoint: &Endpoint,
+    ) -> Option<Result<crate::pool::Lease, LeaseError>> {
+        let lease = self.shard.pools.lease(pool, endpoint);
+        let mut lease = std::pin::pin!(lease);
+        loop {
+            tokio::select! {
+                biased;
+                lease = &mut lease => return Some(lease),
+                () = self.control.bell.notified() => {
+                    if self.control.cancel_waiting.replace(false) {
+                        return None;
                     }
                 }
             }
@@ -326,7 +350,12 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
         let fresh = attached.batch.is_none();
         let (mut answer, mut journal) = match attached.batch.take() {
-            Some(batch) => *batch,
+            Some(batch) => {
+                // What was sent of the batch before counts when it is lost now.
+                task.needs.commits |= batch.commits;
+                task.needs.repeatable &= batch.repeatable;
+                (batch.answer, batch.journal)
+            }
             None => (Answer::new(self.shard.buffers.take()), Journal::default()),
         };
         let mut out = self.shard.take_scratch();
@@ -471,7 +500,8 @@ impl Session {
                     self.transaction = Transaction::Open;
                 }
                 self.note_pin(task);
-                attached.batch = Some(Box::new((answer, journal)));
+                let Needs { commits, repeatable, .. } = task.needs;
+                attached.batch = Some(Box::new(Batch { answer, journal, commits, repeatable }));
                 self.attached = Some(attached);
                 Ok(Tried::Over)
             }

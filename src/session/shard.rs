@@ -26,6 +26,9 @@ use crate::topology::model::{Epoch, NodeId, Snapshot};
 /// Shapes remembered because a standby refused them.
 const LEARNED_MAX: usize = 10_000;
 
+/// Held sessions look at an unchanged picture at most this often.
+const BELL_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Tells the monitor that a node is doubted, and why.
 pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
 
@@ -79,6 +82,7 @@ pub struct Shard {
     /// No new work.
     pub draining: Cell<bool>,
     last_primary: Cell<Option<(NodeId, Epoch)>>,
+    last_bell: Cell<Instant>,
     sessions: RefCell<HashMap<u64, Rc<Control>>>,
     next_session: Cell<u64>,
     settings: RefCell<HashMap<Vec<(String, String)>, Rc<StartupSettings>>>,
@@ -108,6 +112,7 @@ impl Shard {
             learned: RefCell::default(),
             draining: Cell::new(false),
             last_primary: Cell::default(),
+            last_bell: Cell::new(Instant::now()),
             sessions: RefCell::default(),
             next_session: Cell::new(1),
             settings: RefCell::default(),
@@ -126,8 +131,20 @@ impl Shard {
             self.last_primary.set(Some((primary.node, snapshot.epoch)));
         }
         let version = snapshot.version;
-        *self.snapshot.borrow_mut() = snapshot;
-        self.snapshot_changed.send_replace(version);
+        let before = self.snapshot.replace(snapshot);
+        // Rounds come every few milliseconds during an outage: held sessions are woken when something has changed for them,
+        // and now and then in case a bound has moved.
+        let changed = {
+            let now = self.snapshot.borrow();
+            before.epoch != now.epoch
+                || before.primary.map(|view| view.node) != now.primary.map(|view| view.node)
+                || before.nodes.iter().map(|node| node.role).ne(now.nodes.iter().map(|node| node.role))
+        };
+        let now = Instant::now();
+        if changed || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
+            self.last_bell.set(now);
+            self.snapshot_changed.send_replace(version);
+        }
     }
 
     /// The snapshot in force.
