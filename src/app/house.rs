@@ -27,6 +27,9 @@ use crate::wire::startup::Startup;
 /// Cached welcomes and verifiers; more than this and the cache starts anew.
 const CACHED_MAX: usize = 4096;
 
+/// Auth queries under way at a time: a storm of logins must not become one of server connections.
+const ASKING_MAX: usize = 4;
+
 /// How long reported parameters are believed (ALTER ROLE ... SET changes them).
 const PARAMETERS_TTL: Duration = Duration::from_secs(60);
 
@@ -45,6 +48,7 @@ pub(super) struct House {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     commands: Vec<mpsc::UnboundedSender<Command>>,
     control: tokio::runtime::Handle,
+    asking: tokio::sync::Semaphore,
     verifiers: Mutex<HashMap<String, (Option<Verifier>, Instant)>>,
     parameters: Mutex<HashMap<WelcomeKey, (Parameters, Instant)>>,
     cancel_keys: Mutex<HashMap<i32, CancelEntry>>,
@@ -96,6 +100,7 @@ impl House {
             snapshots,
             commands,
             control,
+            asking: tokio::sync::Semaphore::new(ASKING_MAX),
             verifiers: Mutex::default(),
             parameters: Mutex::default(),
             cancel_keys: Mutex::default(),
@@ -156,6 +161,7 @@ impl House {
     /// Runs the auth query on the first node that answers.
     async fn ask(&self, user: &str) -> Result<Option<Verifier>, String> {
         let mut last = "No node answers.".to_owned();
+        let Ok(_turn) = self.asking.acquire().await else { return Err(last) };
         for (_, address) in self.nodes() {
             let (login, query, user) = (self.login.clone(), self.query.clone(), user.to_owned());
             let timeout = self.connect_timeout;

@@ -161,6 +161,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics) -> Shared
             hold_count_max: usize::try_from(config.hold.max_count).unwrap_or(usize::MAX),
             hold_bytes_max: usize::try_from(config.hold.max_bytes).unwrap_or(usize::MAX),
             retry_attempts: usize::try_from(config.retry.attempts).unwrap_or(usize::MAX),
+            retry_buffer_bytes: usize::try_from(config.retry.buffer).unwrap_or(usize::MAX),
             standby_stall_timeout: config.retry.standby_stall_timeout,
             routing: route::Settings::clone(&config.routing),
         },

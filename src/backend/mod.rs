@@ -6,5 +6,6 @@
 pub mod cancel;
 pub mod connection;
 pub mod login;
+pub mod reset;
 
 pub use connection::{ConnectError, Endpoint, Server, open};

@@ -3,10 +3,10 @@
 //! Invariant: dropping a lease closes its connection; only `release` gives it back to the pool. Must not know: sessions.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::set::{Pool, Pools};
-use crate::backend::{ConnectError, Server};
+use crate::backend::{self, ConnectError, Server};
 
 /// Why a session gets no connection.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,15 @@ impl Lease {
             server.idle_since = now;
             self.pools.unregister(self.live);
             self.pools.give(&self.pool, server);
+        }
+    }
+
+    /// Has the server forget the session (`DISCARD ALL`), then gives it back; closes it if that fails.
+    pub async fn reset_and_release(mut self, timeout: Duration) {
+        let Some(server) = self.server.as_mut() else { return };
+        match tokio::time::timeout(timeout, backend::reset::reset(server)).await {
+            Ok(Ok(())) => self.release(Instant::now()),
+            Ok(Err(_)) | Err(_) => drop(self),
         }
     }
 }

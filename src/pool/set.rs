@@ -35,14 +35,23 @@ pub struct PoolKey {
 #[derive(Debug)]
 pub struct PoolShared {
     open: AtomicUsize,
+    /// By shard: idle connections.
     idle: Box<[AtomicUsize]>,
-    wanted: AtomicUsize,
+    /// By shard: sessions that wait.
+    waiting: Box<[AtomicUsize]>,
+    /// All sessions that wait.
+    waiting_total: AtomicUsize,
 }
 
 /// Mail from shard to shard.
 #[derive(Debug)]
 pub enum Mail {
-    /// A shard has waiters for this pool and may not open more.
+    /// There may be room to open a connection.
+    Retry {
+        /// The pool.
+        key: PoolKey,
+    },
+    /// A shard has waiters for this pool and may not open more; the receiver has an idle connection.
     Want {
         /// The pool.
         key: PoolKey,
@@ -93,7 +102,8 @@ impl Registry {
             Arc::new(PoolShared {
                 open: AtomicUsize::new(0),
                 idle: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
-                wanted: AtomicUsize::new(0),
+                waiting: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+                waiting_total: AtomicUsize::new(0),
             })
         }))
     }
@@ -120,8 +130,16 @@ pub struct Pool {
     key: PoolKey,
     shared: Arc<PoolShared>,
     state: RefCell<PoolState<Server, oneshot::Sender<Grant>>>,
-    /// Shards to which the next connections given back go.
-    owed: RefCell<Vec<usize>>,
+    /// Whose turn it is when sessions wait here and on other shards.
+    next_goes_away: Cell<bool>,
+}
+
+/// A leased connection, as far as fencing needs to know it.
+#[derive(Debug)]
+struct Leased {
+    node: NodeId,
+    opened: Epoch,
+    stream: Weak<TcpStream>,
 }
 
 /// A shard's pools.
@@ -132,7 +150,7 @@ pub struct Pools {
     registry: Arc<Registry>,
     counters: Arc<ShardCounters>,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>>>,
-    leased: RefCell<HashMap<u64, (NodeId, Epoch, Weak<TcpStream>)>>,
+    leased: RefCell<HashMap<u64, Leased>>,
     next_live: Cell<u64>,
 }
 
@@ -169,7 +187,7 @@ impl Pools {
             key: key.clone(),
             shared: self.registry.shared(key),
             state: RefCell::default(),
-            owed: RefCell::default(),
+            next_goes_away: Cell::new(false),
         });
         self.by_key.borrow_mut().insert(key.clone(), Rc::clone(&pool));
         pool
@@ -198,9 +216,9 @@ impl Pools {
                 return self.open(pool, endpoint).await;
             }
             let (grant, granted) = oneshot::channel();
+            let mut waiting = Waiting::enter(self, pool, granted);
             pool.state.borrow_mut().wait(grant);
             self.ask_others(pool);
-            let mut waiting = Waiting { pools: self, pool, granted };
             match tokio::time::timeout_at(deadline, &mut waiting.granted).await {
                 Err(_) => return Err(LeaseError::TimedOut),
                 // The sender is only dropped when the node is fenced.
@@ -239,18 +257,31 @@ impl Pools {
             .is_ok()
     }
 
+    /// Asks a shard that has an idle connection for it. Where none has, the next one given back on any shard comes here,
+    /// because this shard is counted as waiting.
     fn ask_others(&self, pool: &Pool) {
-        pool.shared.wanted.fetch_add(1, Ordering::AcqRel);
-        let shards = pool.shared.idle.len();
-        let idle_there = (0..shards)
-            .filter(|&shard| shard != self.shard)
-            .find(|&shard| pool.shared.idle.get(shard).is_some_and(|idle| idle.load(Ordering::Acquire) > 0));
-        for shard in (0..shards).filter(|&shard| shard != self.shard) {
-            if idle_there.is_none_or(|there| there == shard) {
-                // A shard that has ended has nothing to give.
-                let _ = self.registry.send(shard, Mail::Want { key: pool.key.clone(), shard: self.shard });
-            }
+        let idle_there = pool
+            .shared
+            .idle
+            .iter()
+            .enumerate()
+            .find(|(shard, idle)| *shard != self.shard && idle.load(Ordering::SeqCst) > 0);
+        if let Some((shard, _)) = idle_there {
+            // A shard that has ended has nothing to give.
+            let _ = self.registry.send(shard, Mail::Want { key: pool.key.clone(), shard: self.shard });
         }
+    }
+
+    /// Another shard on which sessions wait for this pool.
+    fn waiting_elsewhere(&self, pool: &Pool) -> Option<usize> {
+        if pool.shared.waiting_total.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let waiting = pool.shared.waiting.iter().enumerate();
+        waiting
+            .filter(|(shard, _)| *shard != self.shard)
+            .find(|(_, count)| count.load(Ordering::SeqCst) > 0)
+            .map(|it| it.0)
     }
 
     /// Takes mail from another shard.
@@ -259,18 +290,20 @@ impl Pools {
             Mail::Want { key, shard } => {
                 let pool = self.pool(&key);
                 let idle = pool.state.borrow_mut().claim();
-                match idle {
-                    Some(server) => {
-                        self.note_idle(&pool);
-                        self.hand_over(&pool, server, shard);
-                    }
-                    None => pool.owed.borrow_mut().push(shard),
+                if let Some(server) = idle {
+                    self.note_idle(&pool);
+                    self.hand_over(&pool, server, shard);
                 }
             }
+            Mail::Retry { key } => self.wake_next(&self.pool(&key)),
             Mail::Give { key, parts } => {
                 let pool = self.pool(&key);
                 match assemble(*parts, key.node) {
-                    Ok(server) => self.give(&pool, server),
+                    // Its prepared statements have the other shard's names: it forgets them before anybody gets it.
+                    Ok(server) => {
+                        let lease = self.leased(&pool, server);
+                        tokio::task::spawn_local(lease.reset_and_release(self.settings.connect_timeout));
+                    }
                     Err(_) => self.closed(&pool),
                 }
             }
@@ -291,7 +324,9 @@ impl Pools {
     fn leased(self: &Rc<Self>, pool: &Rc<Pool>, server: Server) -> Lease {
         let live = self.next_live.get();
         self.next_live.set(live + 1);
-        self.leased.borrow_mut().insert(live, (server.node, server.epoch, Rc::downgrade(&server.stream)));
+        let leased =
+            Leased { node: server.node, opened: server.epoch, stream: Rc::downgrade(&server.stream) };
+        self.leased.borrow_mut().insert(live, leased);
         Lease::new(server, Rc::clone(pool), Rc::clone(self), live)
     }
 
@@ -300,9 +335,9 @@ impl Pools {
     }
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Server) {
-        if pool.state.borrow().waiting_count() == 0 {
-            let owed = pool.owed.borrow_mut().pop();
-            if let Some(shard) = owed {
+        if let Some(shard) = self.waiting_elsewhere(pool) {
+            let nobody_here = pool.state.borrow().waiting_count() == 0;
+            if nobody_here || pool.next_goes_away.replace(!pool.next_goes_away.get()) {
                 self.hand_over(pool, server, shard);
                 return;
             }
@@ -321,6 +356,14 @@ impl Pools {
             }
         }
         self.note_idle(pool);
+        // A session elsewhere may have begun to wait between the look above and the note: one of the two sees the other.
+        if let Some(shard) = self.waiting_elsewhere(pool) {
+            let idle = pool.state.borrow_mut().claim();
+            if let Some(server) = idle {
+                self.note_idle(pool);
+                self.hand_over(pool, server, shard);
+            }
+        }
     }
 
     pub(super) fn closed(&self, pool: &Pool) {
@@ -330,7 +373,12 @@ impl Pools {
 
     fn make_room(&self, pool: &Pool) {
         pool.shared.open.fetch_sub(1, Ordering::AcqRel);
-        self.wake_next(pool);
+        if pool.state.borrow().waiting_count() > 0 {
+            self.wake_next(pool);
+        } else if let Some(shard) = self.waiting_elsewhere(pool) {
+            // A shard that has ended has no waiters.
+            let _ = self.registry.send(shard, Mail::Retry { key: pool.key.clone() });
+        }
     }
 
     fn wake_next(&self, pool: &Pool) {
@@ -343,14 +391,15 @@ impl Pools {
 
     fn note_idle(&self, pool: &Pool) {
         if let Some(idle) = pool.shared.idle.get(self.shard) {
-            idle.store(pool.state.borrow().idle_count(), Ordering::Release);
+            idle.store(pool.state.borrow().idle_count(), Ordering::SeqCst);
         }
     }
 
     /// Closes every connection to `node` opened before `epoch`, leased ones too: their sessions see the end at once.
     pub fn fence(&self, node: NodeId, epoch: Epoch) {
-        for (at, opened, stream) in self.leased.borrow().values() {
-            if let (true, Some(stream)) = (*at == node && *opened < epoch, stream.upgrade()) {
+        for leased in self.leased.borrow().values() {
+            let outdated = leased.node == node && leased.opened < epoch;
+            if let (true, Some(stream)) = (outdated, leased.stream.upgrade()) {
                 crate::net::sever(&stream);
             }
         }
@@ -392,8 +441,29 @@ struct Waiting<'a> {
     granted: oneshot::Receiver<Grant>,
 }
 
+impl<'a> Waiting<'a> {
+    fn enter(pools: &'a Rc<Pools>, pool: &'a Rc<Pool>, granted: oneshot::Receiver<Grant>) -> Self {
+        let waiting = Self { pools, pool, granted };
+        waiting.count(|count| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        waiting
+    }
+
+    fn count(&self, change: impl Fn(&AtomicUsize)) {
+        let shared = &self.pool.shared;
+        if let Some(here) = shared.waiting.get(self.pools.shard) {
+            change(here);
+        }
+        change(&shared.waiting_total);
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        self.count(|count| {
+            count.fetch_sub(1, Ordering::SeqCst);
+        });
         self.granted.close();
         match self.granted.try_recv() {
             Ok(Grant::Server(server)) => self.pools.give(self.pool, server),

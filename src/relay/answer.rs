@@ -21,7 +21,7 @@ pub enum Expect {
         /// Whether the client asked for it.
         forward: bool,
         /// The caller's number for it.
-        token: u16,
+        token: u32,
     },
     /// BindComplete.
     Bind,
@@ -34,8 +34,13 @@ pub enum Expect {
         /// Whether the client asked for it.
         forward: bool,
     },
-    /// Nothing comes from the server; these bytes are the reply.
-    Local(&'static [u8]),
+    /// Nothing comes from the server; these bytes are the reply. `token` is told back when an error skips it.
+    Local {
+        /// The reply.
+        reply: &'static [u8],
+        /// The caller's number for it.
+        token: u32,
+    },
     /// ReadyForQuery of a Sync.
     Sync,
 }
@@ -59,8 +64,16 @@ pub enum Event {
     Settled,
 }
 
+/// What becomes of the rest of a frame larger than the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    PassOn,
+    KeepBack,
+}
+
 /// The state of one answer.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts noted while scanning, not states")]
 pub struct Answer {
     bytes: Box<[u8]>,
     /// First byte to pass on.
@@ -74,9 +87,11 @@ pub struct Answer {
     /// Bytes of a frame larger than the buffer that are still to come.
     body_left: usize,
     expect: VecDeque<Expect>,
-    failed_parses: Vec<u16>,
+    failed_parses: Vec<u32>,
     own_close_failed: bool,
     deallocated: bool,
+    /// What becomes of the `body_left` bytes of a large frame.
+    tail: Tail,
     preamble_error: Option<Vec<u8>>,
     rows_begun: bool,
     discarding: bool,
@@ -97,6 +112,7 @@ impl Answer {
             failed_parses: Vec::new(),
             own_close_failed: false,
             deallocated: false,
+            tail: Tail::PassOn,
             preamble_error: None,
             rows_begun: false,
             discarding: false,
@@ -119,8 +135,8 @@ impl Answer {
         self.last_status
     }
 
-    /// Tokens of Parse messages that the server did not carry out.
-    pub fn failed_parses(&mut self) -> &mut Vec<u16> {
+    /// Tokens of Parse messages that the server did not carry out, and of local replies that an error skipped.
+    pub fn failed_parses(&mut self) -> &mut Vec<u32> {
         &mut self.failed_parses
     }
 
@@ -157,17 +173,17 @@ impl Answer {
         self.end = (self.end + count).min(self.bytes.len());
     }
 
-    /// Bytes ready for the client: first these, then those.
-    pub fn ready(&self) -> (&[u8], &[u8]) {
-        (&self.ahead, self.bytes.get(self.start..self.scanned).unwrap_or_default())
+    /// Bytes have come that are not scanned yet.
+    pub fn has_unscanned(&self) -> bool {
+        self.scanned < self.end
     }
 
-    /// Something is ready for the client.
-    pub fn has_ready(&self) -> bool {
-        !self.ahead.is_empty() || self.start < self.scanned
+    /// How many bytes are ready for the client.
+    pub fn ready_bytes(&self) -> usize {
+        self.ahead.len() + (self.scanned - self.start)
     }
 
-    /// Both parts of `ready` as one slice; joins them when there are two.
+    /// The bytes that are ready for the client, as one slice.
     pub fn ready_joined(&mut self) -> &[u8] {
         if self.ahead.is_empty() {
             return self.bytes.get(self.start..self.scanned).unwrap_or_default();
@@ -176,7 +192,7 @@ impl Answer {
         &self.ahead
     }
 
-    /// All of `ready` was passed on.
+    /// All that was ready was passed on.
     pub fn passed_on(&mut self) {
         self.ahead.clear();
         self.start = self.scanned;
@@ -185,19 +201,6 @@ impl Answer {
     /// In the middle of a frame larger than the buffer, part of which was passed on: no message can be put in here.
     pub fn inside_frame(&self) -> bool {
         self.body_left > 0
-    }
-
-    /// Forgets what is ready and all that is expected: the caller answers the client itself.
-    pub fn abandon(&mut self) {
-        self.passed_on();
-        self.start = self.end;
-        self.scanned = self.end;
-        self.body_left = 0;
-        self.discarding = false;
-        let expected: Vec<Expect> = self.expect.drain(..).collect();
-        for reply in expected {
-            self.note_failed(reply);
-        }
     }
 
     /// Appends bytes of pgsteer's own for the client, after all that is ready.
@@ -223,7 +226,7 @@ impl Answer {
     }
 
     /// Scans on to the next thing that needs a decision.
-    pub fn next(&mut self) -> Result<Event, LengthError> {
+    pub fn scan(&mut self) -> Result<Event, LengthError> {
         loop {
             if self.body_left > 0 {
                 let part = self.body_left.min(self.end - self.scanned);
@@ -341,7 +344,7 @@ impl Answer {
 
     fn note_failed(&mut self, reply: Expect) {
         match reply {
-            Expect::Parse { token, .. } => self.failed_parses.push(token),
+            Expect::Parse { token, .. } | Expect::Local { token, .. } => self.failed_parses.push(token),
             Expect::Close { forward: false } => self.own_close_failed = true,
             _ => {}
         }
@@ -379,7 +382,7 @@ impl Answer {
     }
 
     fn put_in_local(&mut self) {
-        while let Some(&Expect::Local(bytes)) = self.expect.front() {
+        while let Some(&Expect::Local { reply: bytes, .. }) = self.expect.front() {
             self.expect.pop_front();
             if !self.discarding {
                 self.put_in(bytes);
@@ -395,12 +398,13 @@ impl Answer {
         }
         let here = frame_bytes.min(self.end - self.scanned);
         self.body_left = frame_bytes - here;
+        self.tail = Tail::PassOn;
         self.pass(here);
     }
 
     fn pass(&mut self, count: usize) {
         self.scanned += count;
-        if self.discarding {
+        if self.discarding || self.tail == Tail::KeepBack {
             self.start = self.scanned;
         }
     }
@@ -411,6 +415,7 @@ impl Answer {
         self.scanned += here;
         self.start = self.scanned;
         self.body_left = frame_bytes - here;
+        self.tail = Tail::KeepBack;
     }
 
     /// Moves what is ready out of the buffer, because a gap follows.
@@ -455,7 +460,7 @@ mod tests {
     fn a_plain_answer_passes_untouched() {
         let bytes = frames(&[(b'T', b"x"), (b'D', b"row"), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
         let mut answer = answer(&[Expect::Simple], &bytes);
-        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         assert_eq!(answer.ready_joined(), bytes);
     }
 
@@ -465,7 +470,7 @@ mod tests {
         let own = frames(&[(b'T', b"x"), (b'C', b"SELECT 1\0"), (b'Z', b"T")]);
         bytes.extend_from_slice(&own);
         let mut answer = answer(&[Expect::Preamble, Expect::Simple], &bytes);
-        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::InTransaction)));
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::InTransaction)));
         assert_eq!(answer.ready_joined(), own);
     }
 
@@ -473,15 +478,15 @@ mod tests {
     fn local_replies_stand_where_they_belong() {
         let bytes = frames(&[(b'1', b""), (b'2', b""), (b'C', b"SELECT 0\0"), (b'Z', b"I")]);
         let expected = [
-            Expect::Local(reply::PARSE_COMPLETE),
+            Expect::Local { reply: reply::PARSE_COMPLETE, token: 9 },
             Expect::Parse { forward: false, token: 0 },
             Expect::Bind,
-            Expect::Local(reply::CLOSE_COMPLETE),
+            Expect::Local { reply: reply::CLOSE_COMPLETE, token: 9 },
             Expect::Execute,
             Expect::Sync,
         ];
         let mut answer = answer(&expected, &bytes);
-        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         let seen = frames(&[(b'1', b""), (b'2', b""), (b'3', b""), (b'C', b"SELECT 0\0"), (b'Z', b"I")]);
         assert_eq!(answer.ready_joined(), seen);
     }
@@ -492,15 +497,15 @@ mod tests {
         let expected = [
             Expect::Parse { forward: true, token: 7 },
             Expect::Bind,
-            Expect::Local(reply::CLOSE_COMPLETE),
+            Expect::Local { reply: reply::CLOSE_COMPLETE, token: 9 },
             Expect::Sync,
         ];
         let mut answer = answer(&expected, &bytes);
-        assert!(matches!(answer.next(), Ok(Event::Error(_))));
+        assert!(matches!(answer.scan(), Ok(Event::Error(_))));
         answer.accept();
-        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         assert_eq!(answer.ready_joined(), bytes);
-        assert_eq!(answer.failed_parses(), &[7]);
+        assert_eq!(answer.failed_parses(), &[7, 9]);
     }
 
     /// C05: what was held back of a cancelled read never reaches the client.
@@ -508,9 +513,9 @@ mod tests {
     fn a_discarded_error_takes_its_answer_with_it() {
         let bytes = frames(&[(b'T', b"x"), (b'D', b"row"), (b'E', b"C40001\0\0"), (b'Z', b"I")]);
         let mut answer = answer(&[Expect::Simple], &bytes);
-        assert!(matches!(answer.next(), Ok(Event::Error(_))));
+        assert!(matches!(answer.scan(), Ok(Event::Error(_))));
         answer.discard();
-        assert_eq!(answer.next(), Ok(Event::Complete(TransactionStatus::Idle)));
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         assert!(answer.ready_joined().is_empty());
     }
 
@@ -528,7 +533,7 @@ mod tests {
             spare[..count].copy_from_slice(&rest[..count]);
             rest = &rest[count..];
             answer.advance(count);
-            let event = answer.next().unwrap();
+            let event = answer.scan().unwrap();
             seen.extend_from_slice(answer.ready_joined());
             answer.passed_on();
             if let Event::Complete(_) = event {

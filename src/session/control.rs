@@ -22,6 +22,9 @@ pub struct Control {
     pub runs_at: RefCell<Option<Rc<CancelKey>>>,
     /// A cancel was sent to the server connection held now: it is not reused.
     pub cancel_sent: Cell<bool>,
+    /// A BEGIN that was put off is on its way: a cancel must not hit it, or the statement behind it would run outside of the
+    /// transaction.
+    pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,
     /// Rings when `cancel_waiting` is set.
@@ -36,6 +39,7 @@ impl Control {
             idle: Cell::new(true),
             runs_at: RefCell::default(),
             cancel_sent: Cell::new(false),
+            begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
             bell: Notify::new(),
         })

@@ -70,9 +70,12 @@ pub(super) struct Attached {
     pub(super) batch: Option<Box<Batch>>,
     /// Must be closed, not reused.
     pub(super) spoiled: bool,
+    /// Code ran on it whose effects on the session are not known: reset before anybody else gets it.
+    pub(super) unseen: bool,
 }
 
 /// An extended batch under way.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about what was sent")]
 pub(super) struct Batch {
     pub(super) answer: Answer,
     pub(super) journal: Journal,
@@ -80,6 +83,8 @@ pub(super) struct Batch {
     pub(super) commits: bool,
     /// All that was sent only reads.
     pub(super) repeatable: bool,
+    /// An error came: the server ignores everything up to Sync.
+    pub(super) failed: bool,
 }
 
 /// One client's session.
@@ -96,6 +101,8 @@ pub struct Session {
     pub(super) pins: Vec<PinReason>,
     pub(super) attached: Option<Attached>,
     pub(super) skip_to_sync: bool,
+    /// A COMMIT was bound in this transaction: a portal bound earlier may be it.
+    pub(super) commit_bound: bool,
 }
 
 impl Session {
@@ -121,6 +128,7 @@ impl Session {
             pins: Vec::new(),
             attached: None,
             skip_to_sync: false,
+            commit_bound: false,
         }
     }
 
@@ -218,6 +226,18 @@ impl Session {
         let Some(stream) = attached.lease.server().map(|server| Rc::clone(&server.stream)) else {
             return Ok(());
         };
+        let between = matches!(self.transaction, Transaction::None);
+        if between && self.shard.draining.get() {
+            return Err(End::Told(Box::new(outcome::shutting_down())));
+        }
+        self.control.idle.set(between);
+        let waited = self.wait_beside(&stream).await;
+        self.control.idle.set(false);
+        waited
+    }
+
+    /// Waits for the client, passing on what the held server says by itself.
+    async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
         loop {
             let mut server_ready = false;
             std::future::poll_fn(|context| {
@@ -233,7 +253,7 @@ impl Session {
                 return Ok(());
             }
             let mut answer = Answer::new(self.shard.buffers.take());
-            let result = self.unsolicited(&stream, &mut answer).await;
+            let result = self.unsolicited(stream, &mut answer).await;
             self.shard.buffers.give(answer.into_bytes());
             match result? {
                 None => {}
@@ -242,35 +262,52 @@ impl Session {
         }
     }
 
-    /// Reads what a held server says by itself; `Some` when it is gone.
+    /// Reads what a held server says by itself, to the end of a message; `Some` when it is gone.
     async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
-        match net::try_read(stream, answer.spare()) {
-            Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
-            Ok(count) => answer.advance(count),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
-        }
         loop {
-            match answer.next() {
-                Ok(Event::Error(fields)) if fields.ends_session => {
-                    return Ok(Some(format!("The server said: {}", reply::error_message(answer.body()))));
+            match net::try_read(stream, answer.spare()) {
+                Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
+                Ok(count) => answer.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !answer.has_unscanned() {
+                        return Ok(None);
+                    }
+                    // Half a message: the rest is on its way.
+                    if let Err(error) = stream.readable().await {
+                        return Ok(Some(format!("The connection to the server failed: {error}")));
+                    }
+                    continue;
                 }
-                Ok(Event::Notice(fields))
-                    if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) =>
-                {
-                    return Ok(Some(format!("The server said: {}", reply::error_message(answer.body()))));
-                }
-                Ok(Event::Error(_) | Event::Notice(_) | Event::ParameterStatus) => answer.accept(),
-                Ok(Event::Settled | Event::Complete(_)) => break,
-                Ok(Event::NeedMore | Event::CopyIn) => {
-                    return Ok(Some("The server sent something out of turn".to_owned()));
-                }
-                Err(error) => return Ok(Some(error.to_string())),
+                Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
             }
+            if let Some(cause) = Self::scan_unsolicited(answer) {
+                return Ok(Some(cause));
+            }
+            net::write_all(&self.client, answer.ready_joined()).await.map_err(|_| End::Client)?;
+            answer.passed_on();
         }
-        net::write_all(&self.client, answer.ready_joined()).await.map_err(|_| End::Client)?;
-        answer.passed_on();
-        Ok(None)
+    }
+
+    fn scan_unsolicited(answer: &mut Answer) -> Option<String> {
+        loop {
+            let event = match answer.scan() {
+                Ok(event) => event,
+                Err(error) => return Some(error.to_string()),
+            };
+            let ends = match event {
+                Event::Error(fields) => fields.ends_session,
+                Event::Notice(fields) => {
+                    matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
+                }
+                Event::ParameterStatus => false,
+                Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
+                Event::CopyIn => return Some("The server sent something out of turn".to_owned()),
+            };
+            if ends {
+                return Some(format!("The server said: {}", reply::error_message(answer.body())));
+            }
+            answer.accept();
+        }
     }
 
     fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
@@ -328,6 +365,20 @@ impl Session {
             }
             return Ok(());
         }
+        self.control.cancel_waiting.set(false);
+        let failed =
+            self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed));
+        let bytes = if failed {
+            // As the server would: nothing but the Sync counts.
+            let ignored = if kind == Kind::Synced { bytes - reply::SYNC.len() } else { bytes };
+            window.consume(ignored);
+            if kind != Kind::Synced {
+                return Ok(());
+            }
+            reply::SYNC.len()
+        } else {
+            bytes
+        };
         let in_batch = self.attached.as_ref().is_some_and(|attached| attached.batch.is_some());
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
@@ -351,6 +402,12 @@ impl Session {
         let mut needs = unit::needs(unit, &self.names, self.identity.strings);
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
             needs.need = Need::Primary;
+            needs.repeatable = false;
+        }
+        if needs.earlier_portal {
+            needs.need = Need::Primary;
+            needs.repeatable = false;
+            needs.commits |= self.commit_bound;
         }
         if self.shard.shared.settings.routing.mode == Mode::Primary {
             needs.need = Need::Primary;

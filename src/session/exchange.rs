@@ -27,8 +27,6 @@ pub enum Rules {
     PassOn,
     /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
     ReadOnStandby,
-    /// A read outside of a transaction on the primary: held back.
-    ReadOnPrimary,
     /// The first statement of a transaction, or a write outside of one, on a connection that was last known to be in
     /// recovery: a 25006 may mean that this is no primary.
     FirstOnDoubtful,
@@ -89,6 +87,7 @@ pub enum Through {
 }
 
 /// The two ends and what is between them.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts noted on the way, not states")]
 pub struct Exchange<'a> {
     /// The client.
     pub client: &'a TcpStream,
@@ -110,6 +109,8 @@ pub struct Exchange<'a> {
     pub goal: Goal,
     /// The unit is extended: COPY is followed by a Sync.
     pub extended: bool,
+    /// How much of a retriable answer is held back.
+    pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
     pub stall_timeout: Option<Duration>,
     /// What the server last said of `in_hot_standby`.
@@ -126,6 +127,12 @@ pub struct Exchange<'a> {
     pub passed_bytes: u64,
     refused: Option<SqlState>,
     client_ended: bool,
+    /// ReadyForQuery has come; the rest of a frame, or what the server said behind it, is still to be dealt with.
+    finishing: Option<TransactionStatus>,
+    /// The server said goodbye behind its answer.
+    pub server_ended: bool,
+    /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
+    pub on_begun: Option<&'a dyn Fn()>,
 }
 
 impl<'a> Exchange<'a> {
@@ -148,6 +155,7 @@ impl<'a> Exchange<'a> {
             rules: Rules::PassOn,
             goal: Goal::Ready,
             extended: false,
+            hold_back_bytes: usize::MAX,
             stall_timeout: None,
             in_hot_standby,
             sent: 0,
@@ -157,6 +165,9 @@ impl<'a> Exchange<'a> {
             passed_bytes: 0,
             refused: None,
             client_ended: false,
+            finishing: None,
+            server_ended: false,
+            on_begun: None,
         }
     }
 
@@ -173,7 +184,19 @@ impl<'a> Exchange<'a> {
             }
             match self.pull().await {
                 Ok(pulled) => moved |= pulled,
+                // The answer is complete; that the server ends behind it is the next statement's matter.
+                Err(Ended::ServerLost { .. }) if self.finishing.is_some() => {
+                    self.server_ended = true;
+                    return Ended::Complete(self.finishing.unwrap_or_default());
+                }
                 Err(ended) => return ended,
+            }
+            if let Some(status) = self.finishing
+                && self.out.is_empty()
+                && self.through == Through::Nothing
+                && !self.answer.has_unscanned()
+            {
+                return Ended::Complete(status);
             }
             if !moved {
                 moved = self.take_client();
@@ -225,7 +248,7 @@ impl<'a> Exchange<'a> {
         loop {
             let event = self
                 .answer
-                .next()
+                .scan()
                 .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
@@ -243,12 +266,22 @@ impl<'a> Exchange<'a> {
                     self.flush().await?;
                 }
                 Event::Complete(status) => {
-                    self.through = Through::Nothing;
                     if let Some(code) = self.refused {
                         return Err(Ended::Refused(code));
                     }
                     self.flush().await?;
-                    return Err(Ended::Complete(status));
+                    self.through = match self.through {
+                        // The COPY failed in the middle of a frame: server and client must both get to its end.
+                        Through::Copy { left, .. } | Through::Frame { left } if left > 0 => {
+                            Through::Frame { left }
+                        }
+                        _ => Through::Nothing,
+                    };
+                    if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned()
+                    {
+                        return Err(Ended::Complete(status));
+                    }
+                    self.finishing = Some(status);
                 }
                 Event::Settled => {
                     if self.goal == Goal::Settled {
@@ -259,15 +292,25 @@ impl<'a> Exchange<'a> {
                 }
             }
         }
+        self.note_begun();
         if !self.holds_back() {
             self.flush().await?;
         }
         Ok(true)
     }
 
+    fn note_begun(&mut self) {
+        if self.answer.last_status().is_some()
+            && let Some(begun) = self.on_begun.take()
+        {
+            begun();
+        }
+    }
+
     fn holds_back(&self) -> bool {
-        matches!(self.rules, Rules::ReadOnStandby | Rules::ReadOnPrimary)
+        self.rules == Rules::ReadOnStandby
             && !self.delivered
+            && self.answer.ready_bytes() < self.hold_back_bytes
             && self.through == Through::Nothing
     }
 
@@ -296,7 +339,7 @@ impl<'a> Exchange<'a> {
     /// Whether this error, first of its answer, means "not here" rather than "wrong".
     fn is_refusal(&self, code: SqlState) -> bool {
         match self.rules {
-            Rules::PassOn | Rules::ReadOnPrimary => false,
+            Rules::PassOn => false,
             Rules::ReadOnStandby => {
                 matches!(
                     code,

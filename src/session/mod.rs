@@ -32,8 +32,10 @@ pub struct Settings {
     pub hold_count_max: usize,
     /// Most bytes of statements held at a time, over all shards.
     pub hold_bytes_max: usize,
-    /// Most nodes tried for one read.
+    /// How often a read is run again; the last time on the primary.
     pub retry_attempts: usize,
+    /// How much of a retriable answer is held back; at most the relay buffer's 64 KiB.
+    pub retry_buffer_bytes: usize,
     /// How long a client may leave a standby's answer unread.
     pub standby_stall_timeout: Duration,
     /// Routing.
@@ -47,6 +49,7 @@ impl Default for Settings {
             hold_count_max: 10_000,
             hold_bytes_max: 64 * 1024 * 1024,
             retry_attempts: 3,
+            retry_buffer_bytes: 64 * 1024,
             standby_stall_timeout: Duration::from_secs(5),
             routing: crate::route::Settings::default(),
         }

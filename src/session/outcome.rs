@@ -76,9 +76,23 @@ pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
     .hint("Connect again and set the session up anew.")
 }
 
-/// A frame was cut in the middle: nothing can be said inside it.
-pub fn cut_in_frame() -> Report {
-    Report::fatal(state::CONNECTION_FAILURE, "pgsteer: the server was lost in the middle of a message")
+/// A unit that would leave session state on the standby that its READ ONLY transaction runs on.
+pub fn no_state_on_standby() -> Report {
+    Report::error(
+        state::READ_ONLY_SQL_TRANSACTION,
+        "pgsteer: this READ ONLY transaction runs on a standby, which can't keep session state",
+    )
+    .hint("Begin it with /* pgsteer: target=primary */, or set the state outside of the transaction.")
+}
+
+/// The server did not accept the settings that the session brought along.
+pub fn settings_refused(message: &str) -> Report {
+    Report::error(
+        state::INVALID_PARAMETER_VALUE,
+        "pgsteer: the settings of this session could not be applied",
+    )
+    .detail(format!("The server said: {message}. The statement was not run."))
+    .hint("Look at the connection's startup options; they may not be valid for this user or node any more.")
 }
 
 /// Commands in a failed transaction block whose server is gone.
@@ -93,18 +107,6 @@ pub fn block_failed() -> Report {
 pub fn cancelled() -> Report {
     Report::error(state::QUERY_CANCELED, "canceling statement due to user request")
         .detail("pgsteer: the statement was waiting for a server and was not run.")
-}
-
-/// The client left a standby's answer unread for too long.
-pub fn stalled(limit: Duration) -> Report {
-    Report::fatal(
-        state::ADMIN_SHUTDOWN,
-        "pgsteer: the connection is closed because the client does not read its answer",
-    )
-    .detail(format!(
-        "The answer of a standby stayed unread for {limit:?}; a standby that can't send blocks replay."
-    ))
-    .hint("Read faster, or send such queries to the primary.")
 }
 
 /// pgsteer is shutting down.

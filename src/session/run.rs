@@ -19,6 +19,7 @@ use super::translate::{Journal, Translator};
 use super::unit::{self, Kind, Needs};
 use crate::backend::connection::Carried;
 use crate::backend::login::LoginError;
+use crate::backend::reset::{self, CommandError};
 use crate::backend::{ConnectError, Endpoint};
 use crate::classify::TransactionEffect;
 use crate::pool::{LeaseError, PoolKey};
@@ -29,6 +30,12 @@ use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate;
+
+/// A server that does not reset itself in this time is closed.
+const RESET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// A unit whose servers are lost one after the other before anything is sent is given up after so many.
+const TRIES_MAX: usize = 16;
 
 /// Why a unit is run again. The index is that of the metric's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +79,8 @@ struct Task<'w> {
     beyond: usize,
     needs: Needs,
     excluded: Vec<NodeId>,
+    /// How often it has been run again.
+    tries: usize,
 }
 
 impl Session {
@@ -83,7 +92,7 @@ impl Session {
         bytes: usize,
         needs: Needs,
     ) -> Flow<()> {
-        let task = Task { window, kind, bytes, beyond: 0, needs, excluded: Vec::new() };
+        let task = Task { window, kind, bytes, beyond: 0, needs, excluded: Vec::new(), tries: 0 };
         self.run_task(task).await
     }
 
@@ -99,26 +108,44 @@ impl Session {
             ..Needs::unknown()
         };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
-        let task =
-            Task { window, kind, bytes: here, beyond: frame_bytes - here, needs, excluded: Vec::new() };
+        let task = Task {
+            window,
+            kind,
+            bytes: here,
+            beyond: frame_bytes - here,
+            needs,
+            excluded: Vec::new(),
+            tries: 0,
+        };
         self.run_task(task).await
     }
 
     async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
-        let mut tries = 0;
         loop {
-            if self.attached.is_none() && !self.attach(&mut task).await? {
+            if self.attached.is_none()
+                && (!self.attach(&mut task).await? || !self.apply_settings(&mut task).await?)
+            {
                 return Ok(());
+            }
+            if self.attached.is_none() {
+                continue;
+            }
+            if self.must_not_pin_here(&task) {
+                self.detach();
+                self.transaction = Transaction::Lost { told: true };
+                return self.refuse(&mut task, &outcome::no_state_on_standby()).await.map(|_| ());
             }
             match self.try_once(&mut task).await? {
                 Tried::Over => return Ok(()),
                 Tried::Again(cause) => {
-                    tries += 1;
+                    task.tries += 1;
                     self.shard.counters.retries.at(cause as usize).inc();
-                    if tries >= self.shard.shared.settings.retry_attempts && cause == RetryCause::Conflict {
+                    if task.tries >= self.shard.shared.settings.retry_attempts
+                        && cause == RetryCause::Conflict
+                    {
                         task.needs.need = Need::Primary;
                     }
-                    if tries > 16 {
+                    if task.tries > TRIES_MAX {
                         let report =
                             outcome::no_server_connection("Every server that was tried was lost at once");
                         return self.refuse(&mut task, &report).await.map(|_| ());
@@ -199,14 +226,15 @@ impl Session {
                 }
                 LeaseError::Fenced => continue,
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
-                    if !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
+                    if side == Side::Primary
+                        && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
                 {
                     // The role or database is gone, or the password was changed: the server's own words, and the end.
                     self.send_client(&frame).await?;
                     return Err(End::Client);
                 }
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
-                    if code == sqlstate::TOO_MANY_CONNECTIONS =>
+                    if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
                 {
                     if Instant::now() >= deadline {
                         let report = outcome::no_server_connection("The server has no free connection slot");
@@ -215,7 +243,12 @@ impl Session {
                 }
                 LeaseError::Connect(error) => {
                     tracing::debug!(node = node.0, %error, "server connection not opened");
-                    (self.shard.shared.suspect)(node, SuspectCause::ConnectionLost);
+                    // A role, password or database may not have arrived on a standby yet: that is no reason to doubt it.
+                    if !matches!(error, ConnectError::Login(LoginError::Refused { .. }))
+                        || side == Side::Primary
+                    {
+                        (self.shard.shared.suspect)(node, SuspectCause::ConnectionLost);
+                    }
                     if side == Side::Standby {
                         task.excluded.push(node);
                     } else if !self.hold(&mut hold, task).await? {
@@ -262,17 +295,70 @@ impl Session {
         }
     }
 
+    /// Brings the attached server to this session's settings and waits for that: a statement must never run under other
+    /// settings than its session's. Costs a round trip, and only where the last session had others. `false` when the client
+    /// has been told that it failed; attached to nothing when the server was lost.
+    async fn apply_settings(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+        let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.server()) else {
+            return Ok(true);
+        };
+        if server.settings == self.settings.id {
+            return Ok(true);
+        }
+        let commands = difference(&server.applied, &self.settings);
+        let applied = if commands.is_empty() {
+            Ok(())
+        } else {
+            match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
+                Ok(applied) => applied,
+                Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
+            }
+        };
+        match applied {
+            Ok(()) => {
+                server.settings = self.settings.id;
+                server.applied = self.settings.pairs.iter().map(|(name, _)| name.clone()).collect();
+                Ok(true)
+            }
+            Err(CommandError::Io(_)) => {
+                let node = server.node;
+                if self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby) {
+                    task.excluded.push(node);
+                }
+                self.detach_lost(SuspectCause::ConnectionLost);
+                Ok(true)
+            }
+            Err(CommandError::Refused(error)) => {
+                self.detach();
+                let report =
+                    outcome::settings_refused(&reply::error_message(error.get(5..).unwrap_or_default()));
+                self.refuse(task, &report).await
+            }
+        }
+    }
+
+    /// Closes the attached server connection.
+    fn detach(&mut self) {
+        self.attached = None;
+        *self.control.runs_at.borrow_mut() = None;
+    }
+
+    /// The unit would leave state on a standby, and can't be refused by the server itself (see `translate`).
+    fn must_not_pin_here(&self, task: &Task<'_>) -> bool {
+        task.needs.pin.is_some()
+            && matches!(task.kind, Kind::Flushed | Kind::Partial)
+            && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
+    }
+
     /// Asks the policy. `None`: nobody may run it now.
     fn choose(&mut self, task: &Task<'_>) -> Option<(NodeId, Side, Epoch)> {
         let snapshot = self.shard.snapshot.borrow();
         self.freshness.settle(&snapshot);
-        let need = if self.transaction.is_deferred_read_only() && task.needs.pin.is_none() {
-            task.needs.need
-        } else if matches!(self.transaction, Transaction::None) {
-            task.needs.need
-        } else {
-            Need::Primary
-        };
+        // What follows an unfinished batch runs on the same node, and is not known yet.
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
+        let free = matches!(self.transaction, Transaction::None)
+            || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
+        let need = if whole && free { task.needs.need } else { Need::Primary };
         let decision = route::route(&Question {
             need,
             target: task.needs.target,
@@ -341,7 +427,7 @@ impl Session {
         *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
         self.control.cancel_sent.set(false);
         self.shard.counters.leases.inc();
-        self.attached = Some(Attached { lease, node, side, batch: None, spoiled: false });
+        self.attached = Some(Attached { lease, node, side, batch: None, spoiled: false, unseen: false });
         Accepted::Taken
     }
 
@@ -386,9 +472,24 @@ impl Session {
             };
             exchange.through =
                 if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
+            exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
             exchange.stall_timeout =
                 (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+            let begun = || {
+                self.control.begin_pending.set(false);
+                if self.control.cancel_waiting.replace(false)
+                    && let Some(key) = self.control.runs_at.borrow().clone()
+                {
+                    self.control.cancel_sent.set(true);
+                    self.shard.cancel_at(&key);
+                }
+            };
+            if matches!(self.transaction, Transaction::Deferred { .. }) {
+                self.control.begin_pending.set(true);
+                exchange.on_begun = Some(&begun);
+            }
             let ended = exchange.run().await;
+            self.control.begin_pending.set(false);
             let sent = Sent {
                 any: exchange.any_sent,
                 delivered: exchange.delivered,
@@ -397,10 +498,14 @@ impl Session {
                 copying: matches!(exchange.through, Through::Copy { .. }),
                 beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
                 fresh,
+                failed: exchange.failed,
+                server_ended: exchange.server_ended,
             };
             self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
             (ended, sent)
         };
+        // A connection that somebody else holds too can't be handed to another shard.
+        drop(stream);
         let now = Instant::now();
         self.shard.end_load(node, began, now);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
@@ -411,8 +516,14 @@ impl Session {
     fn rules(&self, task: &Task<'_>, attached: &mut Attached) -> Rules {
         let alone = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
-        if alone && ends && task.needs.repeatable && task.needs.transaction == TransactionEffect::None {
-            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::ReadOnPrimary };
+        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        if alone
+            && ends
+            && again
+            && task.needs.repeatable
+            && task.needs.transaction == TransactionEffect::None
+        {
+            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::PassOn };
         }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
@@ -431,15 +542,6 @@ impl Session {
     ) {
         let standby = attached.side == Side::Standby;
         let Some(server) = attached.lease.server() else { return };
-        if server.settings != self.settings.id {
-            let sql = difference(&server.applied, &self.settings);
-            if !sql.is_empty() {
-                reply::put_query(out, &sql);
-                answer.expect(Expect::Preamble);
-            }
-            server.settings = self.settings.id;
-            server.applied = self.settings.pairs.iter().map(|(name, _)| name.clone()).collect();
-        }
         if let Transaction::Deferred { sql, .. } = &self.transaction {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
@@ -487,6 +589,7 @@ impl Session {
         match ended {
             Ended::Complete(status) => {
                 task.window.consume(task.bytes);
+                attached.spoiled |= sent.server_ended;
                 self.completed(task, &mut attached, &mut answer, &mut journal);
                 self.shard.buffers.give(answer.into_bytes());
                 self.answered(&attached, now);
@@ -500,8 +603,11 @@ impl Session {
                     self.transaction = Transaction::Open;
                 }
                 self.note_pin(task);
+                self.commit_bound |= task.needs.commits;
+                attached.unseen |= task.needs.unseen;
                 let Needs { commits, repeatable, .. } = task.needs;
-                attached.batch = Some(Box::new(Batch { answer, journal, commits, repeatable }));
+                attached.batch =
+                    Some(Box::new(Batch { answer, journal, commits, repeatable, failed: sent.failed }));
                 self.attached = Some(attached);
                 Ok(Tried::Over)
             }
@@ -530,7 +636,7 @@ impl Session {
                 if side == Side::Standby {
                     task.excluded.push(node);
                 }
-                self.server_lost(task, &mut journal, &cause, sent).await
+                self.server_lost(task, &mut journal, &cause, (side, sent)).await
             }
             Ended::ClientGone => {
                 if let Some(key) = self.control.runs_at.borrow_mut().take() {
@@ -539,8 +645,12 @@ impl Session {
                 Err(End::Client)
             }
             Ended::Stalled => {
-                let limit = self.shard.shared.settings.standby_stall_timeout;
-                Err(End::Told(Box::new(outcome::stalled(limit))))
+                // Nothing can be said to it: a part of a message may have been written already.
+                tracing::info!(
+                    node = attached.node.0,
+                    "a client that does not read a standby's answer is cut off"
+                );
+                Err(End::Client)
             }
         }
     }
@@ -554,6 +664,8 @@ impl Session {
     ) {
         let failed = std::mem::take(answer.failed_parses());
         attached.spoiled |= answer.own_close_failed() || answer.preamble_error().is_some();
+        attached.unseen |= task.needs.unseen;
+        self.commit_bound |= task.needs.commits;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
             journal.settle(&failed, &mut self.names, &mut server.carried);
@@ -591,9 +703,12 @@ impl Session {
             return;
         }
         *self.control.runs_at.borrow_mut() = None;
+        self.commit_bound = false;
         if attached.spoiled || self.control.cancel_sent.get() {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
+        } else if attached.unseen {
+            tokio::task::spawn_local(attached.lease.reset_and_release(RESET_TIMEOUT));
         } else {
             attached.lease.release(now);
         }
@@ -614,7 +729,9 @@ impl Session {
             task.excluded.push(node);
             return RetryCause::Conflict;
         }
+        // What the standby refused may write, whatever its text looks like.
         task.needs.need = Need::Primary;
+        task.needs.repeatable = false;
         // What has only not arrived on the standby yet (class 42) is not remembered.
         if &code.class() != b"42" {
             let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
@@ -631,11 +748,21 @@ impl Session {
         task: &mut Task<'_>,
         journal: &mut Journal,
         cause: &str,
-        sent: Sent,
+        (side, sent): (Side, Sent),
     ) -> Flow<Tried> {
         if !self.pins.is_empty() {
-            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+            let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed)
+                && !task.needs.commits
+            {
+                "The open transaction was rolled back"
+            } else {
+                "The statement in flight may have been carried out and committed"
+            };
+            let cause = format!("{cause}. {fate}");
+            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, &cause))));
         }
+        // Whatever the lost statement did must be seen by the session's next look.
+        self.freshness.on_primary_answer(Instant::now());
         let begun = self.transaction.is_on_server();
         let whole = task.bytes > 0 && sent.fresh;
         if !sent.any && !begun && whole {
@@ -644,14 +771,19 @@ impl Session {
         }
         let alone = matches!(self.transaction, Transaction::None);
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
-        if alone && whole && ends && task.needs.repeatable && !sent.delivered {
+        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
+        // over a volatile function, an operator): what was sent there is not sent again.
+        let repeatable = side == Side::Standby && task.needs.repeatable;
+        if alone && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
         }
         if sent.inside_frame {
-            return Err(End::Told(Box::new(outcome::cut_in_frame())));
+            // The client has the beginning of a message: nothing can be said inside it.
+            return Err(End::Client);
         }
-        let report = if alone && task.needs.repeatable {
+        let report = if alone && repeatable {
             outcome::read_interrupted(cause)
         } else if alone || task.needs.commits {
             self.transaction = Transaction::None;
@@ -693,6 +825,7 @@ fn refusal_on_standby(pin: &str) -> String {
 
 /// What had happened when an exchange ended.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each asked for on its own")]
 struct Sent {
     /// Anything had been sent to the server.
     any: bool,
@@ -708,4 +841,8 @@ struct Sent {
     beyond: usize,
     /// The exchange began with this unit, not in the middle of a batch.
     fresh: bool,
+    /// An error was passed on.
+    failed: bool,
+    /// The server said goodbye behind its answer.
+    server_ended: bool,
 }

@@ -84,18 +84,20 @@ fn split_words(text: &str) -> Vec<String> {
     words
 }
 
-/// The commands that bring a server from the settings named in `applied` to `wanted`. Empty when there is nothing to do.
-pub fn difference(applied: &[String], wanted: &StartupSettings) -> String {
-    let mut sql = String::new();
+/// The commands that bring a server from the settings named in `applied` to `wanted`, in order, each a Query of its own: a
+/// SET that fails must not take the RESETs before it back.
+pub fn difference(applied: &[String], wanted: &StartupSettings) -> Vec<String> {
+    let mut reset = String::new();
     for name in applied {
         if !wanted.pairs.iter().any(|(other, _)| other == name) {
-            let _ = write!(sql, "RESET {};", quoted_name(name));
+            let _ = write!(reset, "RESET {};", quoted_name(name));
         }
     }
+    let mut set = String::new();
     for (name, value) in &wanted.pairs {
-        let _ = write!(sql, "SET {} TO {};", quoted_name(name), quoted_value(value));
+        let _ = write!(set, "SET {} TO {};", quoted_name(name), quoted_value(value));
     }
-    sql
+    [reset, set].into_iter().filter(|sql| !sql.is_empty()).collect()
 }
 
 fn quoted_name(name: &str) -> String {
@@ -134,8 +136,8 @@ mod tests {
         };
         assert_eq!(
             difference(&["TimeZone".to_owned(), "app.t".to_owned()], &wanted),
-            "RESET \"timezone\";SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"
+            ["RESET \"timezone\";", "SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"]
         );
-        assert_eq!(difference(&[], &StartupSettings::default()), "");
+        assert!(difference(&[], &StartupSettings::default()).is_empty());
     }
 }

@@ -57,6 +57,9 @@ pub struct Shared {
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
 
+/// Names and values of settings.
+type Pairs = Vec<(String, String)>;
+
 /// A shard.
 pub struct Shard {
     /// Its number.
@@ -85,7 +88,7 @@ pub struct Shard {
     last_bell: Cell<Instant>,
     sessions: RefCell<HashMap<u64, Rc<Control>>>,
     next_session: Cell<u64>,
-    settings: RefCell<HashMap<Vec<(String, String)>, Rc<StartupSettings>>>,
+    settings: RefCell<HashMap<Pairs, Rc<StartupSettings>>>,
     scratch: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -182,6 +185,10 @@ impl Shard {
             }
             return;
         };
+        if control.begin_pending.get() {
+            control.cancel_waiting.set(true);
+            return;
+        }
         control.cancel_sent.set(true);
         self.cancel_at(&key);
     }

@@ -17,14 +17,29 @@ use crate::wire::{frame, reply};
 #[derive(Debug, Default)]
 pub struct Journal {
     changes: Vec<Change>,
-    /// By token: which statement a Parse was to make on the server, and under which of the client's names.
-    parses: Vec<(Option<u64>, Option<Box<[u8]>>)>,
+    /// By token: what did not happen if the reply of that token never comes.
+    promises: Vec<Promise>,
 }
 
 #[derive(Debug)]
 enum Change {
     Named(Box<[u8]>),
     Closed(Box<[u8]>, Rc<Statement>),
+}
+
+/// What is taken for done as soon as it is sent (or answered here).
+#[derive(Debug)]
+enum Promise {
+    /// The statement of this identity is on the server, and may have the client's name.
+    Prepared(u64, Option<Box<[u8]>>),
+    /// The unnamed statement is there.
+    Unnamed,
+    /// The client's name stands for a statement that is there already.
+    Named(Box<[u8]>),
+    /// The client's name is free again.
+    Closed(Box<[u8]>, Rc<Statement>),
+    /// Nothing that would have to be undone.
+    Nothing,
 }
 
 impl Journal {
@@ -36,34 +51,43 @@ impl Journal {
                 Change::Closed(name, statement) => names.insert(&name, statement),
             }
         }
-        self.parses.clear();
+        self.promises.clear();
     }
 
-    /// These Parse messages were not carried out: the server does not have their statements.
-    pub fn correct(&self, failed: &[u16], carried: &mut Carried) {
-        for &token in failed {
-            match self.parses.get(usize::from(token)) {
-                Some((Some(id), _)) => carried.prepared.remove(*id),
-                Some((None, _)) => carried.unnamed = None,
-                None => {}
+    /// These promises were not kept: what the server does not have after all.
+    pub fn correct(&self, failed: &[u32], carried: &mut Carried) {
+        for promise in self.promised(failed) {
+            match promise {
+                Promise::Prepared(id, _) => carried.prepared.remove(*id),
+                Promise::Unnamed => carried.unnamed = None,
+                Promise::Named(_) | Promise::Closed(..) | Promise::Nothing => {}
             }
         }
     }
 
-    /// The unit is over; these Parse messages were not carried out.
-    pub fn settle(&mut self, failed: &[u16], names: &mut Names, carried: &mut Carried) {
+    /// The unit is over; these promises were not kept.
+    pub fn settle(&mut self, failed: &[u32], names: &mut Names, carried: &mut Carried) {
         self.correct(failed, carried);
-        for &token in failed {
-            if let Some((_, Some(name))) = self.parses.get(usize::from(token)) {
-                if name.is_empty() {
-                    names.unnamed = None;
-                } else {
-                    names.remove(name);
-                }
+        for promise in self.promised(failed) {
+            match promise {
+                Promise::Prepared(_, Some(name)) | Promise::Named(name) => names.remove(name),
+                Promise::Unnamed => names.unnamed = None,
+                Promise::Closed(name, statement) => names.insert(name, Rc::clone(statement)),
+                Promise::Prepared(_, None) | Promise::Nothing => {}
             }
         }
         self.changes.clear();
-        self.parses.clear();
+        self.promises.clear();
+    }
+
+    fn promised<'j>(&'j self, failed: &'j [u32]) -> impl Iterator<Item = &'j Promise> {
+        failed.iter().filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
+    }
+
+    fn promise(&mut self, promise: Promise) -> u32 {
+        let token = u32::try_from(self.promises.len()).unwrap_or(u32::MAX);
+        self.promises.push(promise);
+        token
     }
 }
 
@@ -111,7 +135,7 @@ impl Translator<'_> {
         self.out.extend_from_slice(tail);
         let reply = match kind {
             b'P' => {
-                let token = self.token(None, None);
+                let token = self.journal.promise(Promise::Nothing);
                 self.names.unnamed = None;
                 self.carried.unnamed = None;
                 Expect::Parse { forward: true, token }
@@ -148,15 +172,9 @@ impl Translator<'_> {
         }
     }
 
-    fn token(&mut self, id: Option<u64>, name: Option<&[u8]>) -> u16 {
-        let token = u16::try_from(self.journal.parses.len()).unwrap_or(u16::MAX);
-        self.journal.parses.push((id, name.map(Into::into)));
-        token
-    }
-
     fn parse(&mut self, body: &[u8]) {
         let Some(parse) = extended::parse(body) else {
-            let token = self.token(None, None);
+            let token = self.journal.promise(Promise::Nothing);
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         };
         if parse.name.is_empty() {
@@ -177,15 +195,13 @@ impl Translator<'_> {
             unnamed.types.extend_from_slice(parse.types);
             self.names.unnamed = Some(unnamed);
             self.carried.unnamed = Some((self.session, count));
-            let token = self.token(None, Some(b""));
+            let token = self.journal.promise(Promise::Unnamed);
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         }
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
             self.ensure(&existing);
-            let token = self.token(None, None);
-            frame::put(self.out, b'P', &[existing.name.as_bytes(), b"\0", parse.sql, b"\0", parse.types]);
-            return self.answer.expect(Expect::Parse { forward: true, token });
+            return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
         let statement = self.table.intern(parse.sql, parse.types, || classify::classify(parse.sql, strings));
@@ -193,10 +209,24 @@ impl Translator<'_> {
         self.journal.changes.push(Change::Named(parse.name.into()));
         let ends_block =
             matches!(statement.class.transaction, TransactionEffect::Commit | TransactionEffect::Rollback);
-        if self.carried.prepared.contains(statement.id) && (!self.block_failed || ends_block) {
-            return self.answer.expect(Expect::Local(reply::PARSE_COMPLETE));
+        if !self.carried.prepared.contains(statement.id) {
+            return self.prepare(&statement, Some(parse.name));
         }
-        self.prepare(&statement, Some(parse.name));
+        if self.block_failed && !ends_block {
+            // Refused with 25P02, as it would be without pgsteer; the statement stays on the server all the same.
+            self.names.remove(parse.name);
+            self.journal.changes.pop();
+            return self.parse_again(&statement, &parse);
+        }
+        let token = self.journal.promise(Promise::Named(parse.name.into()));
+        self.answer.expect(Expect::Local { reply: reply::PARSE_COMPLETE, token });
+    }
+
+    /// Has the server refuse a Parse: the name is taken there.
+    fn parse_again(&mut self, statement: &Statement, parse: &extended::Parse<'_>) {
+        let token = self.journal.promise(Promise::Nothing);
+        frame::put(self.out, b'P', &[statement.name.as_bytes(), b"\0", parse.sql, b"\0", parse.types]);
+        self.answer.expect(Expect::Parse { forward: true, token });
     }
 
     /// Prepares a statement on the server; `name` when the client asked for it.
@@ -205,7 +235,7 @@ impl Translator<'_> {
             frame::put(self.out, b'C', &[b"S", self.table.name_of(oldest).as_bytes(), b"\0"]);
             self.answer.expect(Expect::Close { forward: false });
         }
-        let token = self.token(Some(statement.id), name);
+        let token = self.journal.promise(Promise::Prepared(statement.id, name.map(Into::into)));
         frame::put(
             self.out,
             b'P',
@@ -229,7 +259,7 @@ impl Translator<'_> {
         }
         frame::put(self.out, b'P', &[b"\0", &unnamed.sql, b"\0", &unnamed.types]);
         self.carried.unnamed = wanted;
-        let token = self.token(None, None);
+        let token = self.journal.promise(Promise::Unnamed);
         self.answer.expect(Expect::Parse { forward: false, token });
     }
 
@@ -276,12 +306,15 @@ impl Translator<'_> {
     fn close(&mut self, body: &[u8]) {
         match extended::named(body) {
             Some(Named::Statement(name)) if !name.is_empty() => {
+                let mut promise = Promise::Nothing;
                 if let Some(statement) = self.names.named(name).cloned() {
                     self.names.remove(name);
+                    promise = Promise::Closed(name.into(), Rc::clone(&statement));
                     self.journal.changes.push(Change::Closed(name.into(), statement));
                 }
                 // It stays prepared on the server for the next session that uses the same text.
-                self.answer.expect(Expect::Local(reply::CLOSE_COMPLETE));
+                let token = self.journal.promise(promise);
+                self.answer.expect(Expect::Local { reply: reply::CLOSE_COMPLETE, token });
             }
             Some(Named::Statement(_)) => {
                 self.names.unnamed = None;

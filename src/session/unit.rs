@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, PinReason, StandardConformingStrings, Target, TransactionEffect,
+    self, Access, Classification, PinReason, Reason, StandardConformingStrings, Target, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -114,6 +114,7 @@ pub fn frames(unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 
 /// What a unit needs, all its statements taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each read by another rule")]
 pub struct Needs {
     /// Where it may run.
     pub need: Need,
@@ -125,8 +126,10 @@ pub struct Needs {
     pub transaction: TransactionEffect,
     /// It contains a COMMIT.
     pub commits: bool,
-    /// COPY among it.
-    pub copies: bool,
+    /// It runs code whose effects on the session can't be seen in its text: the server is reset before its next session.
+    pub unseen: bool,
+    /// It executes a portal that an earlier unit bound.
+    pub earlier_portal: bool,
     /// Number of Execute messages or simple statements.
     pub statements: usize,
     /// Where the user wants it.
@@ -143,7 +146,8 @@ impl Default for Needs {
             pin: None,
             transaction: TransactionEffect::None,
             commits: false,
-            copies: false,
+            unseen: false,
+            earlier_portal: false,
             statements: 0,
             target: None,
             max_lag: None,
@@ -154,7 +158,14 @@ impl Default for Needs {
 impl Needs {
     /// Of something that can't be looked into: the primary, once.
     pub fn unknown() -> Self {
-        Self { need: Need::Primary, repeatable: false, commits: true, statements: 1, ..Self::default() }
+        Self {
+            need: Need::Primary,
+            repeatable: false,
+            commits: true,
+            statements: 1,
+            unseen: true,
+            ..Self::default()
+        }
     }
 
     fn add(&mut self, class: &Classification) {
@@ -162,8 +173,10 @@ impl Needs {
             self.need = Need::Primary;
             self.repeatable = false;
         }
-        // COPY TO is a read, but its rows stream: it is not begun a second time.
-        self.copies |= class.copies;
+        self.unseen |= matches!(
+            class.reason,
+            Reason::Function | Reason::Procedure | Reason::UnsafeInner | Reason::NotUnderstood
+        );
         self.pin = self.pin.or(class.pin);
         self.commits |= class.commits;
         self.target = self.target.or(class.hint.target);
@@ -176,6 +189,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
     let mut needs = Needs::default();
     let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
     let mut effects = Effects::default();
+    let mut portals: Vec<&[u8]> = Vec::new();
     for (kind, body) in frames(unit) {
         match kind {
             b'Q' => {
@@ -200,6 +214,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 };
                 needs.add(&class);
                 effects.bound(class.transaction);
+                portals.push(bind.portal);
             }
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
@@ -209,7 +224,12 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                     needs.target = needs.target.or(class.hint.target);
                 }
             }
-            b'E' => needs.statements += 1,
+            b'E' => {
+                needs.statements += 1;
+                needs.earlier_portal |= !portals
+                    .iter()
+                    .any(|portal| body.starts_with(portal) && body.get(portal.len()) == Some(&0));
+            }
             b'S' | b'H' => {}
             _ => return Needs::unknown(),
         }
