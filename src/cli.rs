@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, CheckArgs, Faults, RunArgs};
+use crate::demo::{self, DemoArgs};
 use crate::sandbox::{self, SandboxArgs};
 
 /// A PostgreSQL proxy that steers each statement to the right node of a replicated cluster.
@@ -23,6 +24,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Check a configuration and report all its faults
     Check(CheckArgs),
+    /// Show a failover of a real local cluster under load
+    Demo(DemoArgs),
     /// Start a real local cluster to try things on
     Sandbox(SandboxArgs),
 }
@@ -55,6 +58,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
             Err(faults) => Ok(report(&faults)),
         },
+        Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args))?.into()),
         Command::Sandbox(args) => {
             runtime()?.block_on(sandbox::run(args))?;
             Ok(ExitCode::SUCCESS)

@@ -38,3 +38,6 @@ pub mod config;
 
 // Real PostgreSQL clusters for the demo, the tests and the benches.
 pub mod sandbox;
+
+// The demonstration: all of it, before the eyes of a newcomer.
+pub mod demo;

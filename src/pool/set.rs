@@ -218,6 +218,10 @@ impl Pools {
             let (grant, granted) = oneshot::channel();
             let mut waiting = Waiting::enter(self, pool, granted);
             pool.state.borrow_mut().wait(grant);
+            if pool.shared.open.load(Ordering::SeqCst) < self.settings.size {
+                // Room was made between the look at the limit and the queueing, when nobody was there to be told.
+                continue;
+            }
             self.ask_others(pool);
             match tokio::time::timeout_at(deadline, &mut waiting.granted).await {
                 Err(_) => return Err(LeaseError::TimedOut),
@@ -253,7 +257,7 @@ impl Pools {
         let limit = self.settings.size;
         pool.shared
             .open
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| (open < limit).then_some(open + 1))
             .is_ok()
     }
 
@@ -372,7 +376,7 @@ impl Pools {
     }
 
     fn make_room(&self, pool: &Pool) {
-        pool.shared.open.fetch_sub(1, Ordering::AcqRel);
+        pool.shared.open.fetch_sub(1, Ordering::SeqCst);
         if pool.state.borrow().waiting_count() > 0 {
             self.wake_next(pool);
         } else if let Some(shard) = self.waiting_elsewhere(pool) {

@@ -186,6 +186,7 @@ impl Session {
             let front = unit::front(window.filled(), UNIT_BYTES_MAX)
                 .map_err(|error| End::Told(Box::new(outcome::protocol(&error.to_string()))))?;
             match front {
+                Front::Incomplete if window.filled().is_empty() => self.read_first(&mut window)?,
                 Front::Incomplete => self.read_more(&mut window).await?,
                 Front::Terminate => return Ok(()),
                 Front::Invalid { kind } => {
@@ -317,6 +318,19 @@ impl Session {
         }
         self.transaction = Transaction::Lost { told: false };
         Ok(())
+    }
+
+    /// Reads what a wake-up promised. Readiness may be stale: then nothing comes and the session waits as an idle one.
+    fn read_first(&self, window: &mut Window) -> Flow<()> {
+        match net::try_read(&self.client, window.spare()) {
+            Ok(0) => Err(End::Client),
+            Ok(count) => {
+                window.advance(count);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Client),
+        }
     }
 
     pub(super) async fn read_more(&mut self, window: &mut Window) -> Flow<()> {

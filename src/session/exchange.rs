@@ -59,6 +59,8 @@ pub enum Ended {
         /// It said so itself (57P01 and kin).
         announced: bool,
     },
+    /// The server ended the session for good and the client has its words: nothing of it can run anywhere.
+    Dismissed,
     /// The client is gone.
     ClientGone,
     /// The client does not read a standby's answer.
@@ -252,6 +254,11 @@ impl<'a> Exchange<'a> {
                 .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
+                Event::Error(fields) if fields.ends_session && fields.code == sqlstate::DATABASE_DROPPED => {
+                    self.answer.accept();
+                    self.flush().await?;
+                    return Err(Ended::Dismissed);
+                }
                 Event::Error(fields) => self.error(fields)?,
                 Event::Notice(fields) => {
                     if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {

@@ -70,6 +70,16 @@ enum Accepted {
     NotPrimary,
 }
 
+/// What a wait for a connection came to.
+enum Waited {
+    /// A connection, or why there is none.
+    Over(Box<Result<crate::pool::Lease, LeaseError>>),
+    /// A new epoch began: choose again.
+    Outdated,
+    /// The client cancelled.
+    Cancelled,
+}
+
 /// A unit and what has been tried.
 struct Task<'w> {
     window: &'w mut Window,
@@ -202,8 +212,9 @@ impl Session {
             let lease = match self.shard.pools.try_claim(&pool) {
                 Some(lease) => Ok(lease),
                 None => match self.wait_for_lease(&pool, &endpoint).await {
-                    Some(lease) => lease,
-                    None => return self.refuse(task, &outcome::cancelled()).await,
+                    Waited::Over(lease) => *lease,
+                    Waited::Outdated => continue,
+                    Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
                 },
             };
             let error = match lease {
@@ -259,23 +270,31 @@ impl Session {
         }
     }
 
-    /// Waits for a connection of the pool; `None` when the client cancelled meanwhile.
-    async fn wait_for_lease(
-        &self,
-        pool: &Rc<crate::pool::set::Pool>,
-        endpoint: &Endpoint,
-    ) -> Option<Result<crate::pool::Lease, LeaseError>> {
+    /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
+    async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
         let lease = self.shard.pools.lease(pool, endpoint);
         let mut lease = std::pin::pin!(lease);
         loop {
             tokio::select! {
                 biased;
-                lease = &mut lease => return Some(lease),
+                lease = &mut lease => return Waited::Over(Box::new(lease)),
+                // A frozen node may be the one that is being asked: it would answer the connect with silence.
+                () = self.epoch_after(endpoint.epoch) => return Waited::Outdated,
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
-                        return None;
+                        return Waited::Cancelled;
                     }
                 }
+            }
+        }
+    }
+
+    /// Returns when a later epoch than this has begun. Cancel-safe.
+    async fn epoch_after(&self, epoch: Epoch) {
+        let mut changes = self.shard.snapshot_changed.subscribe();
+        while self.shard.snapshot.borrow().epoch <= epoch {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
             }
         }
     }
@@ -289,9 +308,25 @@ impl Session {
             }
         }
         let Some(waiting) = hold.as_mut() else { return Ok(false) };
-        match waiting.wait(&self.control).await {
-            Ok(()) => Ok(true),
-            Err(report) => self.refuse(task, &report).await,
+        loop {
+            // Bytes behind the unit are taken in as far as there is room; without room an end is seen late.
+            let watched = !task.window.spare().is_empty();
+            tokio::select! {
+                biased;
+                waited = waiting.wait(&self.control) => {
+                    return match waited {
+                        Ok(()) => Ok(true),
+                        Err(report) => self.refuse(task, &report).await,
+                    };
+                }
+                ready = self.client.readable(), if watched => ready.map_err(|_| End::Client)?,
+            }
+            match crate::net::try_read(&self.client, task.window.spare()) {
+                Ok(0) => return Err(End::Client),
+                Ok(count) => task.window.advance(count),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return Err(End::Client),
+            }
         }
     }
 
@@ -638,6 +673,7 @@ impl Session {
                 }
                 self.server_lost(task, &mut journal, &cause, (side, sent)).await
             }
+            Ended::Dismissed => Err(End::Client),
             Ended::ClientGone => {
                 if let Some(key) = self.control.runs_at.borrow_mut().take() {
                     self.shard.cancel_at(&key);

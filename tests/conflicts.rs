@@ -1,0 +1,261 @@
+//! Reads that a standby cancels or loses, against real clusters: run again elsewhere as long as nothing of the answer has
+//! been passed on, and never after that. The hazards' numbers stand at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{
+    Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, values,
+};
+
+/// A read of some seconds that conflicts with every vacuum of `c`.
+const SLOW: &str = "SELECT id, pg_sleep(0.01) AS slow FROM c";
+/// What makes it conflict on every standby. Half of the 400 rows remain.
+const CONFLICT: &str = "DELETE FROM c WHERE id % 2 = 0";
+
+async fn cluster() -> (Sandbox, Running) {
+    cluster_with(&[]).await
+}
+
+async fn cluster_with(environment: &[(&str, &str)]) -> (Sandbox, Running) {
+    let sandbox = Sandbox::builder()
+        .auth(Auth::Trust)
+        .max_standby_streaming_delay(Some(Duration::ZERO))
+        .setting("autovacuum", "off")
+        .start()
+        .await
+        .unwrap();
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
+    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let proxy = Running::start_with(&sandbox, &["--auth", "trust"], environment).await;
+    (sandbox, proxy)
+}
+
+async fn conflict(sandbox: &Sandbox) {
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute(CONFLICT).await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    // VACUUM alone does not flush its WAL; a commit after it does.
+    primary.batch_execute("CREATE TABLE vacuumed ()").await.unwrap();
+}
+
+/// The node on which a statement with this text runs.
+async fn runs_on(sandbox: &Sandbox, marker: &str) -> usize {
+    let mut nodes = Vec::new();
+    for node in sandbox.nodes() {
+        nodes.push(node.connect().await.unwrap());
+    }
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() \
+         AND query LIKE '%{marker}%'"
+    );
+    let mut found = None;
+    eventually("the read runs", async || {
+        for (index, node) in nodes.iter().enumerate() {
+            if node.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) == 1 {
+                found = Some(index);
+            }
+        }
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+fn status(answer: &[Message]) -> char {
+    char::from(answer.last().unwrap().body[0])
+}
+
+async fn retries(proxy: &Running, cause: &str) -> f64 {
+    proxy.metric("pgsteer_retries_total", &[("cause", cause)]).await
+}
+
+fn half(answer: &[Message]) {
+    assert!(errors(answer).is_empty(), "{answer:?}");
+    let mut ids: Vec<u32> = values(answer).iter().map(|id| id.parse().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=400).step_by(2).collect::<Vec<u32>>());
+}
+
+async fn start_slow(client: &mut RawClient, extended: bool) {
+    if extended {
+        let messages = [parse("", SLOW), bind("", "", &[]), execute(""), running::sync()];
+        client.send(&messages.concat()).await;
+    } else {
+        client.send(&running::query(SLOW)).await;
+    }
+}
+
+async fn is_retried(extended: bool) {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    start_slow(&mut client, extended).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    half(&answer);
+    let begins = if extended { "12D" } else { "TD" };
+    assert!(kinds(&answer).starts_with(begins) && status(&answer) == 'I', "{}", kinds(&answer));
+    assert!(retries(&proxy, "conflict").await >= 1.0);
+}
+
+/// C01, C05.
+#[tokio::test]
+async fn a_cancelled_read_is_run_again() {
+    is_retried(false).await;
+}
+
+/// C01, C05.
+#[tokio::test]
+async fn a_cancelled_extended_read_is_run_again() {
+    is_retried(true).await;
+}
+
+/// C06.
+#[tokio::test]
+async fn a_read_whose_rows_were_delivered_is_not_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    let wide = "SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c";
+    client.send(&running::query(wide)).await;
+    let mut answer = client.read_until(b'D').await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    answer.extend(client.read_until(b'Z').await);
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+    let (rows, kinds) = (values(&answer).len(), kinds(&answer));
+    assert_eq!(kinds, format!("T{}EZ", "D".repeat(rows)));
+    assert!(rows < 400);
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["200"]);
+}
+
+/// C06.
+#[tokio::test]
+async fn a_read_only_transaction_is_told_of_its_conflict() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    for statement in ["BEGIN READ ONLY", "SELECT count(*) FROM c"] {
+        assert_eq!(status(&client.query(statement).await), 'T');
+    }
+    start_slow(&mut client, false).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["200"]);
+}
+
+/// C05, C07: conflicts without end on every standby; the primary has none.
+#[tokio::test]
+async fn a_read_that_every_standby_cancels_ends_on_the_primary() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    start_slow(&mut client, false).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    let primary = sandbox.connect(0).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let storm = tokio::spawn(async move {
+        while !stopped.load(Ordering::Relaxed) {
+            primary.batch_execute("UPDATE c SET v = v WHERE id < 50").await.unwrap();
+            primary.batch_execute("VACUUM c").await.unwrap();
+        }
+    });
+    let answer = client.read_until(b'Z').await;
+    stop.store(true, Ordering::Relaxed);
+    in_time("the storm's end", storm).await.unwrap();
+    assert!(errors(&answer).is_empty(), "{:?}", errors(&answer));
+    assert_eq!(values(&answer).len(), 400);
+    assert!(retries(&proxy, "conflict").await >= 2.0);
+    assert!(proxy.metric("pgsteer_statements_routed_total", &[("side", "primary")]).await >= 1.0);
+}
+
+/// C03.
+#[tokio::test]
+async fn a_dropped_database_ends_its_reads() {
+    let (sandbox, proxy) = cluster().await;
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE DATABASE dd").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let mut client = proxy.raw().await;
+    client.log_in(sandbox.user(), "dd").await;
+    client.send(&running::query("SELECT pg_sleep(600) AS slow")).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    primary.batch_execute("DROP DATABASE dd WITH (FORCE)").await.unwrap();
+    let answer = client.read_to_end().await;
+    assert_eq!(errors(&answer), ["57P04"], "{answer:?}");
+    for cause in ["conflict", "server_lost"] {
+        assert!(retries(&proxy, cause).await < 0.5, "retried for {cause}");
+    }
+}
+
+/// C09, P5.
+#[tokio::test]
+async fn a_read_on_a_killed_standby_is_run_on_another_node() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    start_slow(&mut client, false).await;
+    let node = runs_on(&sandbox, "AS slow").await;
+    assert_ne!(node, 0, "it ran on the primary");
+    sandbox.node(node).kill9().await.unwrap();
+    let answer = client.read_until(b'Z').await;
+    assert!(errors(&answer).is_empty(), "{:?}", errors(&answer));
+    assert_eq!(values(&answer).len(), 400);
+    assert!(retries(&proxy, "server_lost").await >= 1.0);
+    assert_eq!(proxy.topology().await["epoch"], 1);
+}
+
+/// Waits until the read can send nothing more: blocked in every one of many looks.
+async fn wait_blocked(sandbox: &Sandbox, node: usize) {
+    let standby = sandbox.connect(node).await.unwrap();
+    let blocked =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS slow%' AND wait_event = 'ClientWrite'";
+    let mut in_a_row = 0;
+    eventually("the read is blocked", async || {
+        let count: i64 = standby.query_one(blocked, &[]).await.unwrap().get(0);
+        in_a_row = if count == 1 { in_a_row + 1 } else { 0 };
+        in_a_row >= 50
+    })
+    .await;
+}
+
+/// M01: replay waits for a reader that does not read, without limit, unless its connection is closed.
+#[tokio::test]
+async fn a_client_that_does_not_read_does_not_stop_replay() {
+    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "2s")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    client.send(&running::query("SELECT a.id, repeat('x', 10000) AS slow FROM c a, c b")).await;
+    let node = runs_on(&sandbox, "AS slow").await;
+    assert_ne!(node, 0, "it ran on the primary");
+    wait_blocked(&sandbox, node).await;
+    conflict(&sandbox).await;
+    let standby = sandbox.connect(node).await.unwrap();
+    eventually("replay goes on", async || {
+        let row = standby.query_one("SELECT to_regclass('vacuumed') IS NOT NULL", &[]).await.unwrap();
+        row.get(0)
+    })
+    .await;
+    eventually("the client is given up", async || {
+        proxy.metric("pgsteer_errors_total", &[("sqlstate", "57P01")]).await >= 1.0
+    })
+    .await;
+    let mut bytes = 0;
+    while let Some(message) = client.try_read().await {
+        assert_ne!(message.kind, b'Z', "the answer was completed");
+        bytes += message.body.len();
+    }
+    assert!(bytes < 800_000_000, "{bytes}");
+}

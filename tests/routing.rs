@@ -1,0 +1,203 @@
+//! Which node a statement runs on, against real servers: proven by what paused standbys still show, and by counters.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use pgsteer::sandbox::Sandbox;
+use running::{Running, eventually};
+use tokio_postgres::Client;
+
+const ROUTED: &str = "pgsteer_statements_routed_total";
+
+async fn to_standbys(proxy: &Running) -> f64 {
+    proxy.metric(ROUTED, &[("side", "standby")]).await
+}
+
+async fn to_primary(proxy: &Running) -> f64 {
+    proxy.metric(ROUTED, &[("side", "primary")]).await
+}
+
+async fn number(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Standbys are paused with `t` holding 1, then the primary's copy is made 2: what a reader sees tells where it read.
+async fn told_apart(sandbox: &Sandbox, more: &str) -> Client {
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE TABLE t (i bigint); INSERT INTO t VALUES (1)").await.unwrap();
+    direct.batch_execute(more).await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    for index in 1..sandbox.nodes().len() {
+        sandbox.node(index).pause_replay().await.unwrap();
+    }
+    direct.batch_execute("UPDATE t SET i = 2").await.unwrap();
+    direct
+}
+
+#[tokio::test]
+async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--max-lag", "1h"]).await;
+    let functions = "
+        CREATE FUNCTION unknown_to_pgsteer() RETURNS bigint LANGUAGE sql AS 'SELECT i FROM t';
+        CREATE UNLOGGED TABLE unlogged (i bigint); INSERT INTO unlogged VALUES (5)";
+    let _direct = told_apart(&sandbox, functions).await;
+    let client = proxy.client().await;
+    eventually("a standby qualifies", async || number(&client, "SELECT i FROM t").await == 1).await;
+
+    let before = to_standbys(&proxy).await;
+    for _ in 0..20 {
+        assert_eq!(number(&client, "SELECT i FROM t").await, 1);
+    }
+    assert!(to_standbys(&proxy).await >= before + 20.0);
+
+    // On the primary by hint, by an unknown function, by a lock, in a plain transaction. Each in a session of its own:
+    // one that has read on the primary has seen its state, and does not go back.
+    for sql in [
+        "/* pgsteer: target=primary */ SELECT i FROM t",
+        "SELECT unknown_to_pgsteer()",
+        "SELECT i FROM t FOR UPDATE",
+        "WITH changed AS (UPDATE t SET i = i RETURNING i) SELECT i FROM changed",
+    ] {
+        let client = proxy.client().await;
+        assert_eq!(number(&client, sql).await, 2, "{sql}");
+        assert_eq!(number(&client, "SELECT i FROM t").await, 2, "time ran backwards after {sql}");
+    }
+    for (begin, expected) in [("BEGIN", 2), ("BEGIN READ ONLY", 1), ("START TRANSACTION READ ONLY", 1)] {
+        let client = proxy.client().await;
+        client.batch_execute(begin).await.unwrap();
+        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
+        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+    // A standby can't read it: the client does not notice.
+    let client = proxy.client().await;
+    assert_eq!(number(&client, "SELECT i FROM unlogged").await, 5);
+    assert_eq!(number(&client, "SELECT i FROM unlogged").await, 5);
+
+    let client = proxy.client().await;
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    let error = client.batch_execute("INSERT INTO t VALUES (9)").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "25006");
+    client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_sees_its_own_writes() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--max-lag", "1h"]).await;
+    let client = proxy.client().await;
+    client.batch_execute("CREATE TABLE w (i bigint); INSERT INTO w VALUES (0)").await.unwrap();
+    for value in 1..=200i64 {
+        client.execute("UPDATE w SET i = $1", &[&value]).await.unwrap();
+        assert_eq!(number(&client, "SELECT i FROM w").await, value);
+    }
+    // Once the standbys have it they answer again.
+    let before = to_standbys(&proxy).await;
+    eventually("reads return to standbys", async || {
+        assert_eq!(number(&client, "SELECT i FROM w").await, 200);
+        to_standbys(&proxy).await > before
+    })
+    .await;
+
+    // Without replay they never have it.
+    for index in [1, 2] {
+        sandbox.node(index).pause_replay().await.unwrap();
+    }
+    let other = proxy.client().await;
+    for value in 201..=300i64 {
+        client.execute("UPDATE w SET i = $1", &[&value]).await.unwrap();
+        assert_eq!(number(&client, "SELECT i FROM w").await, value);
+        assert_eq!(number(&other, "SELECT i FROM w").await, 200);
+    }
+    // Nor in a transaction, nor by the simple protocol.
+    client.batch_execute("BEGIN; UPDATE w SET i = 301; COMMIT").await.unwrap();
+    let rows = client.simple_query("SELECT i FROM w").await.unwrap();
+    let seen = rows.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    assert_eq!(seen.as_deref(), Some("301"));
+}
+
+#[tokio::test]
+async fn beyond_the_lag_budget_reads_go_to_the_primary() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--max-lag", "1s"]).await;
+    let client = proxy.client().await;
+    sandbox.wait_caught_up().await.unwrap();
+    eventually("a standby qualifies", async || {
+        let before = to_standbys(&proxy).await;
+        client.batch_execute("SELECT 1").await.unwrap();
+        to_standbys(&proxy).await > before
+    })
+    .await;
+    let direct = told_apart(&sandbox, "").await;
+    let written = std::time::Instant::now();
+    let mut stale = 0;
+    // The old value may be seen for as long as the budget says, from any session.
+    eventually("reads are on the primary", async || {
+        let asked = written.elapsed();
+        let client = proxy.client().await;
+        let seen = number(&client, "SELECT i FROM t").await;
+        if seen == 1 {
+            stale += 1;
+            assert!(asked < std::time::Duration::from_secs(1), "a read {asked:?} after the write was stale");
+        }
+        asked > std::time::Duration::from_millis(1500)
+    })
+    .await;
+    println!("{stale} reads within the budget saw the old value");
+    let before = to_primary(&proxy).await;
+    let client = proxy.client().await;
+    assert_eq!(number(&client, "SELECT i FROM t").await, 2);
+    assert!(proxy.metric(ROUTED, &[("side", "primary"), ("reason", "lag_budget")]).await >= 1.0);
+    assert!(to_primary(&proxy).await > before);
+    for index in [1, 2] {
+        sandbox.node(index).resume_replay().await.unwrap();
+    }
+    let before = to_standbys(&proxy).await;
+    eventually("standbys are used again", async || {
+        let client = proxy.client().await;
+        assert_eq!(number(&client, "SELECT i FROM t").await, 2);
+        to_standbys(&proxy).await > before
+    })
+    .await;
+    drop(direct);
+}
+
+#[tokio::test]
+async fn what_a_standby_refuses_runs_on_the_primary_and_is_remembered() {
+    let sandbox = Sandbox::builder().standbys(1).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--max-lag", "1h", "--shards", "1"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    // A view hides the function, whose STABLE is a lie: the reads of it look harmless.
+    direct
+        .batch_execute(
+            "CREATE TABLE log (i int);
+             CREATE FUNCTION lies() RETURNS bigint LANGUAGE plpgsql AS
+                 'BEGIN INSERT INTO log VALUES (1); RETURN 4; END';
+             CREATE VIEW harmless AS SELECT lies() AS i",
+        )
+        .await
+        .unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let client = proxy.client().await;
+    eventually("a standby qualifies", async || {
+        let before = to_standbys(&proxy).await;
+        client.batch_execute("SELECT 1").await.unwrap();
+        to_standbys(&proxy).await > before
+    })
+    .await;
+    for round in 0..5 {
+        // A session of its own: it has written nothing and may read anywhere.
+        let client = proxy.client().await;
+        assert_eq!(number(&client, "SELECT i FROM harmless").await, 4);
+        let retries = proxy.metric("pgsteer_retries_total", &[("cause", "refused")]).await;
+        assert!((retries - 1.0).abs() < 0.1, "round {round}: {retries} retries\n{}", proxy.metrics().await);
+    }
+    // Each ran exactly once.
+    assert_eq!(number(&direct, "SELECT count(*) FROM log").await, 5);
+}
