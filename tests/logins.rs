@@ -14,7 +14,7 @@ const SSL_REQUEST: i32 = 80_877_103;
 const GSSENC_REQUEST: i32 = 80_877_104;
 
 async fn refusal(proxy: &Running, user: &str, password: &str, db: &str) -> (String, String) {
-    let error = proxy.try_connect(user, password, db).await.err().expect("a refusal");
+    let error = proxy.try_connect(user, password, db).await.expect_err("a refusal");
     let error = error.as_db_error().unwrap_or_else(|| panic!("{error:?}")).clone();
     (error.code().code().to_owned(), error.message().to_owned())
 }

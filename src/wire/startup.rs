@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn reads_startup_parameters() {
-        let bytes = packet(3 << 16 | 2, b"user\0bob\0_pq_.x\01\0database\0d\0\0");
+        let bytes = packet(3 << 16 | 2, b"user\0bob\0_pq_.x\0on\0database\0d\0\0");
         let (initial, length) = initial(&bytes).unwrap().unwrap();
         assert_eq!(length, bytes.len());
         let Initial::Startup(startup) = initial else { panic!("{initial:?}") };
