@@ -37,7 +37,13 @@ async fn cluster_with(environment: &[(&str, &str)]) -> (Sandbox, Running) {
     primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
     primary.batch_execute("VACUUM c").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
-    let proxy = Running::start_with(&sandbox, &["--auth", "trust"], environment).await;
+    // A budget that no loaded machine exceeds: these reads are to begin on a standby.
+    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], environment).await;
+    eventually("both standbys may be read", async || {
+        let topology = proxy.topology().await;
+        [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
+    })
+    .await;
     (sandbox, proxy)
 }
 

@@ -266,9 +266,9 @@ async fn cancel_requests() {
     .await;
     let (mut one, key) = with_key(&proxy).await;
     let (mut two, other_key) = with_key(&proxy).await;
-    // On the primary (pg_sleep is volatile) and on the standby (a long pure read).
+    // On the primary (by a hint) and on the standby (a long pure read).
     for (node, sql) in [
-        (0, "SELECT pg_sleep(50)"),
+        (0, "/* pgsteer: target=primary */ SELECT pg_sleep(50)"),
         (1, "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000) b"),
     ] {
         // A session that used the primary returns to standbys once they have provably seen the same.

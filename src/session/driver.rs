@@ -85,6 +85,8 @@ pub(super) struct Batch {
     pub(super) repeatable: bool,
     /// An error came: the server ignores everything up to Sync.
     pub(super) failed: bool,
+    /// COPY data that was sent to its end before the server had asked for it.
+    pub(super) copies_ended: usize,
 }
 
 /// One client's session.
@@ -194,6 +196,8 @@ impl Session {
                         "invalid frontend message type {kind}"
                     )))));
                 }
+                // Behind an Execute of COPY the data may come before the server has asked for it.
+                Front::Stray { bytes } if self.is_in_batch() => self.copy_data(&mut window, bytes).await?,
                 Front::Stray { bytes } => self.skip(&mut window, bytes).await?,
                 Front::Unit { kind, bytes } => self.unit(&mut window, kind, bytes).await?,
                 Front::Oversized { kind, bytes } => self.oversized(&mut window, kind, bytes).await?,
@@ -369,6 +373,10 @@ impl Session {
         net::write_all(&self.client, bytes).await.map_err(|_| End::Client)
     }
 
+    fn is_in_batch(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
+    }
+
     /// Runs one unit that stands whole at the front of the window.
     async fn unit(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         if self.skip_to_sync {
@@ -393,7 +401,7 @@ impl Session {
         } else {
             bytes
         };
-        let in_batch = self.attached.as_ref().is_some_and(|attached| attached.batch.is_some());
+        let in_batch = self.is_in_batch();
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {

@@ -111,6 +111,8 @@ pub struct Exchange<'a> {
     pub goal: Goal,
     /// The unit is extended: COPY is followed by a Sync.
     pub extended: bool,
+    /// COPY data that was sent to its end before the server asked for it.
+    pub copies_ended: usize,
     /// How much of a retriable answer is held back.
     pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
@@ -123,12 +125,14 @@ pub struct Exchange<'a> {
     pub any_sent: bool,
     /// Something of the answer has reached the client.
     pub delivered: bool,
-    /// An error was passed on.
-    pub failed: bool,
+    /// The first error that was passed on.
+    pub failed: Option<SqlState>,
     /// Bytes passed to the client.
     pub passed_bytes: u64,
     refused: Option<SqlState>,
     client_ended: bool,
+    /// COPY data was passed through.
+    copied: bool,
     /// ReadyForQuery has come; the rest of a frame, or what the server said behind it, is still to be dealt with.
     finishing: Option<TransactionStatus>,
     /// The server said goodbye behind its answer.
@@ -157,16 +161,18 @@ impl<'a> Exchange<'a> {
             rules: Rules::PassOn,
             goal: Goal::Ready,
             extended: false,
+            copies_ended: 0,
             hold_back_bytes: usize::MAX,
             stall_timeout: None,
             in_hot_standby,
             sent: 0,
             any_sent: false,
             delivered: false,
-            failed: false,
+            failed: None,
             passed_bytes: 0,
             refused: None,
             client_ended: false,
+            copied: false,
             finishing: None,
             server_ended: false,
             on_begun: None,
@@ -182,6 +188,14 @@ impl<'a> Exchange<'a> {
                 Err(error) => return lost(&error),
             }
             if self.goal == Goal::Sent && self.out.is_empty() && self.through == Through::Nothing {
+                return Ended::Settled;
+            }
+            if self.goal == Goal::Settled
+                && self.copied
+                && self.out.is_empty()
+                && self.through == Through::Nothing
+            {
+                // The server keeps the end of its answer back until the Sync that follows the data.
                 return Ended::Settled;
             }
             match self.pull().await {
@@ -268,7 +282,9 @@ impl<'a> Exchange<'a> {
                     self.answer.accept();
                 }
                 Event::ParameterStatus => self.parameter_status(),
+                Event::CopyIn if self.copies_ended > 0 => self.copies_ended -= 1,
                 Event::CopyIn => {
+                    self.copied = true;
                     self.through = Through::Copy { left: 0, sync: self.extended, done: false };
                     self.flush().await?;
                 }
@@ -337,7 +353,7 @@ impl<'a> Exchange<'a> {
             self.refused = Some(fields.code);
             self.answer.discard();
         } else {
-            self.failed = true;
+            self.failed = self.failed.or(Some(fields.code));
             self.answer.accept();
         }
         Ok(())

@@ -106,6 +106,29 @@ impl Session {
         self.run_task(task).await
     }
 
+    /// Sends one frame of COPY data on, in the middle of a batch.
+    pub(super) async fn copy_data(&mut self, window: &mut Window, frame_bytes: usize) -> Flow<()> {
+        let ends = matches!(window.filled().first(), Some(b'c' | b'f'));
+        let here = window.filled().len().min(frame_bytes);
+        let needs = Needs { need: Need::Primary, repeatable: false, ..Needs::default() };
+        let task = Task {
+            window,
+            kind: Kind::Partial,
+            bytes: here,
+            beyond: frame_bytes - here,
+            needs,
+            excluded: Vec::new(),
+            tries: 0,
+        };
+        self.run_task(task).await?;
+        if let (true, Some(batch)) =
+            (ends, self.attached.as_mut().and_then(|attached| attached.batch.as_mut()))
+        {
+            batch.copies_ended += 1;
+        }
+        Ok(())
+    }
+
     /// Runs a unit of one frame that is larger than its buffer may become: to the primary, streaming.
     pub(super) async fn oversized(&mut self, window: &mut Window, kind: u8, frame_bytes: usize) -> Flow<()> {
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
@@ -470,11 +493,13 @@ impl Session {
     async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
         let fresh = attached.batch.is_none();
+        let mut copies_ended = 0;
         let (mut answer, mut journal) = match attached.batch.take() {
             Some(batch) => {
                 // What was sent of the batch before counts when it is lost now.
                 task.needs.commits |= batch.commits;
                 task.needs.repeatable &= batch.repeatable;
+                copies_ended = batch.copies_ended;
                 (batch.answer, batch.journal)
             }
             None => (Answer::new(self.shard.buffers.take()), Journal::default()),
@@ -499,6 +524,7 @@ impl Session {
             );
             exchange.reserved = task.bytes;
             exchange.rules = rules;
+            exchange.copies_ended = copies_ended;
             exchange.extended = task.kind == Kind::Synced;
             exchange.goal = match task.kind {
                 Kind::Simple | Kind::Synced => Goal::Ready,
@@ -533,9 +559,15 @@ impl Session {
                 copying: matches!(exchange.through, Through::Copy { .. }),
                 beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
                 fresh,
-                failed: exchange.failed,
+                failed: exchange.failed.is_some(),
                 server_ended: exchange.server_ended,
+                copies_ended: exchange.copies_ended,
             };
+            if exchange.failed == Some(sqlstate::SYNTAX_ERROR) && task.needs.statements <= 1 {
+                // Nothing of it ran, so it left nothing behind.
+                task.needs.pin = None;
+                task.needs.unseen = false;
+            }
             self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
             (ended, sent)
         };
@@ -641,8 +673,14 @@ impl Session {
                 self.commit_bound |= task.needs.commits;
                 attached.unseen |= task.needs.unseen;
                 let Needs { commits, repeatable, .. } = task.needs;
-                attached.batch =
-                    Some(Box::new(Batch { answer, journal, commits, repeatable, failed: sent.failed }));
+                attached.batch = Some(Box::new(Batch {
+                    answer,
+                    journal,
+                    commits,
+                    repeatable,
+                    failed: sent.failed,
+                    copies_ended: sent.copies_ended,
+                }));
                 self.attached = Some(attached);
                 Ok(Tried::Over)
             }
@@ -881,4 +919,6 @@ struct Sent {
     failed: bool,
     /// The server said goodbye behind its answer.
     server_ended: bool,
+    /// COPY data that was sent to its end before the server asked for it.
+    copies_ended: usize,
 }

@@ -141,6 +141,8 @@ impl Translator<'_> {
                 Expect::Parse { forward: true, token }
             }
             b'B' => Expect::Bind,
+            // COPY data has no reply.
+            b'd' | b'c' | b'f' => return,
             _ => Expect::Simple,
         };
         self.answer.expect(reply);

@@ -55,6 +55,8 @@ states! {
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// Wrong password.
     INVALID_PASSWORD = b"28P01";
+    /// Not SQL: nothing was carried out.
+    SYNTAX_ERROR = b"42601";
     /// Safe to run again; on a standby: recovery conflict.
     SERIALIZATION_FAILURE = b"40001";
     /// Deadlock; on a standby: a conflict with the startup process.
