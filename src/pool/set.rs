@@ -299,7 +299,9 @@ impl Pools {
                     self.hand_over(&pool, server, shard);
                 }
             }
-            Mail::Retry { key } => self.wake_next(&self.pool(&key)),
+            Mail::Retry { key } => {
+                self.wake_next(&self.pool(&key));
+            }
             Mail::Give { key, parts } => {
                 let pool = self.pool(&key);
                 match assemble(*parts, key.node) {
@@ -377,18 +379,22 @@ impl Pools {
 
     fn make_room(&self, pool: &Pool) {
         pool.shared.open.fetch_sub(1, Ordering::SeqCst);
-        if pool.state.borrow().waiting_count() > 0 {
-            self.wake_next(pool);
-        } else if let Some(shard) = self.waiting_elsewhere(pool) {
+        // Whoever has given up waiting still stands in the queue for a moment: only a waiter that was reached counts.
+        if self.wake_next(pool) {
+            return;
+        }
+        if let Some(shard) = self.waiting_elsewhere(pool) {
             // A shard that has ended has no waiters.
             let _ = self.registry.send(shard, Mail::Retry { key: pool.key.clone() });
         }
     }
 
-    fn wake_next(&self, pool: &Pool) {
-        while let Some(waiter) = pool.state.borrow_mut().next_waiter() {
+    /// Lets the first who waits look again; `false` when nobody does.
+    fn wake_next(&self, pool: &Pool) -> bool {
+        loop {
+            let Some(waiter) = pool.state.borrow_mut().next_waiter() else { return false };
             if waiter.send(Grant::Retry).is_ok() {
-                break;
+                return true;
             }
         }
     }
@@ -471,7 +477,9 @@ impl Drop for Waiting<'_> {
         self.granted.close();
         match self.granted.try_recv() {
             Ok(Grant::Server(server)) => self.pools.give(self.pool, server),
-            Ok(Grant::Retry) => self.pools.wake_next(self.pool),
+            Ok(Grant::Retry) => {
+                self.pools.wake_next(self.pool);
+            }
             Err(_) => {}
         }
     }
