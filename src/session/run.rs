@@ -719,7 +719,8 @@ impl Session {
                 Err(End::Client)
             }
             Ended::Stalled => {
-                // Nothing can be said to it: a part of a message may have been written already.
+                // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
+                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
                 tracing::info!(
                     node = attached.node.0,
                     "a client that does not read a standby's answer is cut off"
