@@ -164,10 +164,10 @@ async fn a_read_only_transaction_is_told_of_its_conflict() {
     assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["200"]);
 }
 
-/// C05, C07: conflicts without end on every standby; the primary has none.
+/// C05, C07: conflicts without end, and one attempt: it is made on the primary, which has none.
 #[tokio::test]
-async fn a_read_that_every_standby_cancels_ends_on_the_primary() {
-    let (sandbox, proxy) = cluster().await;
+async fn the_last_attempt_of_a_cancelled_read_is_on_the_primary() {
+    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_ATTEMPTS", "1")]).await;
     let mut client = proxy.raw_logged_in().await;
     start_slow(&mut client, false).await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
@@ -185,7 +185,7 @@ async fn a_read_that_every_standby_cancels_ends_on_the_primary() {
     in_time("the storm's end", storm).await.unwrap();
     assert!(errors(&answer).is_empty(), "{:?}", errors(&answer));
     assert_eq!(values(&answer).len(), 400);
-    assert!(retries(&proxy, "conflict").await >= 2.0);
+    assert!((retries(&proxy, "conflict").await - 1.0).abs() < 0.5);
     assert!(proxy.metric("pgsteer_statements_routed_total", &[("side", "primary")]).await >= 1.0);
 }
 
