@@ -31,6 +31,9 @@ use crate::wire::sqlstate as state;
 /// How often idle server connections are looked over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often sessions are looked over for having become idle: what they keep is small, and so is what it costs anew.
+const COOL_INTERVAL: Duration = Duration::from_millis(250);
+
 /// What a shard is told.
 pub(super) enum Command {
     /// A new client.
@@ -131,7 +134,13 @@ impl ShardThread {
                 return;
             }
         };
-        tokio::task::LocalSet::new().block_on(&runtime, self.serve());
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            // As a task of its own it is polled when there is something for it, not with every statement of a client.
+            let serving = tokio::task::spawn_local(self.serve());
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "a shard has ended");
+            }
+        });
     }
 
     async fn serve(mut self) {
@@ -151,6 +160,7 @@ impl ShardThread {
         );
         shard.publish(snapshot);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        let mut cool = tokio::time::interval(COOL_INTERVAL);
         loop {
             tokio::select! {
                 biased;
@@ -166,6 +176,7 @@ impl ShardThread {
                     None => return,
                 },
                 Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
+                _ = cool.tick() => shard.cool_down(),
                 _ = sweep.tick() => {
                     shard.pools.sweep(Instant::now());
                     if shard.draining.get() && shard.session_count() == 0 {
@@ -212,7 +223,7 @@ async fn client_task(shard: Rc<Shard>, house: Arc<House>, stream: TcpStream) {
     control.idle.set(false);
     let session = shard.enter(Rc::clone(&control));
     if let Some((identity, process_id, early)) = Box::pin(log_in(&shard, &house, &client, session)).await {
-        Box::pin(Session::new(&shard, client, control, session, identity).serve(early)).await;
+        Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
         house.leave(process_id);
     }
     shard.leave(session);

@@ -3,6 +3,7 @@
 //! Invariant: `prepared` and `settings` say what is on the server side of this connection, nothing more, nothing less; who
 //! can't keep that up closes the connection instead. Must not know: pools, sessions.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -66,15 +67,22 @@ pub struct CancelKey {
     pub key: Vec<u8>,
 }
 
+/// The part of a server connection that fencing looks at, whoever holds the rest. Others hold weak references only.
+#[derive(Debug)]
+pub struct Link {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The node.
+    pub node: NodeId,
+    /// The epoch in which it was opened, or last confirmed to lead to the primary.
+    pub epoch: Cell<Epoch>,
+}
+
 /// A server connection.
 #[derive(Debug)]
 pub struct Server {
-    /// The socket. Others hold weak references only, to sever it.
-    pub stream: Rc<TcpStream>,
-    /// The node.
-    pub node: NodeId,
-    /// The epoch in which it was opened.
-    pub epoch: Epoch,
+    /// Socket, node and epoch.
+    pub link: Rc<Link>,
     /// For CancelRequest.
     pub cancel_key: Rc<CancelKey>,
     /// The server last reported `in_hot_standby = on`. Stale on a promoted node until the next command there.
@@ -138,13 +146,13 @@ impl Server {
     /// Costs no system call when nothing has happened on the socket.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [0u8; 1];
-        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        matches!(self.link.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Says goodbye, best effort, and closes.
-    pub fn terminate(self) {
+    /// Says goodbye, best effort, before the connection is dropped.
+    pub fn terminate(&self) {
         // The server sees the closed socket anyway.
-        let _ = self.stream.try_write(crate::wire::reply::TERMINATE);
+        let _ = self.link.stream.try_write(crate::wire::reply::TERMINATE);
     }
 }
 
@@ -152,7 +160,7 @@ impl Server {
 pub async fn open(
     endpoint: Endpoint,
     nonce: String,
-) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+) -> Result<(Box<Server>, Vec<(String, String)>), ConnectError> {
     let timeout = endpoint.timeout;
     tokio::time::timeout(timeout, open_unbounded(endpoint, nonce))
         .await
@@ -162,7 +170,7 @@ pub async fn open(
 async fn open_unbounded(
     endpoint: Endpoint,
     nonce: String,
-) -> Result<(Server, Vec<(String, String)>), ConnectError> {
+) -> Result<(Box<Server>, Vec<(String, String)>), ConnectError> {
     let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
     let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
     net::write_all(&stream, &startup).await?;
@@ -183,10 +191,8 @@ async fn open_unbounded(
                         .parameters
                         .iter()
                         .any(|(name, value)| name == "in_hot_standby" && value == "on");
-                    let server = Server {
-                        stream: Rc::new(stream),
-                        node: endpoint.node,
-                        epoch: endpoint.epoch,
+                    let server = Box::new(Server {
+                        link: Rc::new(Link { stream, node: endpoint.node, epoch: Cell::new(endpoint.epoch) }),
                         cancel_key: Rc::new(CancelKey {
                             node: endpoint.node,
                             process_id: greeting.process_id,
@@ -198,7 +204,7 @@ async fn open_unbounded(
                         carried: Carried::default(),
                         settings: 0,
                         applied: Vec::new(),
-                    };
+                    });
                     return Ok((server, greeting.parameters));
                 }
             }

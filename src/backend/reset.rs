@@ -40,7 +40,7 @@ pub async fn run(server: &mut Server, commands: &[String]) -> Result<(), Command
         reply::put_query(&mut bytes, command);
         answer.expect(Expect::Preamble);
     }
-    net::write_all(&server.stream, &bytes).await?;
+    net::write_all(&server.link.stream, &bytes).await?;
     loop {
         match answer.scan().map_err(io::Error::other)? {
             Event::Complete(status) => {
@@ -59,8 +59,8 @@ pub async fn run(server: &mut Server, commands: &[String]) -> Result<(), Command
                 return Err(io::Error::other("the server ended the session").into());
             }
         }
-        server.stream.readable().await?;
-        match net::try_read(&server.stream, answer.spare()) {
+        server.link.stream.readable().await?;
+        match net::try_read(&server.link.stream, answer.spare()) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(count) => answer.advance(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

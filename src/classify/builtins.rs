@@ -17,7 +17,20 @@
 //! What the query leaves out by name executes SQL text (`*_to_xml*`), assigns a transaction id, or tells of the node
 //! or the server process instead of the data.
 
-use super::words::{HASH_START, hash_step, slot};
+/// Start value of [`hash_step`].
+const HASH_START: u32 = 0x811c_9dc5;
+
+/// Adds one (already folded) byte to a name's hash.
+#[inline]
+const fn hash_step(hash: u32, byte: u8) -> u32 {
+    (hash ^ byte as u32).wrapping_mul(0x0100_0193)
+}
+
+/// The slot where the search for a hash begins in a table of `size` slots, `size` a power of two.
+#[inline]
+const fn slot(hash: u32, size: usize) -> usize {
+    (hash ^ (hash >> 15)) as usize & (size - 1)
+}
 
 const CATALOGUE: &str = "\
     abbrev abs aclcontains acldefault aclexplode aclinsert aclitemeq aclremove acos acosd acosh age anytextcat area \
@@ -256,7 +269,7 @@ const fn fill<const N: usize>(mut table: [u32; N], text: &str, list: u32) -> [u3
 
 #[inline]
 fn find<const N: usize>(table: &[u32; N], lists: [&str; 2], name: &Folded<'_>) -> bool {
-    let mut place = slot(name.hash, N);
+    let mut place = slot(name.hash(), N);
     loop {
         let entry = table[place];
         if entry == 0 {
@@ -274,27 +287,38 @@ fn find<const N: usize>(table: &[u32; N], lists: [&str; 2], name: &Folded<'_>) -
 /// A name as the server sees it: folded if it was unquoted, exact otherwise.
 pub(super) struct Folded<'a> {
     text: &'a [u8],
-    hash: u32,
     exact: bool,
 }
 
 impl<'a> Folded<'a> {
-    /// An unquoted name, with the hash of its folded bytes.
+    /// An unquoted name.
     #[inline]
-    pub(super) fn unquoted(text: &'a [u8], hash: u32) -> Self {
-        Self { text, hash, exact: false }
+    pub(super) fn unquoted(text: &'a [u8]) -> Self {
+        Self { text, exact: false }
     }
 
     /// What stands between the double quotes.
+    #[inline]
     pub(super) fn quoted(text: &'a [u8]) -> Self {
-        let hash = text.iter().fold(HASH_START, |hash, &byte| hash_step(hash, byte));
-        Self { text, hash, exact: true }
+        Self { text, exact: true }
+    }
+
+    /// A hash of the folded bytes.
+    pub(super) fn hash(&self) -> u32 {
+        let folded = |byte: u8| if self.exact { byte } else { byte.to_ascii_lowercase() };
+        self.text.iter().fold(HASH_START, |hash, &byte| hash_step(hash, folded(byte)))
     }
 
     /// Is it `name` (which is lower case)?
     #[inline]
     pub(super) fn is(&self, name: &[u8]) -> bool {
         if self.exact { self.text == name } else { self.text.eq_ignore_ascii_case(name) }
+    }
+
+    /// A quick look before `begins`: could it begin with this (lower-case) letter?
+    #[inline]
+    pub(super) fn may_begin(&self, letter: u8) -> bool {
+        self.text.first().is_some_and(|first| first | 0x20 == letter)
     }
 
     /// Does it begin with `prefix` (which is lower case)?

@@ -4,7 +4,7 @@
 //! which nothing more is read. Must not know: statements.
 
 use super::StandardConformingStrings;
-use super::words::{HASH_START, Word, hash_step, word};
+use super::words::{Word, word};
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +35,18 @@ pub(super) enum Kind {
     Error,
 }
 
-/// A token and where it stands.
+/// A token and where it stands. Small, because it is copied often; texts are below 1 GiB (`MESSAGE_BYTES_MAX`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token {
     pub(super) kind: Kind,
     pub(super) word: Word,
-    /// Of a `Kind::Word`: the hash of the folded text.
-    pub(super) hash: u32,
-    pub(super) start: usize,
-    pub(super) end: usize,
+    pub(super) start: u32,
+    pub(super) end: u32,
+}
+
+impl Token {
+    /// Before anything has been read.
+    pub(super) const NONE: Self = Self { kind: Kind::End, word: Word::Other, start: 0, end: 0 };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,12 +146,14 @@ pub(super) struct Lexer<'a> {
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
+        // No message is that long; a caller that has such a text all the same sees an unterminated one.
+        let sql = sql.get(..u32::MAX as usize).unwrap_or(sql);
         Self { sql, at: 0, plain_backslash: strings == StandardConformingStrings::Off }
     }
 
     #[inline]
     pub(super) fn text(&self, token: Token) -> &'a [u8] {
-        &self.sql[token.start..token.end]
+        &self.sql[token.start as usize..token.end as usize]
     }
 
     #[inline]
@@ -197,7 +202,13 @@ impl<'a> Lexer<'a> {
 
     #[inline]
     fn token(&self, kind: Kind, start: usize) -> Token {
-        Token { kind, word: Word::Other, hash: 0, start, end: self.at }
+        self.spanned(kind, Word::Other, start)
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "texts longer than u32 are cut off in `new`")]
+    fn spanned(&self, kind: Kind, word: Word, start: usize) -> Token {
+        Token { kind, word, start: start as u32, end: self.at as u32 }
     }
 
     #[inline]
@@ -241,18 +252,10 @@ impl<'a> Lexer<'a> {
 
     #[inline]
     fn name(&mut self, start: usize) -> Token {
-        let mut hash = HASH_START;
-        let mut end = start;
-        for &byte in &self.sql[start..] {
-            let folded = FOLDED[usize::from(byte)];
-            if folded == 0 {
-                break;
-            }
-            hash = hash_step(hash, folded);
-            end += 1;
-        }
-        self.at = end;
-        Token { kind: Kind::Word, word: word(&self.sql[start..end], hash), hash, start, end }
+        let rest = &self.sql[start..];
+        let length = rest.iter().position(|&byte| FOLDED[usize::from(byte)] == 0).unwrap_or(rest.len());
+        self.at = start + length;
+        self.spanned(Kind::Word, word(&rest[..length]), start)
     }
 
     #[inline]

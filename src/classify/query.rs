@@ -311,7 +311,7 @@ impl Body {
     #[inline]
     fn system_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let name = scan.folded(token);
-        if !name.begins(b"pg_") {
+        if !name.may_begin(b'p') || !name.begins(b"pg_") {
             return;
         }
         if name.begins(b"pg_temp") || name.begins(b"pg_toast_temp") {

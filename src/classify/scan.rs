@@ -24,7 +24,7 @@ impl<'a> Scanner<'a> {
     pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
         Self {
             lexer: Lexer::new(sql, strings),
-            token: Token { kind: Kind::End, word: Word::Other, hash: 0, start: 0, end: 0 },
+            token: Token::NONE,
             written: None,
             pinned: None,
             transaction: TransactionEffect::None,
@@ -60,7 +60,7 @@ impl<'a> Scanner<'a> {
         let text = self.text(token);
         match token.kind {
             Kind::Quoted => Folded::quoted(text.get(1..text.len() - 1).unwrap_or_default()),
-            _ => Folded::unquoted(text, token.hash),
+            _ => Folded::unquoted(text),
         }
     }
 

@@ -4,6 +4,7 @@
 //! or the case of unquoted words have one shape. Must not know: what a shape is remembered for.
 
 use super::StandardConformingStrings;
+use super::builtins::Folded;
 use super::lex::{Kind, Lexer};
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -33,7 +34,7 @@ pub fn shape_hash(sql: &[u8]) -> u64 {
         let listed = std::mem::take(&mut pending_comma) && value;
         match token.kind {
             Kind::End => return hash,
-            Kind::Error => return mix_bytes(hash, &sql[token.start..]),
+            Kind::Error => return mix_bytes(hash, sql.get(token.start as usize..).unwrap_or_default()),
             Kind::Comma if after_value => pending_comma = true,
             _ if value => {
                 if !listed {
@@ -41,7 +42,8 @@ pub fn shape_hash(sql: &[u8]) -> u64 {
                 }
             }
             Kind::Word => {
-                hash = mix(hash, u64::from(token.hash) << 32 | (token.end - token.start) as u64);
+                let name = Folded::unquoted(lexer.text(token)).hash();
+                hash = mix(hash, u64::from(name) << 32 | u64::from(token.end - token.start));
             }
             Kind::Quoted | Kind::Unicode | Kind::Operator => {
                 hash = mix_bytes(mix(hash, token.kind as u64), lexer.text(token));

@@ -1,22 +1,7 @@
-//! The words that steer the shallow grammar, and their lookup: one hash, computed while the word is scanned.
+//! The words that steer the shallow grammar, and their lookup by length and three of their letters.
 //!
 //! Invariant: a word that is not in the table is an ordinary name, and an ordinary name is never trusted.
 //! Must not know: what a statement does with a word.
-
-/// Start value of [`hash_step`].
-pub(super) const HASH_START: u32 = 0x811c_9dc5;
-
-/// Adds one (already folded) byte to a word's hash.
-#[inline]
-pub(super) const fn hash_step(hash: u32, byte: u8) -> u32 {
-    (hash ^ byte as u32).wrapping_mul(0x0100_0193)
-}
-
-/// The slot where the search for a hash begins in a table of `size` slots, `size` a power of two.
-#[inline]
-pub(super) const fn slot(hash: u32, size: usize) -> usize {
-    (hash ^ (hash >> 15)) as usize & (size - 1)
-}
 
 macro_rules! words {
     ($($variant:ident $text:literal)*) => {
@@ -68,19 +53,23 @@ words! {
 const SLOTS: usize = 1024;
 static TABLE: [u8; SLOTS] = build();
 
+/// Bit 5 makes a letter lower case. No two bytes of identifiers other than the cases of a letter become equal by it.
+const LOWER: u8 = 0x20;
+
+/// Where the search for a word begins: by its length, and its first, middle and last letter.
+#[inline]
+const fn place_of(text: &[u8]) -> usize {
+    let (first, middle, last) = (text[0] | LOWER, text[text.len() / 2] | LOWER, text[text.len() - 1] | LOWER);
+    let key = first as u32 | (middle as u32) << 8 | (last as u32) << 16 | (text.len() as u32) << 24;
+    (key.wrapping_mul(0x9e37_79b1) >> 22) as usize
+}
+
 const fn build() -> [u8; SLOTS] {
     assert!(WORDS.len() < 255);
     let mut table = [0u8; SLOTS];
     let mut index = 0;
     while index < WORDS.len() {
-        let text = WORDS[index].0.as_bytes();
-        let mut hash = HASH_START;
-        let mut at = 0;
-        while at < text.len() {
-            hash = hash_step(hash, text[at]);
-            at += 1;
-        }
-        let mut place = slot(hash, SLOTS);
+        let mut place = place_of(WORDS[index].0.as_bytes());
         while table[place] != 0 {
             place = (place + 1) & (SLOTS - 1);
         }
@@ -90,22 +79,39 @@ const fn build() -> [u8; SLOTS] {
     table
 }
 
-/// The word that `text` (in any case) spells; `hash` is the hash of its folded bytes.
+/// The word that `text`, the bytes of an identifier in any case, spells.
 #[inline]
-pub(super) fn word(text: &[u8], hash: u32) -> Word {
-    let mut place = slot(hash, SLOTS);
+pub(super) fn word(text: &[u8]) -> Word {
+    if text.is_empty() || text.len() > WORD_BYTES_MAX {
+        return Word::Other;
+    }
+    let mut place = place_of(text);
     loop {
         let entry = TABLE[place];
         if entry == 0 {
             return Word::Other;
         }
         let (name, word) = WORDS[usize::from(entry) - 1];
-        if name.len() == text.len() && name.as_bytes().eq_ignore_ascii_case(text) {
+        let name = name.as_bytes();
+        if name.len() == text.len() && name.iter().zip(text).all(|(name, text)| name | LOWER == text | LOWER)
+        {
             return word;
         }
         place = (place + 1) & (SLOTS - 1);
     }
 }
+
+/// Length of the longest word.
+const WORD_BYTES_MAX: usize = {
+    let (mut longest, mut index) = (0, 0);
+    while index < WORDS.len() {
+        if WORDS[index].0.len() > longest {
+            longest = WORDS[index].0.len();
+        }
+        index += 1;
+    }
+    longest
+};
 
 impl Word {
     /// Reserved or column-name keywords that may stand before a parenthesis and can't be the name of a function.

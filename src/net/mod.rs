@@ -56,6 +56,12 @@ pub fn sever(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Both);
 }
 
+/// Waits until there is something to read, or the end. For the one task that reads this stream: only its waker is kept, and
+/// no queue of waiters is needed. The readiness may be stale. Cancel-safe.
+pub async fn readable(stream: &TcpStream) -> io::Result<()> {
+    std::future::poll_fn(|context| stream.poll_read_ready(context)).await
+}
+
 /// Reads without waiting. A read that leaves room in `buffer` has emptied the socket (readiness is edge-triggered), so the
 /// next one costs no system call until something comes: without this, every message would cost one `recv` more.
 pub fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {

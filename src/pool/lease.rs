@@ -25,34 +25,32 @@ pub enum LeaseError {
 /// A leased connection.
 #[derive(Debug)]
 pub struct Lease {
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     pool: Rc<Pool>,
     pools: Rc<Pools>,
-    live: u64,
 }
 
 impl Lease {
-    pub(super) fn new(server: Server, pool: Rc<Pool>, pools: Rc<Pools>, live: u64) -> Self {
-        Self { server: Some(server), pool, pools, live }
+    pub(super) fn new(server: Box<Server>, pool: Rc<Pool>, pools: Rc<Pools>) -> Self {
+        Self { server: Some(server), pool, pools }
     }
 
     /// The connection. `None` only after `release`, which consumes the lease.
     pub fn server(&mut self) -> Option<&mut Server> {
-        self.server.as_mut()
+        self.server.as_deref_mut()
     }
 
     /// Gives the connection back, fit for the next session.
     pub fn release(mut self, now: Instant) {
         if let Some(mut server) = self.server.take() {
             server.idle_since = now;
-            self.pools.unregister(self.live);
             self.pools.give(&self.pool, server);
         }
     }
 
     /// Has the server forget the session (`DISCARD ALL`), then gives it back; closes it if that fails.
     pub async fn reset_and_release(mut self, timeout: Duration) {
-        let Some(server) = self.server.as_mut() else { return };
+        let Some(server) = self.server.as_deref_mut() else { return };
         match tokio::time::timeout(timeout, backend::reset::reset(server)).await {
             Ok(Ok(())) => self.release(Instant::now()),
             Ok(Err(_)) | Err(_) => drop(self),
@@ -63,7 +61,6 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
-            self.pools.unregister(self.live);
             self.pools.closed(&self.pool);
             server.terminate();
         }

@@ -11,7 +11,7 @@ pub mod state;
 use std::time::Duration;
 
 pub use lease::{Lease, LeaseError};
-pub use set::{Mail, PoolKey, Pools, Registry};
+pub use set::{Mail, PoolGroup, PoolKey, Pools, Registry};
 
 /// Settings of pooling (`[pool]`).
 #[derive(Debug, Clone, PartialEq)]

@@ -16,9 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::Settings;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
+use crate::backend::connection::Link;
 use crate::backend::{self, ConnectError, Endpoint, Server};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId};
+
+/// Groups that a shard remembers before it looks for those that no session has any more.
+const GROUPS_SWEEP_AT: usize = 1024;
 
 /// What makes a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -119,7 +123,7 @@ impl Registry {
 /// What a waiter gets.
 #[derive(Debug)]
 enum Grant {
-    Server(Server),
+    Server(Box<Server>),
     /// There may be room to open one.
     Retry,
 }
@@ -129,18 +133,33 @@ enum Grant {
 pub struct Pool {
     key: PoolKey,
     shared: Arc<PoolShared>,
-    state: RefCell<PoolState<Server, oneshot::Sender<Grant>>>,
+    state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
     /// Whose turn it is when sessions wait here and on other shards.
     next_goes_away: Cell<bool>,
 }
 
-/// A leased connection, as far as fencing needs to know it.
+/// The pools of one (database, user), by node: what a session keeps, so that a lease costs no look-up by name.
 #[derive(Debug)]
-struct Leased {
-    node: NodeId,
-    opened: Epoch,
-    stream: Weak<TcpStream>,
+pub struct PoolGroup {
+    database: Arc<str>,
+    user: Arc<str>,
+    by_node: RefCell<Vec<Option<Rc<Pool>>>>,
 }
+
+impl PoolGroup {
+    /// The database.
+    pub fn database(&self) -> &Arc<str> {
+        &self.database
+    }
+
+    /// The user.
+    pub fn user(&self) -> &Arc<str> {
+        &self.user
+    }
+}
+
+/// A shard's groups, by database and user; as long as a session has one.
+type Groups = HashMap<(Arc<str>, Arc<str>), Weak<PoolGroup>>;
 
 /// A shard's pools.
 #[derive(Debug)]
@@ -150,8 +169,9 @@ pub struct Pools {
     registry: Arc<Registry>,
     counters: Arc<ShardCounters>,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>>>,
-    leased: RefCell<HashMap<u64, Leased>>,
-    next_live: Cell<u64>,
+    groups: RefCell<Groups>,
+    /// Every connection of this shard, leased or idle, for the fence. Those that are gone are swept out as it grows.
+    links: RefCell<Vec<Weak<Link>>>,
 }
 
 impl Pools {
@@ -168,8 +188,8 @@ impl Pools {
             registry,
             counters,
             by_key: RefCell::default(),
-            leased: RefCell::default(),
-            next_live: Cell::new(0),
+            groups: RefCell::default(),
+            links: RefCell::default(),
         })
     }
 
@@ -193,11 +213,50 @@ impl Pools {
         pool
     }
 
+    /// The pools of this database and user on all nodes.
+    pub fn group(&self, database: &Arc<str>, user: &Arc<str>) -> Rc<PoolGroup> {
+        let mut groups = self.groups.borrow_mut();
+        let key = (Arc::clone(database), Arc::clone(user));
+        if let Some(group) = groups.get(&key).and_then(Weak::upgrade) {
+            return group;
+        }
+        if groups.len() >= GROUPS_SWEEP_AT {
+            groups.retain(|_, group| group.strong_count() > 0);
+        }
+        let group = Rc::new(PoolGroup {
+            database: Arc::clone(database),
+            user: Arc::clone(user),
+            by_node: RefCell::default(),
+        });
+        groups.insert(key, Rc::downgrade(&group));
+        group
+    }
+
+    /// The group's pool on a node. No look-up by name after the first time.
+    pub fn pool_of(&self, group: &PoolGroup, node: NodeId) -> Rc<Pool> {
+        let mut by_node = group.by_node.borrow_mut();
+        if let Some(Some(pool)) = by_node.get(node.index()) {
+            return Rc::clone(pool);
+        }
+        let pool = self.pool(&PoolKey {
+            node,
+            database: Arc::clone(&group.database),
+            user: Arc::clone(&group.user),
+        });
+        if by_node.len() <= node.index() {
+            by_node.resize(node.index() + 1, None);
+        }
+        if let Some(place) = by_node.get_mut(node.index()) {
+            *place = Some(Rc::clone(&pool));
+        }
+        pool
+    }
+
     /// An idle connection, if there is one that is fit. No system call, no lock.
     pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>) -> Option<Lease> {
         loop {
             let server = pool.state.borrow_mut().claim()?;
-            self.note_idle(pool);
+            self.note_claimed(pool);
             if server.is_quiet() {
                 return Some(self.leased(pool, server));
             }
@@ -241,6 +300,7 @@ impl Pools {
         match backend::open(endpoint.clone(), crate::auth::nonce_from(random)).await {
             Ok((server, _)) => {
                 self.counters.server_connections_opened.add(1);
+                self.enlist(&server);
                 Ok(room.fill(server))
             }
             Err(ConnectError::Login(error)) if too_many(&error) => {
@@ -307,6 +367,7 @@ impl Pools {
                 match assemble(*parts, key.node) {
                     // Its prepared statements have the other shard's names: it forgets them before anybody gets it.
                     Ok(server) => {
+                        self.enlist(&server);
                         let lease = self.leased(&pool, server);
                         tokio::task::spawn_local(lease.reset_and_release(self.settings.connect_timeout));
                     }
@@ -316,7 +377,7 @@ impl Pools {
         }
     }
 
-    fn hand_over(self: &Rc<Self>, pool: &Rc<Pool>, server: Server, shard: usize) {
+    fn hand_over(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, shard: usize) {
         let Some(parts) = take_apart(server) else {
             self.closed(pool);
             return;
@@ -327,20 +388,20 @@ impl Pools {
         }
     }
 
-    fn leased(self: &Rc<Self>, pool: &Rc<Pool>, server: Server) -> Lease {
-        let live = self.next_live.get();
-        self.next_live.set(live + 1);
-        let leased =
-            Leased { node: server.node, opened: server.epoch, stream: Rc::downgrade(&server.stream) };
-        self.leased.borrow_mut().insert(live, leased);
-        Lease::new(server, Rc::clone(pool), Rc::clone(self), live)
+    fn leased(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) -> Lease {
+        Lease::new(server, Rc::clone(pool), Rc::clone(self))
     }
 
-    pub(super) fn unregister(&self, live: u64) {
-        self.leased.borrow_mut().remove(&live);
+    /// Notes a connection for the fence.
+    fn enlist(&self, server: &Server) {
+        let mut links = self.links.borrow_mut();
+        if links.len() == links.capacity() {
+            links.retain(|link| link.strong_count() > 0);
+        }
+        links.push(Rc::downgrade(&server.link));
     }
 
-    pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Server) {
+    pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
         if let Some(shard) = self.waiting_elsewhere(pool) {
             let nobody_here = pool.state.borrow().waiting_count() == 0;
             if nobody_here || pool.next_goes_away.replace(!pool.next_goes_away.get()) {
@@ -399,6 +460,15 @@ impl Pools {
         }
     }
 
+    /// One fewer is idle. Seen late elsewhere it makes a shard ask in vain, no more: the one it waits for comes when it is
+    /// given back.
+    fn note_claimed(&self, pool: &Pool) {
+        if let Some(idle) = pool.shared.idle.get(self.shard) {
+            idle.store(pool.state.borrow().idle_count(), Ordering::Relaxed);
+        }
+    }
+
+    /// What is idle now. The order with the look at those who wait matters: one of the two sides sees the other.
     fn note_idle(&self, pool: &Pool) {
         if let Some(idle) = pool.shared.idle.get(self.shard) {
             idle.store(pool.state.borrow().idle_count(), Ordering::SeqCst);
@@ -407,13 +477,12 @@ impl Pools {
 
     /// Closes every connection to `node` opened before `epoch`, leased ones too: their sessions see the end at once.
     pub fn fence(&self, node: NodeId, epoch: Epoch) {
-        for leased in self.leased.borrow().values() {
-            let outdated = leased.node == node && leased.opened < epoch;
-            if let (true, Some(stream)) = (outdated, leased.stream.upgrade()) {
-                crate::net::sever(&stream);
+        for link in self.links.borrow().iter().filter_map(Weak::upgrade) {
+            if link.node == node && link.epoch.get() < epoch {
+                crate::net::sever(&link.stream);
             }
         }
-        self.close_idle(|server| server.node == node && server.epoch < epoch);
+        self.close_idle(|server| server.link.node == node && server.link.epoch.get() < epoch);
     }
 
     /// Closes idle connections that are too old, unused for too long, or closed by the server.
@@ -429,7 +498,7 @@ impl Pools {
     fn close_idle(&self, mut leave: impl FnMut(&mut Server) -> bool) {
         let pools: Vec<Rc<Pool>> = self.by_key.borrow().values().cloned().collect();
         for pool in pools {
-            let gone = pool.state.borrow_mut().remove_idle(&mut leave);
+            let gone = pool.state.borrow_mut().remove_idle(|server| leave(server));
             for server in gone {
                 server.terminate();
                 self.closed(&pool);
@@ -493,7 +562,7 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    fn fill(mut self, server: Server) -> Lease {
+    fn fill(mut self, server: Box<Server>) -> Lease {
         self.used = true;
         self.pools.leased(self.pool, server)
     }
@@ -512,11 +581,12 @@ fn too_many(error: &crate::backend::login::LoginError) -> bool {
         if *code == crate::wire::sqlstate::TOO_MANY_CONNECTIONS)
 }
 
-fn take_apart(server: Server) -> Option<Parts> {
-    let stream = Rc::try_unwrap(server.stream).ok()?.into_std().ok()?;
+fn take_apart(server: Box<Server>) -> Option<Parts> {
+    let server = *server;
+    let link = Rc::try_unwrap(server.link).ok()?;
     Some(Parts {
-        stream,
-        epoch: server.epoch,
+        stream: link.stream.into_std().ok()?,
+        epoch: link.epoch.get(),
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
@@ -525,12 +595,10 @@ fn take_apart(server: Server) -> Option<Parts> {
     })
 }
 
-fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Server> {
+fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
     let stream = TcpStream::from_std(parts.stream)?;
-    Ok(Server {
-        stream: Rc::new(stream),
-        node,
-        epoch: parts.epoch,
+    Ok(Box::new(Server {
+        link: Rc::new(Link { stream, node, epoch: Cell::new(parts.epoch) }),
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
         opened_at: parts.opened_at,
@@ -538,5 +606,5 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Server> {
         carried: backend::connection::Carried::default(),
         settings: parts.settings,
         applied: parts.applied,
-    })
+    }))
 }

@@ -9,6 +9,11 @@ use std::collections::VecDeque;
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
 use crate::wire::reply::{self, ErrorFields, TransactionStatus};
 
+/// What an answer keeps allocated for the next one that uses it.
+const AHEAD_KEPT_BYTES: usize = 64 * 1024;
+/// Expected replies for which room is kept.
+const EXPECT_KEPT: usize = 256;
+
 /// A reply that the messages sent so far make the server send, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
@@ -118,6 +123,21 @@ impl Answer {
             discarding: false,
             last_status: None,
         }
+    }
+
+    /// As new, with its buffers kept.
+    pub fn clear(&mut self) {
+        self.ahead.clear();
+        self.ahead.shrink_to(AHEAD_KEPT_BYTES);
+        self.expect.clear();
+        self.expect.shrink_to(EXPECT_KEPT);
+        self.failed_parses.clear();
+        (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
+        self.tail = Tail::PassOn;
+        (self.own_close_failed, self.deallocated, self.rows_begun, self.discarding) =
+            (false, false, false, false);
+        self.preamble_error = None;
+        self.last_status = None;
     }
 
     /// Adds an expected reply.
@@ -425,11 +445,6 @@ impl Answer {
             self.ahead.extend_from_slice(ready);
             self.start = self.scanned;
         }
-    }
-
-    /// The buffer, for the stock.
-    pub fn into_bytes(self) -> Box<[u8]> {
-        self.bytes
     }
 }
 

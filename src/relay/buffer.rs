@@ -1,8 +1,10 @@
 //! The shard's stock of relay buffers: an idle client holds none.
 //!
-//! Invariant: at most `KEPT_MAX` buffers are kept; each is `BUFFER_BYTES` long. Must not know: what is in them.
+//! Invariant: at most `KEPT_MAX` of each kind are kept; each buffer is `BUFFER_BYTES` long. Must not know: what is in them.
 
 use std::cell::RefCell;
+
+use super::answer::Answer;
 
 /// Bytes of a relay buffer. Reads of 4 kB would make wide rows three times dearer.
 pub const BUFFER_BYTES: usize = 64 * 1024;
@@ -14,6 +16,8 @@ const KEPT_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Stock {
     free: RefCell<Vec<Box<[u8]>>>,
+    #[expect(clippy::vec_box, reason = "an answer is moved often; its box is what is kept")]
+    answers: RefCell<Vec<Box<Answer>>>,
 }
 
 impl Stock {
@@ -27,6 +31,21 @@ impl Stock {
         let mut free = self.free.borrow_mut();
         if free.len() < KEPT_MAX && buffer.len() == BUFFER_BYTES {
             free.push(buffer);
+        }
+    }
+
+    /// Takes an answer of which nothing has come; allocates only when the stock is empty.
+    pub fn take_answer(&self) -> Box<Answer> {
+        let kept = self.answers.borrow_mut().pop();
+        kept.unwrap_or_else(|| Box::new(Answer::new(self.take())))
+    }
+
+    /// Gives an answer back.
+    pub fn give_answer(&self, mut answer: Box<Answer>) {
+        let mut answers = self.answers.borrow_mut();
+        if answers.len() < KEPT_MAX {
+            answer.clear();
+            answers.push(answer);
         }
     }
 }

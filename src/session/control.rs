@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::task::Waker;
 
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -29,6 +30,12 @@ pub struct Control {
     pub cancel_waiting: Cell<bool>,
     /// Rings when `cancel_waiting` is set.
     pub bell: Notify,
+    /// The session has run something since the shard last looked.
+    pub active: Cell<bool>,
+    /// The session has been idle for a while: it is to give up what it keeps for its next statement.
+    pub cooling: Cell<bool>,
+    /// Wakes the session while it waits for its client.
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Control {
@@ -42,6 +49,33 @@ impl Control {
             begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
             bell: Notify::new(),
+            active: Cell::new(false),
+            cooling: Cell::new(false),
+            waker: RefCell::default(),
         })
+    }
+
+    /// Keeps what wakes the session.
+    pub fn keep_waker(&self, waker: &Waker) {
+        let mut kept = self.waker.borrow_mut();
+        if kept.as_ref().is_none_or(|kept| !kept.will_wake(waker)) {
+            *kept = Some(waker.clone());
+        }
+    }
+
+    /// The shard's regular look at a session that keeps what it needs for its next statement: `false` when it is told to give
+    /// that up, or is gone.
+    pub fn keeps_warm(&self) -> bool {
+        if self.client.strong_count() == 0 {
+            return false;
+        }
+        if self.active.replace(false) || !self.idle.get() {
+            return true;
+        }
+        self.cooling.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+        false
     }
 }

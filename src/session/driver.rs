@@ -3,10 +3,12 @@
 //! Invariant: a unit is sent a second time only when nothing of it was sent, when it was refused before it ran, or when it
 //! is a known read of which nothing has reached the client. Must not know: SQL, how nodes are judged.
 
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -21,7 +23,7 @@ use super::unit::{self, Front, Kind, Needs};
 use crate::auth::Secret;
 use crate::classify::{self, PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
-use crate::pool::Lease;
+use crate::pool::{Lease, PoolGroup};
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
 use crate::route::freshness::Freshness;
@@ -34,7 +36,7 @@ use crate::wire::{extended, sqlstate};
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
 
-/// Who the client is, once logged in.
+/// Who the client is, once logged in. The session keeps user and database by way of its pools.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// User.
@@ -61,6 +63,12 @@ pub(super) enum End {
 
 pub(super) type Flow<T> = Result<T, End>;
 
+/// Why a session stops keeping what its next statement needs.
+enum Rest {
+    /// It has been idle for a while.
+    Cooled,
+}
+
 /// A server connection in this session's hands.
 pub(super) struct Attached {
     pub(super) lease: Lease,
@@ -77,7 +85,7 @@ pub(super) struct Attached {
 /// An extended batch under way.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about what was sent")]
 pub(super) struct Batch {
-    pub(super) answer: Answer,
+    pub(super) answer: Box<Answer>,
     pub(super) journal: Journal,
     /// A COMMIT is among what was sent.
     pub(super) commits: bool,
@@ -95,7 +103,10 @@ pub struct Session {
     pub(super) client: Rc<TcpStream>,
     pub(super) control: Rc<Control>,
     pub(super) number: u64,
-    pub(super) identity: Identity,
+    pub(super) group: Rc<PoolGroup>,
+    pub(super) secret: Option<Secret<'static>>,
+    pub(super) strings: StandardConformingStrings,
+    pub(super) opaque_encoding: bool,
     pub(super) settings: Rc<StartupSettings>,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
@@ -114,16 +125,18 @@ impl Session {
         client: Rc<TcpStream>,
         control: Rc<Control>,
         number: u64,
-        mut identity: Identity,
+        identity: Identity,
     ) -> Self {
-        let settings = shard.intern_settings(std::mem::take(&mut identity.settings));
         Self {
             shard: Rc::clone(shard),
             client,
             control,
             number,
-            identity,
-            settings,
+            group: shard.pools.group(&identity.database, &identity.user),
+            secret: identity.secret,
+            strings: identity.strings,
+            opaque_encoding: identity.opaque_encoding,
+            settings: shard.intern_settings(identity.settings),
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
@@ -135,10 +148,23 @@ impl Session {
     }
 
     /// Serves the client until it goes. `early`: bytes that came together with the login.
-    pub async fn serve(mut self, early: Vec<u8>) {
-        let end = self.serve_units(early).await;
+    ///
+    /// The session is a box, and so is its work: a client that has been idle for a while costs neither.
+    pub async fn serve(mut self: Box<Self>, mut early: Vec<u8>) {
+        let end = loop {
+            if early.is_empty()
+                && let Err(end) = self.wait_cold().await
+            {
+                break end;
+            }
+            self.shard.warm_up(&self.control);
+            match Box::pin(self.serve_units(std::mem::take(&mut early))).await {
+                Ok(Rest::Cooled) => {}
+                Err(end) => break end,
+            }
+        };
         self.control.idle.set(false);
-        if let Err(End::Told(report)) = end {
+        if let End::Told(report) = end {
             self.shard.counters.error(report.code.as_str());
             let mut bytes = Vec::new();
             report.put(&mut bytes);
@@ -154,34 +180,33 @@ impl Session {
         self.shard.leave(self.number);
     }
 
-    async fn serve_units(&mut self, early: Vec<u8>) -> Flow<()> {
-        let mut input: Option<Window> = None;
-        if !early.is_empty() {
+    /// Waits for the client as a session that keeps nothing for its next statement.
+    async fn wait_cold(&mut self) -> Flow<()> {
+        self.enter_idle()?;
+        let ready = net::readable(&self.client).await;
+        self.control.idle.set(false);
+        ready.map_err(|_| End::Client)
+    }
+
+    async fn serve_units(&mut self, early: Vec<u8>) -> Flow<Rest> {
+        let mut input: Option<Window> = if early.is_empty() {
             let mut window = Window::new(self.shard.buffers.take());
-            while window.spare().len() < early.len() {
-                if !window.grow(UNIT_BYTES_MAX) {
-                    return Err(End::Told(Box::new(outcome::protocol(
-                        "too many bytes before the login was answered",
-                    ))));
-                }
-            }
-            if let Some(front) = window.spare().get_mut(..early.len()) {
-                front.copy_from_slice(&early);
-            }
-            window.advance(early.len());
-            input = Some(window);
-        }
+            self.read_first(&mut window)?;
+            Some(window)
+        } else {
+            Some(self.window_with(&early)?)
+        };
         drop(early);
         loop {
             let mut window = match input.take() {
                 Some(window) if !window.filled().is_empty() => window,
-                Some(window) => {
-                    self.shard.buffers.give(window.into_bytes());
-                    self.wait_idle().await?;
-                    Window::new(self.shard.buffers.take())
-                }
-                None => {
-                    self.wait_idle().await?;
+                idle => {
+                    if let Some(window) = idle {
+                        self.shard.buffers.give(window.into_bytes());
+                    }
+                    if let Some(rest) = self.wait_idle().await? {
+                        return Ok(rest);
+                    }
                     Window::new(self.shard.buffers.take())
                 }
             };
@@ -190,7 +215,7 @@ impl Session {
             match front {
                 Front::Incomplete if window.filled().is_empty() => self.read_first(&mut window)?,
                 Front::Incomplete => self.read_more(&mut window).await?,
-                Front::Terminate => return Ok(()),
+                Front::Terminate => return Err(End::Client),
                 Front::Invalid { kind } => {
                     return Err(End::Told(Box::new(outcome::protocol(&format!(
                         "invalid frontend message type {kind}"
@@ -206,29 +231,63 @@ impl Session {
         }
     }
 
-    /// Waits for the client's next bytes; between transactions without holding anything.
-    async fn wait_idle(&mut self) -> Flow<()> {
-        if self.attached.is_some() {
-            return self.wait_attached().await;
+    /// A window that holds these bytes.
+    fn window_with(&self, bytes: &[u8]) -> Flow<Window> {
+        let mut window = Window::new(self.shard.buffers.take());
+        while window.spare().len() < bytes.len() {
+            if !window.grow(UNIT_BYTES_MAX) {
+                let report = outcome::protocol("too many bytes before the login was answered");
+                return Err(End::Told(Box::new(report)));
+            }
         }
-        if self.shard.draining.get() && !matches!(self.transaction, Transaction::Deferred { .. }) {
+        if let Some(front) = window.spare().get_mut(..bytes.len()) {
+            front.copy_from_slice(bytes);
+        }
+        window.advance(bytes.len());
+        Ok(window)
+    }
+
+    /// Between transactions: the drain ends the session, a cancel request finds nothing to cancel.
+    fn enter_idle(&self) -> Flow<()> {
+        // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
+        let between = !matches!(self.transaction, Transaction::Deferred { .. });
+        if self.shard.draining.get() && between {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
-        // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
-        self.control.idle.set(!matches!(self.transaction, Transaction::Deferred { .. }));
+        self.control.idle.set(between);
         self.control.cancel_waiting.set(false);
-        let ready = self.client.readable().await;
+        Ok(())
+    }
+
+    /// Waits for the client's next bytes; between transactions without holding anything. `Some`: there were none for a while.
+    async fn wait_idle(&mut self) -> Flow<Option<Rest>> {
+        if self.attached.is_some() {
+            return self.wait_attached().await.map(|()| None);
+        }
+        self.enter_idle()?;
+        let waited = poll_fn(|context| {
+            if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
+                return Poll::Ready(ready.map(|()| None));
+            }
+            if self.control.cooling.replace(false) {
+                return Poll::Ready(Ok(Some(Rest::Cooled)));
+            }
+            self.control.keep_waker(context.waker());
+            Poll::Pending
+        })
+        .await;
         self.control.idle.set(false);
-        ready.map_err(|_| End::Client)
+        self.control.active.set(true);
+        waited.map_err(|_| End::Client)
     }
 
     /// The same while a server connection is held: what the server says by itself is passed on.
     async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         if attached.batch.is_some() {
-            return self.client.readable().await.map_err(|_| End::Client);
+            return net::readable(&self.client).await.map_err(|_| End::Client);
         }
-        let Some(stream) = attached.lease.server().map(|server| Rc::clone(&server.stream)) else {
+        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
             return Ok(());
         };
         let between = matches!(self.transaction, Transaction::None);
@@ -236,7 +295,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        let waited = self.wait_beside(&stream).await;
+        let waited = self.wait_beside(&link.stream).await;
         self.control.idle.set(false);
         waited
     }
@@ -245,21 +304,21 @@ impl Session {
     async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
         loop {
             let mut server_ready = false;
-            std::future::poll_fn(|context| {
+            poll_fn(|context| {
                 server_ready = stream.poll_read_ready(context).is_ready();
                 if server_ready || self.client.poll_read_ready(context).is_ready() {
-                    std::task::Poll::Ready(())
+                    Poll::Ready(())
                 } else {
-                    std::task::Poll::Pending
+                    Poll::Pending
                 }
             })
             .await;
             if !server_ready {
                 return Ok(());
             }
-            let mut answer = Answer::new(self.shard.buffers.take());
+            let mut answer = self.shard.buffers.take_answer();
             let result = self.unsolicited(stream, &mut answer).await;
-            self.shard.buffers.give(answer.into_bytes());
+            self.shard.buffers.give_answer(answer);
             match result? {
                 None => {}
                 Some(cause) => return self.lost_while_idle(&cause),
@@ -349,7 +408,7 @@ impl Session {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.client.readable().await.map_err(|_| End::Client)?;
+                    net::readable(&self.client).await.map_err(|_| End::Client)?;
                 }
                 Err(_) => return Err(End::Client),
             }
@@ -414,14 +473,14 @@ impl Session {
                 return self.send_client(&reply).await;
             }
         }
-        self.run(window, kind, bytes, needs).await
+        self.run(window, kind, bytes, needs, Instant::now()).await
     }
 
     fn needs(&self, unit: &[u8]) -> Needs {
-        if self.identity.opaque_encoding {
+        if self.opaque_encoding {
             return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
         }
-        let mut needs = unit::needs(unit, &self.names, self.identity.strings);
+        let mut needs = unit::needs(unit, &self.names, self.strings);
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
             needs.need = Need::Primary;
             needs.repeatable = false;

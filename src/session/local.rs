@@ -63,7 +63,7 @@ impl Session {
                 b'E' => reply::put_command_complete(out, tag),
                 b'P' => {
                     let parse = extended::parse(body)?;
-                    let class = classify::classify(parse.sql, self.identity.strings);
+                    let class = classify::classify(parse.sql, self.strings);
                     if parse.name.is_empty() {
                         self.names.unnamed_count += 1;
                         self.names.unnamed = Some(Unnamed {

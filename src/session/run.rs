@@ -22,7 +22,7 @@ use crate::backend::login::LoginError;
 use crate::backend::reset::{self, CommandError};
 use crate::backend::{ConnectError, Endpoint};
 use crate::classify::TransactionEffect;
-use crate::pool::{LeaseError, PoolKey};
+use crate::pool::LeaseError;
 use crate::relay::answer::{Answer, Expect};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Need, Question};
@@ -88,6 +88,8 @@ struct Task<'w> {
     /// The rest of a single large frame that is not in the window.
     beyond: usize,
     needs: Needs,
+    /// When it was last looked at the clock for it: at its beginning and after each wait.
+    now: Instant,
     excluded: Vec<NodeId>,
     /// How often it has been run again.
     tries: usize,
@@ -101,8 +103,9 @@ impl Session {
         kind: Kind,
         bytes: usize,
         needs: Needs,
+        now: Instant,
     ) -> Flow<()> {
-        let task = Task { window, kind, bytes, beyond: 0, needs, excluded: Vec::new(), tries: 0 };
+        let task = Task { window, kind, bytes, beyond: 0, needs, now, excluded: Vec::new(), tries: 0 };
         self.run_task(task).await
     }
 
@@ -117,6 +120,7 @@ impl Session {
             bytes: here,
             beyond: frame_bytes - here,
             needs,
+            now: Instant::now(),
             excluded: Vec::new(),
             tries: 0,
         };
@@ -147,6 +151,7 @@ impl Session {
             bytes: here,
             beyond: frame_bytes - here,
             needs,
+            now: Instant::now(),
             excluded: Vec::new(),
             tries: 0,
         };
@@ -218,7 +223,7 @@ impl Session {
     /// Gets a server connection for the task; `false` when the client has been told why there is none.
     async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
-        let deadline = Instant::now() + self.shard.pools.settings().query_wait_timeout;
+        let deadline = task.now + self.shard.pools.settings().query_wait_timeout;
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -226,22 +231,22 @@ impl Session {
                 }
                 continue;
             };
-            let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-            let pool = self.shard.pools.pool(&PoolKey {
-                node,
-                database: Arc::clone(&self.identity.database),
-                user: Arc::clone(&self.identity.user),
-            });
+            let pool = self.shard.pools.pool_of(&self.group, node);
             let lease = match self.shard.pools.try_claim(&pool) {
                 Some(lease) => Ok(lease),
-                None => match self.wait_for_lease(&pool, &endpoint).await {
-                    Waited::Over(lease) => *lease,
-                    Waited::Outdated => continue,
-                    Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
-                },
+                None => {
+                    let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
+                    let waited = self.wait_for_lease(&pool, &endpoint).await;
+                    task.now = Instant::now();
+                    match waited {
+                        Waited::Over(lease) => *lease,
+                        Waited::Outdated => continue,
+                        Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
+                    }
+                }
             };
             let error = match lease {
-                Ok(lease) => match self.accept_lease(lease, node, side, epoch) {
+                Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
                     Accepted::Taken => return Ok(true),
                     Accepted::Outdated => continue,
                     Accepted::NotPrimary => {
@@ -325,7 +330,7 @@ impl Session {
     /// Waits for another snapshot; `false` when the client has been told that there will be none.
     async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
-            match Hold::enter(&self.shard, task.bytes, Instant::now()) {
+            match Hold::enter(&self.shard, task.bytes, task.now) {
                 Ok(entered) => *hold = Some(entered),
                 Err(report) => return self.refuse(task, &report).await,
             }
@@ -337,12 +342,13 @@ impl Session {
             tokio::select! {
                 biased;
                 waited = waiting.wait(&self.control) => {
+                    task.now = Instant::now();
                     return match waited {
                         Ok(()) => Ok(true),
                         Err(report) => self.refuse(task, &report).await,
                     };
                 }
-                ready = self.client.readable(), if watched => ready.map_err(|_| End::Client)?,
+                ready = crate::net::readable(&self.client), if watched => ready.map_err(|_| End::Client)?,
             }
             match crate::net::try_read(&self.client, task.window.spare()) {
                 Ok(0) => return Err(End::Client),
@@ -379,7 +385,7 @@ impl Session {
                 Ok(true)
             }
             Err(CommandError::Io(_)) => {
-                let node = server.node;
+                let node = server.link.node;
                 if self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby) {
                     task.excluded.push(node);
                 }
@@ -417,15 +423,16 @@ impl Session {
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = if whole && free { task.needs.need } else { Need::Primary };
+        let excluded = task.excluded.as_slice();
         let decision = route::route(&Question {
             need,
             target: task.needs.target,
             max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
             freshness: &self.freshness,
-            excluded: &task.excluded,
+            excluded,
             load: &self.shard.load.borrow(),
             snapshot: &snapshot,
-            now: Instant::now(),
+            now: task.now,
             dice: fastrand::u64(..),
         });
         let (node, side) = match decision.destination {
@@ -443,9 +450,9 @@ impl Session {
             node,
             address: Arc::clone(&snapshot.node(node)?.address),
             epoch,
-            user: Arc::clone(&self.identity.user),
-            database: Arc::clone(&self.identity.database),
-            secret: self.identity.secret,
+            user: Arc::clone(self.group.user()),
+            database: Arc::clone(self.group.database()),
+            secret: self.secret,
             parameters: Vec::new(),
             timeout: self.shard.pools.settings().connect_timeout,
         })
@@ -458,8 +465,8 @@ impl Session {
         node: NodeId,
         side: Side,
         epoch: Epoch,
+        now: Instant,
     ) -> Accepted {
-        let now = Instant::now();
         let still = {
             let snapshot = self.shard.snapshot.borrow();
             match side {
@@ -475,12 +482,12 @@ impl Session {
         }
         let Some(server) = lease.server() else { return Accepted::Outdated };
         if side == Side::Primary {
-            if server.in_hot_standby && server.epoch == epoch {
+            if server.in_hot_standby && server.link.epoch.get() == epoch {
                 // Opened under this epoch and in recovery: whatever answers there is not the primary.
                 (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
                 return Accepted::NotPrimary;
             }
-            server.epoch = epoch;
+            server.link.epoch.set(epoch);
         }
         *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
         self.control.cancel_sent.set(false);
@@ -502,21 +509,21 @@ impl Session {
                 copies_ended = batch.copies_ended;
                 (batch.answer, batch.journal)
             }
-            None => (Answer::new(self.shard.buffers.take()), Journal::default()),
+            None => (self.shard.buffers.take_answer(), Journal::default()),
         };
         let mut out = self.shard.take_scratch();
         self.translate(task, &mut attached, &mut answer, &mut journal, &mut out);
         let (node, side) = (attached.node, attached.side);
         let rules = if fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
         let Some(server) = attached.lease.server() else { return Ok(Tried::Again(RetryCause::Unsent)) };
-        let stream = Rc::clone(&server.stream);
+        let link = Rc::clone(&server.link);
         let client = Rc::clone(&self.client);
         let out_bytes = out.len() as u64;
-        let began = Instant::now();
+        let began = task.now;
         self.shard.begin_load(node);
         let (ended, sent) = {
             let mut exchange = Exchange::new(
-                (&client, &stream),
+                (&client, &link.stream),
                 task.window,
                 &mut out,
                 &mut answer,
@@ -572,8 +579,9 @@ impl Session {
             (ended, sent)
         };
         // A connection that somebody else holds too can't be handed to another shard.
-        drop(stream);
+        drop(link);
         let now = Instant::now();
+        task.now = now;
         self.shard.end_load(node, began, now);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
         self.shard.give_scratch(out);
@@ -628,7 +636,7 @@ impl Session {
             table: &self.shard.statements,
             prepared_max: self.shard.pools.settings().max_prepared_statements,
             block_failed: self.transaction == Transaction::Failed,
-            strings: self.identity.strings,
+            strings: self.strings,
             journal,
         };
         if task.beyond > 0 {
@@ -647,7 +655,7 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
-        (mut answer, mut journal): (Answer, Journal),
+        (mut answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
         sent: Sent,
         now: Instant,
@@ -658,7 +666,7 @@ impl Session {
                 task.window.consume(task.bytes);
                 attached.spoiled |= sent.server_ended;
                 self.completed(task, &mut attached, &mut answer, &mut journal);
-                self.shard.buffers.give(answer.into_bytes());
+                self.shard.buffers.give_answer(answer);
                 self.answered(&attached, now);
                 self.transaction = Transaction::from_status(status);
                 self.keep_or_release(attached, now);
@@ -692,14 +700,14 @@ impl Session {
                 let clean =
                     answer.last_status() == Some(TransactionStatus::Idle) && !answer.own_close_failed();
                 attached.spoiled |= !clean;
-                self.shard.buffers.give(answer.into_bytes());
+                self.shard.buffers.give_answer(answer);
                 journal.undo(&mut self.names);
                 let (node, side) = (attached.node, attached.side);
                 self.keep_or_release(attached, now);
                 Ok(Tried::Again(self.refused(task, code, node, side)))
             }
             Ended::ServerLost { cause, announced } => {
-                self.shard.buffers.give(answer.into_bytes());
+                self.shard.buffers.give_answer(answer);
                 let why =
                     if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
                 (self.shard.shared.suspect)(attached.node, why);

@@ -87,6 +87,8 @@ pub struct Shard {
     last_primary: Cell<Option<(NodeId, Epoch)>>,
     last_bell: Cell<Instant>,
     sessions: RefCell<HashMap<u64, Rc<Control>>>,
+    /// Sessions that keep what their next statement needs.
+    warm: RefCell<Vec<Rc<Control>>>,
     next_session: Cell<u64>,
     settings: RefCell<HashMap<Pairs, Rc<StartupSettings>>>,
     scratch: RefCell<Vec<Vec<u8>>>,
@@ -117,6 +119,7 @@ impl Shard {
             last_primary: Cell::default(),
             last_bell: Cell::new(Instant::now()),
             sessions: RefCell::default(),
+            warm: RefCell::default(),
             next_session: Cell::new(1),
             settings: RefCell::default(),
             scratch: RefCell::default(),
@@ -168,6 +171,17 @@ impl Shard {
         if self.sessions.borrow_mut().remove(&session).is_some() {
             self.counters.clients_active.dec();
         }
+    }
+
+    /// A session begins to keep what its next statement needs.
+    pub fn warm_up(&self, control: &Rc<Control>) {
+        control.active.set(true);
+        self.warm.borrow_mut().push(Rc::clone(control));
+    }
+
+    /// Has sessions that ran nothing since the last call give up what they keep. To be called regularly.
+    pub fn cool_down(&self) {
+        self.warm.borrow_mut().retain(|control| control.keeps_warm());
     }
 
     /// Sessions alive.
