@@ -1,14 +1,18 @@
-# The one entry for people and CI. Needs a Rust toolchain; `setup` gets the rest.
-#   make test                      everything that must hold before a commit
+# The one entry for people and CI. Needs a Rust toolchain; .ci/setup gets the rest, as far as a target needs it.
+#   make build                     target/release/pgsteer
 #   make demo ARGS="--help"        the demonstration, with its own arguments
+#   make test                      everything that must hold before a commit
+#   make bench                     the figures, see benches/README.md
+#   make deny                      licences, advisories and sources of the crates in use
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo bench clean
+.PHONY: build setup test lint demo bench deny clean
 
-build: setup
-	$(CARGO) build --release
+build:
+	@.ci/setup compiler
+	$(CARGO) build --release --locked
 
 setup:
 	@.ci/setup
@@ -20,12 +24,18 @@ lint: setup
 test: lint
 	$(CARGO) test --locked
 
-demo: setup
-	$(CARGO) build --release
+demo:
+	@.ci/setup compiler server
+	$(CARGO) build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/pgsteer" demo $(ARGS)
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)
+
+deny:
+	@$(CARGO) deny --version >/dev/null 2>&1 || \
+		{ echo "deny: there is no cargo-deny: cargo install --locked cargo-deny" >&2; exit 1; }
+	$(CARGO) deny --locked check
 
 clean:
 	$(CARGO) clean
