@@ -61,6 +61,14 @@ pub(super) enum End {
     Told(Box<Report>),
 }
 
+/// How a held server ends while nothing is under way.
+enum Parting {
+    /// It is gone; why.
+    Lost(String),
+    /// It ended the session on purpose, and its words are ready for the client.
+    Dismissed,
+}
+
 pub(super) type Flow<T> = Result<T, End>;
 
 /// Why a session stops keeping what its next statement needs.
@@ -344,31 +352,43 @@ impl Session {
                 }
                 Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
             }
-            if let Some(cause) = Self::scan_unsolicited(answer) {
-                return Ok(Some(cause));
-            }
+            let said = Self::scan_unsolicited(answer);
             net::write_all(&self.client, answer.ready_joined()).await.map_err(|_| End::Client)?;
             answer.passed_on();
+            match said {
+                None => {}
+                Some(Parting::Lost(cause)) => return Ok(Some(cause)),
+                Some(Parting::Dismissed) => return Err(End::Client),
+            }
         }
     }
 
-    fn scan_unsolicited(answer: &mut Answer) -> Option<String> {
+    fn scan_unsolicited(answer: &mut Answer) -> Option<Parting> {
         loop {
             let event = match answer.scan() {
                 Ok(event) => event,
-                Err(error) => return Some(error.to_string()),
+                Err(error) => return Some(Parting::Lost(error.to_string())),
             };
             let ends = match event {
+                Event::Error(fields) if fields.ends_session && sqlstate::dismisses(fields.code) => {
+                    answer.accept();
+                    return Some(Parting::Dismissed);
+                }
                 Event::Error(fields) => fields.ends_session,
                 Event::Notice(fields) => {
                     matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
                 }
                 Event::ParameterStatus => false,
                 Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn => return Some("The server sent something out of turn".to_owned()),
+                Event::CopyIn => {
+                    return Some(Parting::Lost("The server sent something out of turn".to_owned()));
+                }
             };
             if ends {
-                return Some(format!("The server said: {}", reply::error_message(answer.body())));
+                return Some(Parting::Lost(format!(
+                    "The server said: {}",
+                    reply::error_message(answer.body())
+                )));
             }
             answer.accept();
         }

@@ -133,6 +133,8 @@ pub struct Exchange<'a> {
     client_ended: bool,
     /// COPY data was passed through.
     copied: bool,
+    /// All replies have come; the rest of a frame is still on its way.
+    settling: bool,
     /// ReadyForQuery has come; the rest of a frame, or what the server said behind it, is still to be dealt with.
     finishing: Option<TransactionStatus>,
     /// The server said goodbye behind its answer.
@@ -173,6 +175,7 @@ impl<'a> Exchange<'a> {
             refused: None,
             client_ended: false,
             copied: false,
+            settling: false,
             finishing: None,
             server_ended: false,
             on_begun: None,
@@ -191,7 +194,7 @@ impl<'a> Exchange<'a> {
                 return Ended::Settled;
             }
             if self.goal == Goal::Settled
-                && self.copied
+                && (self.copied || self.settling)
                 && self.out.is_empty()
                 && self.through == Through::Nothing
             {
@@ -257,7 +260,16 @@ impl<'a> Exchange<'a> {
                 });
             }
             Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if self.goal == Goal::Settled
+                    && self.out.is_empty()
+                    && matches!(self.answer.scan(), Ok(Event::Settled))
+                {
+                    // A Flush behind which nothing will come: all has been answered, or was answered here.
+                    self.settle().await?;
+                }
+                return Ok(false);
+            }
             Err(error) => return Err(lost(&error)),
         };
         self.answer.advance(count);
@@ -268,7 +280,11 @@ impl<'a> Exchange<'a> {
                 .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
-                Event::Error(fields) if fields.ends_session && fields.code == sqlstate::DATABASE_DROPPED => {
+                Event::Error(fields)
+                    if fields.ends_session
+                        && sqlstate::dismisses(fields.code)
+                        && fields.code != sqlstate::IDLE_SESSION_TIMEOUT =>
+                {
                     self.answer.accept();
                     self.flush().await?;
                     return Err(Ended::Dismissed);
@@ -293,13 +309,7 @@ impl<'a> Exchange<'a> {
                         return Err(Ended::Refused(code));
                     }
                     self.flush().await?;
-                    self.through = match self.through {
-                        // The COPY failed in the middle of a frame: server and client must both get to its end.
-                        Through::Copy { left, .. } | Through::Frame { left } if left > 0 => {
-                            Through::Frame { left }
-                        }
-                        _ => Through::Nothing,
-                    };
+                    self.end_through();
                     if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned()
                     {
                         return Err(Ended::Complete(status));
@@ -308,8 +318,7 @@ impl<'a> Exchange<'a> {
                 }
                 Event::Settled => {
                     if self.goal == Goal::Settled {
-                        self.flush().await?;
-                        return Err(Ended::Settled);
+                        self.settle().await?;
                     }
                     break;
                 }
@@ -320,6 +329,25 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    /// All replies to a batch without Sync have come: ends the exchange, at once or at the end of a frame under way.
+    async fn settle(&mut self) -> Result<(), Ended> {
+        self.flush().await?;
+        self.end_through();
+        if self.through == Through::Nothing && self.out.is_empty() {
+            return Err(Ended::Settled);
+        }
+        self.settling = true;
+        Ok(())
+    }
+
+    /// The answer is over. A COPY that failed in the middle of a frame goes on to its end, for server and client.
+    fn end_through(&mut self) {
+        self.through = match self.through {
+            Through::Copy { left, .. } | Through::Frame { left } if left > 0 => Through::Frame { left },
+            _ => Through::Nothing,
+        };
     }
 
     fn note_begun(&mut self) {

@@ -635,7 +635,6 @@ impl Session {
             names: &mut self.names,
             table: &self.shard.statements,
             prepared_max: self.shard.pools.settings().max_prepared_statements,
-            block_failed: self.transaction == Transaction::Failed,
             strings: self.strings,
             journal,
         };

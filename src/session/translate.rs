@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::prepared::{NAME_PREFIX, Names, Statement, Table, Unnamed};
 use crate::backend::connection::Carried;
-use crate::classify::{self, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, StandardConformingStrings};
 use crate::relay::answer::{Answer, Expect};
 use crate::wire::extended::{self, Named};
 use crate::wire::{frame, reply};
@@ -34,8 +34,6 @@ enum Promise {
     Prepared(u64, Option<Box<[u8]>>),
     /// The unnamed statement is there.
     Unnamed,
-    /// The client's name stands for a statement that is there already.
-    Named(Box<[u8]>),
     /// The client's name is free again.
     Closed(Box<[u8]>, Rc<Statement>),
     /// Nothing that would have to be undone.
@@ -60,7 +58,7 @@ impl Journal {
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
                 Promise::Unnamed => carried.unnamed = None,
-                Promise::Named(_) | Promise::Closed(..) | Promise::Nothing => {}
+                Promise::Closed(..) | Promise::Nothing => {}
             }
         }
     }
@@ -70,7 +68,7 @@ impl Journal {
         self.correct(failed, carried);
         for promise in self.promised(failed) {
             match promise {
-                Promise::Prepared(_, Some(name)) | Promise::Named(name) => names.remove(name),
+                Promise::Prepared(_, Some(name)) => names.remove(name),
                 Promise::Unnamed => names.unnamed = None,
                 Promise::Closed(name, statement) => names.insert(name, Rc::clone(statement)),
                 Promise::Prepared(_, None) | Promise::Nothing => {}
@@ -108,8 +106,6 @@ pub struct Translator<'a> {
     pub table: &'a Table,
     /// Most statements on a server.
     pub prepared_max: usize,
-    /// The transaction block has failed: the server refuses nearly everything.
-    pub block_failed: bool,
     /// How string literals are read.
     pub strings: StandardConformingStrings,
     /// What can be undone.
@@ -209,19 +205,13 @@ impl Translator<'_> {
         let statement = self.table.intern(parse.sql, parse.types, || classify::classify(parse.sql, strings));
         self.names.insert(parse.name, Rc::clone(&statement));
         self.journal.changes.push(Change::Named(parse.name.into()));
-        let ends_block =
-            matches!(statement.class.transaction, TransactionEffect::Commit | TransactionEffect::Rollback);
-        if !self.carried.prepared.contains(statement.id) {
-            return self.prepare(&statement, Some(parse.name));
+        // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
+        // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
+        if self.carried.prepared.contains(statement.id) {
+            self.carried.prepared.remove(statement.id);
+            self.close_carried(&statement.name);
         }
-        if self.block_failed && !ends_block {
-            // Refused with 25P02, as it would be without pgsteer; the statement stays on the server all the same.
-            self.names.remove(parse.name);
-            self.journal.changes.pop();
-            return self.parse_again(&statement, &parse);
-        }
-        let token = self.journal.promise(Promise::Named(parse.name.into()));
-        self.answer.expect(Expect::Local { reply: reply::PARSE_COMPLETE, token });
+        self.prepare(&statement, Some(parse.name));
     }
 
     /// Has the server refuse a Parse: the name is taken there.
@@ -234,8 +224,7 @@ impl Translator<'_> {
     /// Prepares a statement on the server; `name` when the client asked for it.
     fn prepare(&mut self, statement: &Statement, name: Option<&[u8]>) {
         if let Some(oldest) = self.carried.prepared.evict(self.prepared_max) {
-            frame::put(self.out, b'C', &[b"S", self.table.name_of(oldest).as_bytes(), b"\0"]);
-            self.answer.expect(Expect::Close { forward: false });
+            self.close_carried(&self.table.name_of(oldest));
         }
         let token = self.journal.promise(Promise::Prepared(statement.id, name.map(Into::into)));
         frame::put(
@@ -245,6 +234,12 @@ impl Translator<'_> {
         );
         self.answer.expect(Expect::Parse { forward: name.is_some(), token });
         self.carried.prepared.insert(statement.id);
+    }
+
+    /// Closes a statement on the server.
+    fn close_carried(&mut self, name: &str) {
+        frame::put(self.out, b'C', &[b"S", name.as_bytes(), b"\0"]);
+        self.answer.expect(Expect::Close { forward: false });
     }
 
     fn ensure(&mut self, statement: &Rc<Statement>) {

@@ -51,6 +51,12 @@ states! {
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// Commands ignored until the end of the transaction block.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
+    /// The server ended a session for its idle transaction.
+    IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03";
+    /// The server ended a session for its long transaction.
+    TRANSACTION_TIMEOUT = b"25P04";
+    /// The server ended an idle session.
+    IDLE_SESSION_TIMEOUT = b"57P05";
     /// No such role, or login refused.
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// Wrong password.
@@ -75,4 +81,12 @@ states! {
     DATABASE_DROPPED = b"57P04";
     /// A library or file is missing on that node.
     UNDEFINED_FILE = b"58P01";
+}
+
+/// A FATAL by which the server ends this session on purpose: nothing was lost, and it is the client's to hear.
+pub fn dismisses(code: SqlState) -> bool {
+    matches!(
+        code,
+        DATABASE_DROPPED | IDLE_IN_TRANSACTION_SESSION_TIMEOUT | TRANSACTION_TIMEOUT | IDLE_SESSION_TIMEOUT
+    )
 }
