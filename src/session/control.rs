@@ -23,8 +23,8 @@ pub struct Control {
     pub runs_at: RefCell<Option<Rc<CancelKey>>>,
     /// A cancel was sent to the server connection held now: it is not reused.
     pub cancel_sent: Cell<bool>,
-    /// A BEGIN that was put off is on its way: a cancel must not hit it, or the statement behind it would run outside of the
-    /// transaction.
+    /// Nothing of the statement has been sent yet, or a BEGIN that was put off is on its way (a cancel must not hit it, or the
+    /// statement behind it would run outside of the transaction): a cancel waits.
     pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,

@@ -168,6 +168,13 @@ impl Session {
             if self.attached.is_none() {
                 continue;
             }
+            if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {
+                // It came while the connection was made fit, when there was nothing yet that a server could cancel.
+                if let Some(attached) = self.attached.take() {
+                    self.keep_or_release(attached, task.now);
+                }
+                return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
+            }
             if self.must_not_pin_here(&task) {
                 self.detach();
                 self.transaction = Transaction::Lost { told: true };
@@ -491,6 +498,8 @@ impl Session {
         }
         *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
         self.control.cancel_sent.set(false);
+        // Nothing of the unit has been sent: a cancel request waits until then.
+        self.control.begin_pending.set(true);
         self.shard.counters.leases.inc();
         self.attached = Some(Attached { lease, node, side, batch: None, spoiled: false, unseen: false });
         Accepted::Taken
