@@ -100,6 +100,12 @@ async fn an_extended_copy_that_fails_by_a_large_message_leaves_the_session_in_or
     fails_in_order(true, BadRow::Inside).await;
 }
 
+/// P04, P07, G19.
+#[tokio::test]
+async fn an_extended_copy_that_fails_before_a_large_message_has_ended_leaves_the_session_in_order() {
+    fails_in_order(true, BadRow::Before).await;
+}
+
 /// How a client goes.
 #[derive(Debug, Clone, Copy)]
 enum Goes {
