@@ -433,6 +433,8 @@ fn trap_20_only_the_leading_comment_is_a_hint() {
         ("/* pgsteer: target=primary */ SELECT 1", hint(Some(Target::Primary), None)),
         ("/*pgsteer: target=standby, max_lag=500ms*/SELECT 1", hint(Some(Target::Standby), Some(500))),
         ("-- a\n/* b */ /* pgsteer: max_lag=2s, other=x */ SELECT 1", hint(None, Some(2_000))),
+        ("/* pgsteer: max_lag=1min */ SELECT 1", hint(None, Some(60_000))),
+        ("/* pgsteer: max_lag=1m */ SELECT 1", hint(None, Some(60_000))),
         ("/* pgsteer: target=moon, max_lag=x */ SELECT 1", hint(None, None)),
         ("SELECT /* pgsteer: target=primary */ 1", hint(None, None)),
         ("SELECT '/* pgsteer: target=primary */'", hint(None, None)),
