@@ -12,7 +12,7 @@ use super::load::Sources;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RunArgs {
     /// Configuration file (TOML)
-    #[arg(long, env = "PGSTEER_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "PGSTEER_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Nodes of the cluster, comma-separated [env: PGSTEER_NODES]
     #[arg(long, value_name = "HOST:PORT,...")]
