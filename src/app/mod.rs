@@ -4,9 +4,14 @@
 //! has another; they speak by channels. Nothing here decides anything about statements. Only this module and `cli` import
 //! `config`.
 
+mod failure;
+mod flights;
 mod house;
+mod login_role;
+mod parameters;
 mod shards;
 mod status;
+mod verifiers;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -235,7 +235,7 @@ async fn log_in(
     client: &Rc<TcpStream>,
     session: u64,
 ) -> Option<(Identity, i32, Vec<u8>)> {
-    let door = ShardDoor { house, shard: shard.number, session };
+    let door = ShardDoor::new(house, shard.number, session);
     match tokio::time::timeout(house.login_timeout, client::login(client, &door)).await {
         Ok(Ok(Outcome::In(logged_in))) => {
             let LoggedIn { request, startup, keys, parameters, process_id, early } = *logged_in;
@@ -254,13 +254,12 @@ async fn log_in(
         Err(_) => {
             shard.counters.logins_failed.inc();
             let mut out = Vec::new();
-            Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: the login was not completed in time")
-                .detail("Either the client did not answer, or no server could be asked.")
-                .put(&mut out);
+            door.too_late().put(&mut out);
             // Best effort: the client may not be reading.
             let _ = client.try_write(&out);
         }
     }
+    door.close();
     None
 }
 
