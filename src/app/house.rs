@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
@@ -23,6 +23,9 @@ use crate::topology::model::Snapshot;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
+
+/// A cancel request's connection is kept open no longer than this, whatever has become of the request.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The house that all shards' doors lead into.
 pub(super) struct House {
@@ -212,11 +215,13 @@ impl Door for ShardDoor<'_> {
         self.house.verifiers.doubt(user);
     }
 
-    fn cancel(&self, process_id: i32, key: &[u8]) {
+    async fn cancel(&self, process_id: i32, key: &[u8]) {
         let Some((shard, session)) = self.house.holder(process_id, key) else { return };
-        if let Some(commands) = self.house.commands.get(shard) {
-            // A shard that has ended runs nothing that could be cancelled.
-            let _ = commands.send(Command::Cancel { session });
+        let Some(commands) = self.house.commands.get(shard) else { return };
+        let (taken, answer) = oneshot::channel();
+        // A shard that has ended runs nothing that could be cancelled: it drops its end, and that is an answer, too.
+        if commands.send(Command::Cancel { session, taken }).is_ok() {
+            let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::classify::StandardConformingStrings;
 use crate::client::{self, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
-use crate::session::control::Control;
+use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::settings;
 use crate::session::shard::{Shard, Shared};
@@ -42,6 +42,8 @@ pub(super) enum Command {
     Cancel {
         /// The session.
         session: u64,
+        /// Dropped when that is over.
+        taken: Taken,
     },
     /// Sever connections to this node that are older than this epoch; then answer.
     Fence {
@@ -179,7 +181,7 @@ impl ShardThread {
                 _ = cool.tick() => shard.cool_down(),
                 _ = sweep.tick() => {
                     shard.pools.sweep(Instant::now());
-                    if shard.draining.get() && shard.session_count() == 0 {
+                    if shard.draining.get() && shard.is_empty() {
                         return;
                     }
                 }
@@ -190,7 +192,7 @@ impl ShardThread {
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
             Command::Client(stream) => self.take_in(shard, stream),
-            Command::Cancel { session } => shard.cancel(session),
+            Command::Cancel { session, taken } => shard.cancel(session, taken),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.

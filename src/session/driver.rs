@@ -264,7 +264,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        self.control.cancel_waiting.set(false);
+        self.control.forget_cancels();
         Ok(())
     }
 
@@ -293,6 +293,7 @@ impl Session {
     /// The same while a server connection is held: what the server says by itself is passed on.
     async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
+        self.control.forget_cancels();
         if attached.batch.is_some() {
             return net::readable(&self.client).await.map_err(|_| End::Client);
         }
@@ -467,7 +468,7 @@ impl Session {
             }
             return Ok(());
         }
-        self.control.cancel_waiting.set(false);
+        self.control.forget_cancels();
         let failed =
             self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed));
         let bytes = if failed {

@@ -552,15 +552,7 @@ impl Session {
             exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
             exchange.stall_timeout =
                 (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
-            let begun = || {
-                self.control.begin_pending.set(false);
-                if self.control.cancel_waiting.replace(false)
-                    && let Some(key) = self.control.runs_at.borrow().clone()
-                {
-                    self.control.cancel_sent.set(true);
-                    self.shard.cancel_at(&key);
-                }
-            };
+            let begun = || self.shard.cancel_after_begin(&self.control);
             if matches!(self.transaction, Transaction::Deferred { .. }) {
                 self.control.begin_pending.set(true);
                 exchange.on_begun = Some(&begun);
