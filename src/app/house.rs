@@ -101,12 +101,25 @@ pub(super) struct ShardDoor<'a> {
     session: u64,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
+    /// It is no login: a cancel request is being dealt with.
+    cancelling: Cell<bool>,
     admitted: Cell<Option<i32>>,
 }
 
 impl<'a> ShardDoor<'a> {
     pub(super) fn new(house: &'a Arc<House>, shard: usize, session: u64) -> Self {
-        Self { house, shard, session, waits_for: RefCell::default(), admitted: Cell::new(None) }
+        Self {
+            house,
+            shard,
+            session,
+            waits_for: RefCell::default(),
+            cancelling: Cell::new(false),
+            admitted: Cell::new(None),
+        }
+    }
+
+    pub(super) fn is_cancelling(&self) -> bool {
+        self.cancelling.get()
     }
 
     /// The client was not let in after all.
@@ -216,6 +229,7 @@ impl Door for ShardDoor<'_> {
     }
 
     async fn cancel(&self, process_id: i32, key: &[u8]) {
+        self.cancelling.set(true);
         let Some((shard, session)) = self.house.holder(process_id, key) else { return };
         let Some(commands) = self.house.commands.get(shard) else { return };
         let (taken, answer) = oneshot::channel();

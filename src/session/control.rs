@@ -31,15 +31,21 @@ pub struct Control {
     pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,
-    /// Rings when `cancel_waiting` is set.
+    /// Rings when `cancel_waiting` is set, and when the drain begins during the login.
     pub bell: Notify,
+    /// The login is not over: nothing that the drain would wait for.
+    pub logging_in: Cell<bool>,
+    /// pgsteer ends now: the session says its last words, whatever it is doing.
+    pub cut: Cell<bool>,
+    /// Something is being written to the client: a part of a message may be out.
+    pub speaking: Cell<bool>,
     /// The cancel requests that are not settled yet.
     cancels: RefCell<Vec<Taken>>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
     pub cooling: Cell<bool>,
-    /// Wakes the session while it waits for its client.
+    /// Wakes the session.
     waker: RefCell<Option<Waker>>,
 }
 
@@ -54,6 +60,9 @@ impl Control {
             begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
             bell: Notify::new(),
+            logging_in: Cell::new(false),
+            cut: Cell::new(false),
+            speaking: Cell::new(false),
             cancels: RefCell::default(),
             active: Cell::new(false),
             cooling: Cell::new(false),
@@ -76,6 +85,14 @@ impl Control {
     pub fn forget_cancels(&self) {
         self.cancel_waiting.set(false);
         self.cancels.borrow_mut().clear();
+    }
+
+    /// Has the session end, whatever it is doing.
+    pub fn cut_off(&self) {
+        self.cut.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
     /// Keeps what wakes the session.

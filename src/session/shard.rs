@@ -245,13 +245,25 @@ impl Shard {
         });
     }
 
-    /// Begins the drain: idle sessions end now, the others at the end of their transaction.
+    /// Begins the drain: who is not logged in is told, idle sessions end now, the others at the end of their transaction.
     pub fn drain(&self) {
         self.draining.set(true);
         for control in self.sessions.borrow().values() {
-            self.end_if_idle(control);
+            if control.logging_in.get() {
+                control.bell.notify_one();
+            } else {
+                self.end_if_idle(control);
+            }
         }
         self.snapshot_changed.send_modify(|_| {});
+    }
+
+    /// Ends the drain: every session that is left says its last words.
+    pub fn cut_off(&self) {
+        self.draining.set(true);
+        for control in self.sessions.borrow().values() {
+            control.cut_off();
+        }
     }
 
     fn end_if_idle(&self, control: &Control) {
