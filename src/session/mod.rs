@@ -8,6 +8,7 @@ pub mod control;
 pub mod driver;
 pub mod exchange;
 pub mod hold;
+mod last_words;
 mod local;
 pub mod outcome;
 pub mod prepared;
