@@ -93,10 +93,17 @@ pub struct Server {
     pub idle_since: Instant,
     /// Prepared statements there.
     pub carried: Carried,
-    /// Identity of the startup settings applied (0: the server's own defaults).
-    pub settings: u64,
-    /// Names of the settings applied, to be reset when another session's are applied.
-    pub applied: Vec<String>,
+    /// The settings it has been brought to.
+    pub applied: Rc<SettingValues>,
+}
+
+/// Settings of a session that differ from what the server would have by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SettingValues {
+    /// Identity, unique over shards; 0 for none.
+    pub id: u64,
+    /// Name, in lower case, and value; sorted by name.
+    pub pairs: Vec<(String, String)>,
 }
 
 /// The prepared statements on a server connection.
@@ -202,8 +209,7 @@ async fn open_unbounded(
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),
-                        settings: 0,
-                        applied: Vec::new(),
+                        applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));
                 }

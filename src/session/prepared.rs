@@ -120,6 +120,15 @@ impl Names {
         self.unnamed = None;
     }
 
+    /// The text of the statement of that name.
+    pub fn sql(&self, name: &[u8]) -> Option<Vec<u8>> {
+        if name.is_empty() {
+            self.unnamed.as_ref().map(|unnamed| unnamed.sql.clone())
+        } else {
+            self.named(name).map(|statement| statement.sql.to_vec())
+        }
+    }
+
     /// What the statement of that name needs; `None` when there is none.
     pub fn class(&self, name: &[u8]) -> Option<Classification> {
         if name.is_empty() {
