@@ -53,7 +53,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         },
         Command::Check(args) => match args.sources().and_then(config::load) {
             Ok(config) => {
-                println!("The configuration is valid ({} nodes).", config.cluster.nodes.len());
+                println!("{}", valid(config.cluster.nodes.len()));
                 Ok(ExitCode::SUCCESS)
             }
             Err(faults) => Ok(report(&faults)),
@@ -66,6 +66,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn valid(nodes: usize) -> String {
+    format!("The configuration is valid ({nodes} node{}).", if nodes == 1 { "" } else { "s" })
+}
+
 fn report(faults: &Faults) -> ExitCode {
     eprintln!("{faults}");
     ExitCode::from(2)
@@ -73,4 +77,25 @@ fn report(faults: &Faults) -> ExitCode {
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn nodes_are_counted_as_people_do() {
+        assert_eq!(valid(1), "The configuration is valid (1 node).");
+        assert_eq!(valid(3), "The configuration is valid (3 nodes).");
+    }
+
+    #[test]
+    fn help_names_each_variable_in_one_form() {
+        let mut command = Arguments::command();
+        let run = command.find_subcommand_mut("run").expect("run");
+        let help = run.render_help().to_string();
+        assert!(help.contains("[env: PGSTEER_CONFIG]") && help.contains("[env: PGSTEER_NODES]"), "{help}");
+    }
 }

@@ -153,8 +153,8 @@ fn all_faults_come_at_once_with_line_and_key() {
         "p.toml:2 listen.address: expected IP:port, or a list of them, such as \"127.0.0.1:6432\", got \"localhost\"",
         "p.toml:3 listen.max_client_conn: expected a whole number from 1 to 1000000, got \"many\"",
         "p.toml:6 pool.size: expected a whole number from 1 to 1000000, got 0",
-        "p.toml:7 pool.server_lifetime: expected a duration with a unit (us, ms, s, m, h, d), such as \"100ms\", more than zero, got 3600",
-        "p.toml:8 pool.server_idle_timeout: expected a duration with a unit (us, ms, s, m, h, d), such as \"100ms\", more than zero, got \"10 parsecs\"",
+        "p.toml:7 pool.server_lifetime: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", more than zero, got 3600",
+        "p.toml:8 pool.server_idle_timeout: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", more than zero, got \"10 parsecs\"",
         "p.toml:10 hold.max_bytes: expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"64KiB\", more than zero, got \"0B\"",
         "p.toml:11 hold.timout: unknown key; did you mean \"timeout\"?",
         "p.toml:12 rooting: unknown section; did you mean \"routing\"?",
@@ -162,7 +162,7 @@ fn all_faults_come_at_once_with_line_and_key() {
         "environment PGSTEER_RETRY_ATTEMPTS retry.attempts: expected a whole number from 0 to 1000000, got \"-1\"",
         "environment PGSTEER_POOLSIZE: unknown variable; did you mean PGSTEER_POOL_SIZE?",
         "flag --shards listen.shards: expected \"auto\" or a whole number from 1 to 1024, got \"0\"",
-        "configuration cluster.nodes: no nodes: expected at least one, such as [\"db1:5432\"]",
+        "configuration: cluster.nodes: no nodes: give --nodes host:port,..., PGSTEER_NODES, or nodes under [cluster] in p.toml",
     ];
     for (found, expected) in lines.iter().zip(&expected) {
         assert_eq!(found, expected);
@@ -202,11 +202,8 @@ fn values_must_fit_together() {
         "[topology]\nclaim_ttl = \"50ms\"\nrapid_interval = \"1s\"\n[admin]\naddress = \"127.0.0.1:6432\"",
     );
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(
-        lines
-            .iter()
-            .any(|line| line.contains("topology.probe_interval: expected less than claim_ttl (50ms)"))
-    );
+    let ttl = "p.toml:2 topology.claim_ttl: expected more than probe_interval (100ms), got 50ms";
+    assert!(lines[0].starts_with(ttl), "the one that was given: {lines:?}");
     assert!(lines.iter().any(|line| line.starts_with("p.toml:3 topology.rapid_interval: expected at most")));
     assert!(lines.iter().any(|line| line.contains("p.toml:5 admin.address: 127.0.0.1:6432 is also")));
 
@@ -214,9 +211,33 @@ fn values_must_fit_together() {
     assert_eq!(lines, "p.toml:3 cluster.nodes: a:1 is listed twice");
     let lines = faults("[cluster]\nnodes = []", &[], &[]).to_string();
     assert!(lines.starts_with("p.toml:2 cluster.nodes: no nodes"), "{lines}");
-    let lines = faults("[cluster]\nnodes = [\"a:x\"]", &[], &[]).to_string();
-    assert!(lines.starts_with("p.toml:2 cluster.nodes: expected a list of host:port"), "{lines}");
-    assert_eq!(lines.lines().count(), 1, "refused once, not also missing: {lines}");
+    let lines = faults_of("[topology]\nclaim_ttl = \"1s\"\nprobe_interval = \"2s\"");
+    assert!(
+        lines[0].starts_with("p.toml:3 topology.probe_interval: expected less than claim_ttl (1s), got 2s")
+    );
+    let lines = faults_of("[topology]\nprobe_interval = \"1ms\"");
+    assert_eq!(lines, ["p.toml:2 topology.probe_interval: expected at least rapid_interval (5ms), got 1ms"]);
+}
+
+#[test]
+fn of_a_list_of_nodes_the_bad_one_is_named() {
+    let refused = |text: &str| faults(&format!("[cluster]\nnodes = {text}"), &[], &[]).to_string();
+    let port = "bad port in node address \"b:99999\" (expected a number from 1 to 65535)";
+    assert_eq!(
+        refused("[\"a:1\", \"b:99999\"]"),
+        format!("p.toml:2 cluster.nodes: {port}"),
+        "and not also missing"
+    );
+    let flag = faults("", &[], &["--nodes", "a:1,b:99999"]).to_string();
+    assert_eq!(flag, format!("flag --nodes cluster.nodes: {port}"));
+    assert!(refused("\"a:1,b:1\"").contains("comma"), "a text is one node");
+    assert!(refused("3").contains("expected a list of host:port, such as"));
+    let nowhere = Sources { file: None, ..sources("", &[], &[]) };
+    assert_eq!(
+        load(nowhere).expect_err("no nodes").to_string(),
+        "configuration: cluster.nodes: no nodes: give --nodes host:port,..., PGSTEER_NODES, or nodes under [cluster] \
+         in a file that --config names"
+    );
 }
 
 #[test]

@@ -78,6 +78,15 @@ async fn runs_on(sandbox: &Sandbox, marker: &str) -> usize {
     found.unwrap()
 }
 
+async fn wait_slow_runs_on(sandbox: &Sandbox, node: usize) {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $1";
+    eventually(&format!("the read runs on node {node}"), async || {
+        direct.query_one(sql, &[&SLOW]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+}
+
 fn status(answer: &[Message]) -> char {
     char::from(answer.last().unwrap().body[0])
 }
@@ -162,6 +171,24 @@ async fn a_read_only_transaction_is_told_of_its_conflict() {
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
     assert!(retries(&proxy, "conflict").await < 0.5);
     assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["200"]);
+}
+
+/// C05, C07: replay on the second node stands still until the read runs there, so that each of the two has its conflict.
+#[tokio::test]
+async fn a_read_that_every_standby_cancels_is_run_on_the_primary() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    start_slow(&mut client, false).await;
+    let first = runs_on(&sandbox, "AS slow").await;
+    assert_ne!(first, 0, "it ran on the primary");
+    let second = 3 - first;
+    sandbox.node(second).pause_replay().await.unwrap();
+    conflict(&sandbox).await;
+    wait_slow_runs_on(&sandbox, second).await;
+    sandbox.node(second).resume_replay().await.unwrap();
+    wait_slow_runs_on(&sandbox, 0).await;
+    half(&client.read_until(b'Z').await);
+    assert!((retries(&proxy, "conflict").await - 2.0).abs() < 0.5);
 }
 
 /// C05, C07: conflicts without end, and one attempt: it is made on the primary, which has none.

@@ -34,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
         Failure::Refused,
         Failure::NotAccepting,
         Failure::TimedOut,
+        Failure::Unresolved,
         Failure::LoginRejected,
         Failure::Unintelligible,
     ]);

@@ -28,11 +28,11 @@ use crate::topology::monitor::{Fence, Monitor, MonitorHandle};
 use crate::topology::probe::Credentials;
 use crate::{admin, net, pool, route, session, topology};
 
-/// Why the proxy could not start.
+/// Why the proxy could not start. No text repeats its source: whoever prints it prints the chain.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener.
-    #[error("cannot listen on {address}: {source}; is another program using that address?")]
+    #[error("cannot listen on {address} (is another program using that address?)")]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -40,7 +40,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A thread, runtime or signal handler.
-    #[error("cannot start: {0}")]
+    #[error("cannot start")]
     Io(#[from] std::io::Error),
     /// The metrics registry.
     #[error(transparent)]
@@ -176,5 +176,22 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics) -> Shared
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let source = || std::io::Error::from(std::io::ErrorKind::AddrInUse);
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 6432));
+        let error = anyhow::Error::from(StartError::Listen { address, source: source() });
+        let expected =
+            "cannot listen on 127.0.0.1:6432 (is another program using that address?): address in use";
+        assert_eq!(format!("{error:#}"), expected);
+        let error = anyhow::Error::from(StartError::Io(source()));
+        assert_eq!(format!("{error:#}"), "cannot start: address in use");
     }
 }

@@ -58,7 +58,7 @@ fn duration(text: &str) -> Option<Duration> {
         "us" => Some(Duration::from_micros(number)),
         "" | "ms" => Some(Duration::from_millis(number)),
         "s" => Some(Duration::from_secs(number)),
-        "min" => number.checked_mul(60).map(Duration::from_secs),
+        "m" | "min" => number.checked_mul(60).map(Duration::from_secs),
         _ => None,
     }
 }

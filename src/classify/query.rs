@@ -82,12 +82,14 @@ enum Paren {
     Call,
 }
 
-/// What the first argument of the call just opened means.
+/// What is expected of the first argument of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Argument {
     Any,
     /// `current_setting(`: the name of a setting.
     Setting,
+    /// `current_setting('name'`: nothing more, or it is not the name.
+    SettingEnd,
 }
 
 /// UPDATE of `pg_settings` is a SET in disguise.
@@ -161,11 +163,8 @@ impl Body {
 
     #[inline]
     pub(super) fn step(&mut self, scan: &mut Scanner<'_>, token: Token) {
-        if self.argument == Argument::Setting && token.kind != Kind::Open {
-            self.argument = Argument::Any;
-            if token.kind == Kind::Text && super::settings::is_node_local(scan.text(token)) {
-                scan.write(Reason::NodeLocal);
-            }
+        if self.argument != Argument::Any {
+            self.setting_name(scan, token);
         }
         match token.kind {
             Kind::Word => self.word(scan, token),
@@ -186,6 +185,21 @@ impl Body {
         }
         if token.kind != Kind::Open && token.kind != Kind::OpenBracket {
             self.levels[self.depth].fresh = false;
+        }
+    }
+
+    /// The name of a setting must be one constant that shows it, and not the node's own.
+    fn setting_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        let (harmless, next) = match (self.argument, token.kind) {
+            (Argument::Setting, Kind::Text) => {
+                (!super::settings::may_be_node_local(scan.text(token)), Argument::SettingEnd)
+            }
+            (Argument::SettingEnd, Kind::Comma | Kind::Close) => (true, Argument::Any),
+            _ => (false, Argument::Any),
+        };
+        self.argument = next;
+        if !harmless {
+            scan.write(Reason::NodeLocal);
         }
     }
 

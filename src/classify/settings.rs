@@ -1,7 +1,7 @@
 //! Which settings and system views tell of the session or the data, and which of the node.
 //!
-//! Invariant: SHOW of a setting that is not listed as the session's own belongs to the primary. Must not know: the
-//! values of settings.
+//! Invariant: SHOW of a setting that is not listed as the session's own belongs to the primary, and so does
+//! `current_setting` of a name that is not there to be read. Must not know: the values of settings.
 
 use super::builtins::Folded;
 
@@ -86,13 +86,14 @@ const VIEWS: [&str; 25] = [
     "pg_show_all_settings",
 ];
 
-/// Does the text constant (its quotes included) name a setting that is the node's own?
-pub(super) fn is_node_local(constant: &[u8]) -> bool {
-    let Some(first) = constant.iter().position(|&byte| byte == b'\'') else {
-        return false;
+/// May this constant name a setting that is the node's own? Only a plain `'name'` shows what it names: with dollar
+/// quotes, a prefix, an escape or a second part it may be any.
+pub(super) fn may_be_node_local(constant: &[u8]) -> bool {
+    let plain = constant.strip_prefix(b"'").and_then(|rest| rest.strip_suffix(b"'"));
+    let Some(name) = plain.filter(|name| !name.iter().any(|byte| matches!(byte, b'\'' | b'\\'))) else {
+        return true;
     };
-    let inner = constant.get(first + 1..constant.len() - 1).unwrap_or_default();
-    NODE.iter().any(|name| inner.eq_ignore_ascii_case(name.as_bytes()))
+    NODE.iter().any(|node| name.eq_ignore_ascii_case(node.as_bytes()))
 }
 
 /// Does SHOW of this setting answer with the session's own value?

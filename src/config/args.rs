@@ -12,7 +12,7 @@ use super::load::Sources;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RunArgs {
     /// Configuration file (TOML)
-    #[arg(long, env = "PGSTEER_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "PGSTEER_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Nodes of the cluster, comma-separated [env: PGSTEER_NODES]
     #[arg(long, value_name = "HOST:PORT,...")]
@@ -45,7 +45,7 @@ pub struct RunArgs {
     /// Most server connections for each node, database and user [env: PGSTEER_POOL_SIZE]
     #[arg(long, value_name = "COUNT")]
     pub pool_size: Option<String>,
-    /// Number of shards, or "auto": one per core [env: PGSTEER_SHARDS]
+    /// Number of shards, or "auto": one per core, one core left free [env: PGSTEER_SHARDS]
     #[arg(long, value_name = "COUNT")]
     pub shards: Option<String>,
     /// Log level or tracing directives [env: PGSTEER_LOG_LEVEL]

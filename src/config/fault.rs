@@ -48,10 +48,10 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.key.is_empty() {
-            write!(f, "{}: {}", self.origin, self.message)
-        } else {
-            write!(f, "{} {}: {}", self.origin, self.key, self.message)
+        match (&self.origin, self.key.as_str()) {
+            (origin, "") => write!(f, "{origin}: {}", self.message),
+            (Origin::Default, key) => write!(f, "configuration: {key}: {}", self.message),
+            (origin, key) => write!(f, "{origin} {key}: {}", self.message),
         }
     }
 }

@@ -12,6 +12,8 @@ use super::model::{AuthMethod, Config, Node, Secret};
 use super::{nodes, units};
 use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
+use crate::topology::discovery::fixed::AddressError;
+use crate::topology::model::NodeAddress;
 
 /// A configuration that is being put together.
 #[derive(Debug, Default)]
@@ -81,6 +83,7 @@ enum Kind {
     Count { least: u64, field: Field<u64> },
     Text(Field<String>),
     Secret,
+    Nodes,
     Custom { expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()> },
 }
 
@@ -117,8 +120,9 @@ impl Key {
 
     /// Takes a value, or says what is expected.
     pub(super) fn set(&self, draft: &mut Draft, given: &Given) -> Result<(), String> {
-        self.take(draft, given).ok_or_else(|| match self.kind {
-            Kind::Secret => format!("expected {}", self.expected()),
+        self.take(draft, given).ok_or_else(|| match (&self.kind, bad_address(given)) {
+            (Kind::Secret, _) => format!("expected {}", self.expected()),
+            (Kind::Nodes, Some(error)) => error.to_string(),
             _ => format!("expected {}, got {}", self.expected(), given.shown()),
         })
     }
@@ -141,6 +145,7 @@ impl Key {
                 let text = given.text().filter(|text| !text.is_empty())?;
                 config.cluster.password = Some(Secret::new(text));
             }
+            Kind::Nodes => config.cluster.nodes = node_list(given)?,
             Kind::Custom { set, .. } => set(draft, given)?,
         }
         Some(())
@@ -153,6 +158,7 @@ impl Key {
             Kind::Size(_) => format!("{}, more than zero", units::SIZE),
             Kind::Count { least, .. } => format!("a whole number from {least} to {COUNT_MAX}"),
             Kind::Text(_) | Kind::Secret => "a text that is not empty".to_owned(),
+            Kind::Nodes => "a list of host:port, such as [\"db1:5432\", \"db2:5432\"]".to_owned(),
             Kind::Custom { expected, .. } => expected.to_owned(),
         }
     }
@@ -185,11 +191,7 @@ pub(super) const KEYS: [Key; 34] = [
     key("listen.login_timeout", duration(|c| &mut c.listen.login_timeout)),
     flagged("listen.shards", "--shards", custom("\"auto\" or a whole number from 1 to 1024", shards)),
     flagged("admin.address", "--admin", custom("IP:port, such as \"127.0.0.1:9127\", or \"off\"", admin)),
-    flagged(
-        "cluster.nodes",
-        "--nodes",
-        custom("a list of host:port, such as [\"db1:5432\", \"db2:5432\"]", node_list),
-    ),
+    flagged("cluster.nodes", "--nodes", Kind::Nodes),
     flagged("cluster.user", "--user", Kind::Text(|c| &mut c.cluster.user)),
     key("cluster.password", Kind::Secret),
     flagged("cluster.password_file", "--password-file", custom("the path of a file", password_file)),
@@ -248,14 +250,17 @@ fn admin(draft: &mut Draft, given: &Given) -> Option<()> {
     Some(())
 }
 
-fn node_list(draft: &mut Draft, given: &Given) -> Option<()> {
-    let mut listed = Vec::new();
-    for (index, text) in given.list()?.into_iter().enumerate() {
-        let address = units::node_address(text)?;
-        listed.push(Node { name: nodes::default_name(index), address, weight: nodes::DEFAULT_WEIGHT });
-    }
-    draft.config.cluster.nodes = listed;
-    Some(())
+fn node_list(given: &Given) -> Option<Vec<Node>> {
+    let listed = given.list()?.into_iter().enumerate().map(|(index, text)| {
+        let address = text.parse().ok()?;
+        Some(Node { name: nodes::default_name(index), address, weight: nodes::DEFAULT_WEIGHT })
+    });
+    listed.collect()
+}
+
+/// What is wrong with the first of the addresses that is no good.
+fn bad_address(given: &Given) -> Option<AddressError> {
+    given.list()?.into_iter().find_map(|text| text.parse::<NodeAddress>().err())
 }
 
 fn password_file(draft: &mut Draft, given: &Given) -> Option<()> {

@@ -74,6 +74,7 @@ pub fn load(sources: Sources) -> Result<Config, Faults> {
     let mut loading = Loading::default();
     loading.defaults(&sources.environment);
     if let Some(file) = &sources.file {
+        loading.file = Some(file.name.clone());
         loading.file(file);
     }
     loading.environment(&sources.environment);
@@ -86,6 +87,8 @@ pub fn load(sources: Sources) -> Result<Config, Faults> {
 #[derive(Default)]
 struct Loading {
     draft: Draft,
+    /// The file's name.
+    file: Option<String>,
     /// Where each key's value in force came from; also of values that were refused.
     origins: HashMap<&'static str, Origin>,
     refused: Vec<&'static str>,
@@ -256,7 +259,11 @@ impl Loading {
         let address = duplicate(nodes.iter().map(|node| &node.address)).map(ToString::to_string);
         let name = duplicate(nodes.iter().map(|node| &node.name)).cloned();
         if nodes.is_empty() {
-            self.fault("cluster.nodes", "no nodes: expected at least one, such as [\"db1:5432\"]".to_owned());
+            let file = self.file.as_deref().unwrap_or("a file that --config names");
+            let message = format!(
+                "no nodes: give --nodes host:port,..., PGSTEER_NODES, or nodes under [cluster] in {file}"
+            );
+            self.fault("cluster.nodes", message);
         }
         if let Some(address) = address {
             self.fault("cluster.nodes", format!("{address} is listed twice"));
@@ -271,20 +278,39 @@ impl Loading {
         if self.refused.iter().any(|path| path.starts_with("topology.")) {
             return;
         }
-        if topology.probe_interval >= topology.claim_ttl {
-            let message = format!(
-                "expected less than claim_ttl ({:?}), got {:?}: every claim would expire before the next probe",
-                topology.claim_ttl, topology.probe_interval
+        let (probe, rapid, ttl) = (topology.probe_interval, topology.rapid_interval, topology.claim_ttl);
+        if probe >= ttl {
+            let why = "every claim would expire before the next probe";
+            self.pair_fault(
+                (
+                    "topology.probe_interval",
+                    format!("expected less than claim_ttl ({ttl:?}), got {probe:?}: {why}"),
+                ),
+                (
+                    "topology.claim_ttl",
+                    format!("expected more than probe_interval ({probe:?}), got {ttl:?}: {why}"),
+                ),
             );
-            self.fault("topology.probe_interval", message);
         }
-        if topology.rapid_interval > topology.probe_interval {
-            let message = format!(
-                "expected at most probe_interval ({:?}), got {:?}",
-                topology.probe_interval, topology.rapid_interval
+        if rapid > probe {
+            self.pair_fault(
+                (
+                    "topology.rapid_interval",
+                    format!("expected at most probe_interval ({probe:?}), got {rapid:?}"),
+                ),
+                (
+                    "topology.probe_interval",
+                    format!("expected at least rapid_interval ({rapid:?}), got {probe:?}"),
+                ),
             );
-            self.fault("topology.rapid_interval", message);
         }
+    }
+
+    /// Two values that do not fit together: a fault of the one that was given, of the first if both were.
+    fn pair_fault(&mut self, first: (&'static str, String), second: (&'static str, String)) {
+        let given = |path| self.origin(path) != Origin::Default;
+        let (path, message) = if given(first.0) || !given(second.0) { first } else { second };
+        self.fault(path, message);
     }
 
     /// A fault of a value that is well-formed in itself; silent where the value was refused already.

@@ -6,7 +6,6 @@
 use toml_edit::{Item, TableLike};
 
 use super::model::Node;
-use super::units;
 use crate::topology::model::NodeAddress;
 
 /// A node's share of reads where none is given.
@@ -35,7 +34,7 @@ pub(super) fn read(table: &dyn TableLike, index: usize, faults: &mut Vec<FieldFa
     }
     let host = table.get("host").and_then(Item::as_str).and_then(|text| {
         let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
-        units::node_address(&bracketed)
+        bracketed.parse().ok()
     });
     let Some(NodeAddress { host, .. }) = host else {
         faults.push((

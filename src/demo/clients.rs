@@ -44,6 +44,8 @@ pub(super) struct Record {
     pub(super) errors: BTreeMap<String, u64>,
     /// Connections that ended without the client's doing.
     pub(super) dropped: u64,
+    /// Statements that were prepared, one for each connection.
+    pub(super) prepared: u64,
     /// Reads that saw less than an earlier one of the same connection.
     pub(super) went_back: u64,
 }
@@ -56,6 +58,7 @@ impl Record {
             *self.errors.entry(sqlstate).or_default() += count;
         }
         self.dropped += other.dropped;
+        self.prepared += other.prepared;
         self.went_back += other.went_back;
     }
 
@@ -208,6 +211,7 @@ async fn write(endpoint: Config, writer: i32, stop: Stop, record: Shared) {
                 continue;
             }
         };
+        lock(&record).prepared += 1;
         while !*stop.borrow() {
             if let Some(journal) = lock(&record).journals.last_mut() {
                 journal.attempt(seq);
@@ -245,6 +249,7 @@ async fn read(endpoint: Config, writer: i32, stop: Stop, record: Shared) {
                 continue;
             }
         };
+        lock(&record).prepared += 1;
         let mut highest = None;
         while !*stop.borrow() {
             let answer = session.client.query_one(&session.statement, &[&writer]).await;

@@ -39,8 +39,10 @@ pub enum Outcome {
     Kept,
     /// An acknowledged write was lost or doubled, or a client connection was dropped.
     Broken,
-    /// Ctrl-C or SIGTERM ended it before there was a result.
+    /// Ctrl-C ended it before there was a result.
     Interrupted,
+    /// SIGTERM did.
+    Terminated,
 }
 
 impl From<Outcome> for ExitCode {
@@ -48,7 +50,9 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Kept => Self::SUCCESS,
             Outcome::Broken => Self::FAILURE,
+            // As a shell says it of a process that the signal ended.
             Outcome::Interrupted => Self::from(130),
+            Outcome::Terminated => Self::from(143),
         }
     }
 }
@@ -63,12 +67,12 @@ pub async fn run(args: DemoArgs) -> Result<Outcome, Error> {
     let screen = Screen::new();
     let (stage, outcome) = {
         let played = tokio::select! {
-            played = play_all(&args, &screen) => Some(played?),
-            _ = interrupt.recv() => None,
-            _ = terminate.recv() => None,
+            played = play_all(&args, &screen) => played,
+            _ = interrupt.recv() => Ok((None, Outcome::Interrupted)),
+            _ = terminate.recv() => Ok((None, Outcome::Terminated)),
         };
-        let Some(played) = played else { return Ok(Outcome::Interrupted) };
-        played
+        screen.flow();
+        played?
     };
     let Some(stage) = stage else { return Ok(outcome) };
     let kept = tokio::select! {

@@ -1,4 +1,6 @@
 //! What can end a demonstration before it has a result, each with what to look at. It knows nothing of how it arises.
+//!
+//! Invariant: a text does not repeat its source; whoever prints an error prints the chain of its sources.
 
 use std::process::ExitStatus;
 
@@ -10,7 +12,7 @@ pub enum Error {
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::Error),
     /// The operating system refused something.
-    #[error("can't {what}: {source}")]
+    #[error("can't {what}")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -18,7 +20,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A server answered with an error, or not at all.
-    #[error("can't {what}: {source}")]
+    #[error("can't {what}")]
     Sql {
         /// What was tried.
         what: &'static str,
@@ -52,5 +54,20 @@ impl Error {
 
     pub(super) fn sql(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Sql { what, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let refused = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let own = anyhow::Error::from(Error::io("start pgsteer")(refused()));
+        assert_eq!(format!("{own:#}"), "can't start pgsteer: permission denied");
+        let sandbox = crate::sandbox::Error::Io { what: "start `postgres`".to_owned(), source: refused() };
+        let sandbox = anyhow::Error::from(Error::from(sandbox));
+        assert_eq!(format!("{sandbox:#}"), "can't start `postgres`: permission denied");
     }
 }

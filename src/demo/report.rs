@@ -32,8 +32,25 @@ pub(super) struct Report {
     pub(super) reads_on_primary: u64,
     pub(super) held: u64,
     pub(super) retried: u64,
-    /// Each node's name and what it carried out, by its own account.
-    pub(super) nodes: Vec<(String, Option<u64>)>,
+    /// Of the reads that were routed: those that only prepared a statement.
+    pub(super) reads_prepared: u64,
+    pub(super) nodes: Vec<Share>,
+}
+
+/// What a node carried out, by its own account.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Share {
+    pub(super) name: String,
+    pub(super) served: Option<u64>,
+    /// It was killed, and what it had not told yet is gone.
+    pub(super) killed: bool,
+}
+
+impl Share {
+    fn text(&self) -> String {
+        let served = self.served.map_or_else(|| "?".to_owned(), |served| served.to_string());
+        format!("{} {}{served}", self.name, if self.killed { "at least " } else { "" })
+    }
 }
 
 impl Report {
@@ -68,7 +85,7 @@ impl Report {
         line("promotion itself", format!("{promotion:.0} ms ({choice:.0} ms of it to choose the standby)"));
         line("first write possible", format!("after {:.0} ms, by a direct client", millis(self.direct)));
         let (overhead, beyond) = (self.overhead(), self.beyond_promotion());
-        line("overhead of pgsteer", format!("{overhead:+.0} ms ({beyond:+.0} ms after the promotion)"));
+        line("overhead of pgsteer", format!("{} ({} after the promotion)", signed(overhead), signed(beyond)));
         line("acknowledged writes", acknowledged.to_string());
         line("  lost", lost.to_string());
         line("  doubled", doubled.to_string());
@@ -79,17 +96,17 @@ impl Report {
         let (writes, reads) = (by_sqlstate(&self.write_errors), by_sqlstate(&self.read_errors));
         line("client errors", format!("writes: {writes}; reads: {reads}"));
         line("dropped connections", self.dropped.to_string());
+        line("reads", self.reads.to_string());
         let (standbys, primary) = (self.reads_on_standbys, self.reads_on_primary);
-        let parts = format!("{standbys} routed to standbys, {primary} to the primary");
-        line("reads", format!("{} ({parts})", self.reads));
+        let prepared = self.reads_prepared;
+        let parts = format!("{standbys} to standbys, {primary} to the primary");
+        line("  routed", format!("{parts} ({prepared} of them to prepare)"));
         line("  during the outage", self.reads_in_outage.to_string());
         if self.reads_went_back > 0 {
             line("  that went back in time", self.reads_went_back.to_string());
         }
         line("statements", format!("{} held, {} retried", self.held, self.retried));
-        let count = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), |count| count.to_string());
-        let nodes: Vec<String> =
-            self.nodes.iter().map(|(name, it)| format!("{name} {}", count(*it))).collect();
+        let nodes: Vec<String> = self.nodes.iter().map(Share::text).collect();
         line("  by the nodes' account", nodes.join(", "));
         text
     }
@@ -97,12 +114,12 @@ impl Report {
     /// The run in one line.
     pub(super) fn line(&self) -> String {
         format!(
-            "write pause {:.0} ms, promotion {:.0} ms, direct {:.0} ms, overhead {:+.0} ms; \
+            "write pause {:.0} ms, promotion {:.0} ms, direct {:.0} ms, overhead {}; \
              lost {}, doubled {}, dropped connections {}",
             millis(self.pause),
             millis(self.promotion),
             millis(self.direct),
-            self.overhead(),
+            signed(self.overhead()),
             self.verdict.lost,
             self.verdict.doubled,
             self.dropped,
@@ -118,14 +135,18 @@ pub(super) fn summary(reports: &[Report]) -> Option<String> {
     let overheads: Vec<f64> = reports.iter().map(Report::overhead).collect();
     let beyond: Vec<f64> = reports.iter().map(Report::beyond_promotion).collect();
     Some(format!(
-        "{} runs: overhead of pgsteer median {:+.0} ms, worst {:+.0} ms; \
-         first write after the promotion median {:+.0} ms, worst {:+.0} ms\n",
+        "{} runs: overhead of pgsteer median {}, worst {}; first write after the promotion median {}, worst {}\n",
         reports.len(),
-        median(&overheads)?,
-        worst(&overheads)?,
-        median(&beyond)?,
-        worst(&beyond)?,
+        signed(median(&overheads)?),
+        signed(worst(&overheads)?),
+        signed(median(&beyond)?),
+        signed(worst(&beyond)?),
     ))
+}
+
+/// Whole milliseconds with their sign; nothing is less than nothing.
+fn signed(millis: f64) -> String {
+    format!("{:+.0} ms", millis.round() + 0.0)
 }
 
 fn by_sqlstate(errors: &BTreeMap<String, u64>) -> String {
@@ -140,6 +161,10 @@ fn by_sqlstate(errors: &BTreeMap<String, u64>) -> String {
 mod tests {
     use super::*;
 
+    fn share(name: &str, served: Option<u64>, killed: bool) -> Share {
+        Share { name: name.to_owned(), served, killed }
+    }
+
     fn report(resumed: u64) -> Report {
         Report {
             pause: Duration::from_millis(resumed + 2),
@@ -149,7 +174,11 @@ mod tests {
             direct: Duration::from_millis(120),
             verdict: Verdict { acknowledged: 5000, unknown_absent: 1, ..Verdict::default() },
             write_errors: BTreeMap::from([("08007".to_owned(), 1)]),
-            nodes: vec![("n1".to_owned(), Some(7)), ("n2".to_owned(), None)],
+            reads: 9646,
+            reads_on_standbys: 9590,
+            reads_on_primary: 60,
+            reads_prepared: 4,
+            nodes: vec![share("n1", Some(7), true), share("n2", Some(8), false), share("n3", None, false)],
             ..Report::default()
         }
     }
@@ -164,7 +193,9 @@ mod tests {
             "overhead of pgsteer       +10 ms (+30 ms after the promotion)\n",
             "outcome unknown         0 written, 1 not\n",
             "client errors             writes: 08007 ×1; reads: none\n",
-            "n1 7, n2 ?\n",
+            "reads                     9646\n",
+            "routed                  9590 to standbys, 60 to the primary (4 of them to prepare)\n",
+            "by the nodes' account   n1 at least 7, n2 8, n3 ?\n",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
@@ -185,6 +216,11 @@ mod tests {
             spoil(&mut report);
             assert!(!report.is_good());
         }
+    }
+
+    #[test]
+    fn zero_has_one_sign() {
+        assert_eq!([-0.6, -0.4, 0.4].map(signed), ["-1 ms", "+0 ms", "+0 ms"]);
     }
 
     #[test]

@@ -11,17 +11,23 @@ use super::clients::{Clients, DATABASE, LEDGER, Record};
 use super::failover::{self, DIRECT_TABLE, Outage, Witness};
 use super::ledger::{Found, check};
 use super::measure::pause;
-use super::nodes::Observer;
+use super::nodes::{Observer, settle};
 use super::proxy::Proxy;
-use super::report::Report;
+use super::report::{Report, Share};
 use super::screen::Screen;
 use super::status::{Event, Topology, Totals, news};
 use super::table::Picture;
 use super::{DemoArgs, Error, admin_page};
-use crate::sandbox::{Sandbox, Sync};
+use crate::sandbox::{Node, Sandbox, Sync};
 
-/// How often the state is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often pgsteer is asked for its view of the cluster.
+const GLANCE_EVERY: Duration = Duration::from_millis(100);
+
+/// Every so many glances it is asked for its counters as well, and the nodes for theirs.
+const GLANCES_PER_LOOK: u32 = 5;
+
+/// An event is on the screen only when it is so old that nothing earlier can still come to light.
+const SETTLED: Duration = Duration::from_millis(20);
 
 /// How long the clients go on after writes have resumed.
 const AFTERMATH: Duration = Duration::from_secs(3);
@@ -45,7 +51,7 @@ impl Stage {
             (Sync::Any1, "synchronous (ANY 1)")
         };
         screen.event(&format!("starting a primary and two standbys, {words}"));
-        let sandbox = Sandbox::builder().sync(sync).fsync(false).start().await?;
+        let sandbox = Sandbox::builder().sync(sync).hot_standby_feedback(true).fsync(false).start().await?;
         let client = sandbox.primary().connect().await?;
         let make = || Error::sql("make the demonstration's tables");
         client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).await.map_err(make())?;
@@ -53,6 +59,8 @@ impl Stage {
         let ledger = connect(&sandbox, sandbox.primary().address().port()).await?;
         ledger.batch_execute(LEDGER).await.map_err(make())?;
         sandbox.wait_caught_up().await?;
+        // pgsteer's events come to light later than they happen.
+        screen.hold();
         let proxy = Proxy::start(&sandbox).await?;
         let major = sandbox.binaries().major();
         screen.event(&format!("PostgreSQL {major} runs; pgsteer takes clients on {}", proxy.listen));
@@ -73,14 +81,18 @@ impl Stage {
         if stuck > 0 {
             screen.event(&format!("{stuck} client(s) got no answer to the last statement"));
         }
-        view.look(&clients).await;
-        screen.keep_table();
+        view.finish(&clients).await;
         let Picture { totals, statements, .. } = view.picture;
         self.proxy.check()?;
         let (writes, reads) = clients.records();
         let mut report = self.judge(&outage, writes, &reads, totals).await?;
         report.dropped += stuck as u64;
-        report.nodes = self.sandbox.nodes().iter().map(|it| it.name().to_owned()).zip(statements).collect();
+        let share = |(node, served): (&Node, _)| Share {
+            name: node.name().to_owned(),
+            served,
+            killed: !node.is_running(),
+        };
+        report.nodes = self.sandbox.nodes().iter().zip(statements).map(share).collect();
         Ok(report)
     }
 
@@ -132,6 +144,7 @@ impl Stage {
             reads_went_back: reads.went_back,
             reads_on_standbys: totals.reads_on_standbys,
             reads_on_primary: totals.reads_on_primary,
+            reads_prepared: reads.prepared,
             held: totals.held,
             retried: totals.retried,
             nodes: Vec::new(),
@@ -197,22 +210,49 @@ impl<'a> View<'a> {
     }
 
     async fn watch(&mut self, clients: &Clients) -> std::convert::Infallible {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(GLANCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            self.look(clients).await;
+            for _ in 0..GLANCES_PER_LOOK {
+                ticks.tick().await;
+                self.glance(clients).await;
+            }
+            self.count().await;
         }
     }
 
-    /// One look. A page that is missing leaves what was there before.
-    async fn look(&mut self, clients: &Clients) {
+    /// The last look, when the clients have left. The table that it leaves stays.
+    async fn finish(&mut self, clients: &Clients) {
+        self.glance(clients).await;
+        self.count().await;
+        self.screen.flow();
+        // What pgsteer makes of the connections that end here is no part of the demonstration.
+        self.picture.statements = settle(&mut self.observers, self.sandbox.nodes()).await;
+        self.show();
+        self.screen.keep_table();
+    }
+
+    /// The cluster as pgsteer sees it. A page that is missing leaves what was there before.
+    async fn glance(&mut self, clients: &Clients) {
+        let asked = Instant::now();
         if let Ok(page) = admin_page::get(self.admin, "/topology").await
             && let Ok(topology) = Topology::parse(&page)
         {
-            self.tell(topology.events);
+            // The page was made some time between question and answer.
+            self.tell(topology.events, asked + asked.elapsed() / 2);
             self.picture.nodes = topology.nodes;
         }
+        (self.picture.writes, self.picture.reads) = clients.progress();
+        self.screen.release(asked.checked_sub(SETTLED).unwrap_or(asked));
+        self.show();
+    }
+
+    fn show(&self) {
+        self.screen.state(|columns| self.picture.table(columns), || self.picture.line());
+    }
+
+    /// What pgsteer has counted, and the nodes.
+    async fn count(&mut self) {
         if let Ok(page) = admin_page::get(self.admin, "/metrics").await {
             self.picture.totals = Totals::parse(&page);
         }
@@ -221,20 +261,18 @@ impl<'a> View<'a> {
             statements.push(observer.look(node).await);
         }
         self.picture.statements = statements;
-        (self.picture.writes, self.picture.reads) = clients.progress();
-        self.screen.state(self.picture.table(), || self.picture.line());
     }
 
-    fn tell(&mut self, events: Vec<Event>) {
-        let now = Instant::now();
-        let passed = u64::try_from((now - self.looked).as_millis()).unwrap_or(u64::MAX);
+    fn tell(&mut self, events: Vec<Event>, made: Instant) {
+        let passed = made.saturating_duration_since(self.looked);
+        let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
         for event in news(&self.events, &events, passed) {
-            let at = now.checked_sub(Duration::from_millis(event.age_ms)).unwrap_or(now);
+            let at = made.checked_sub(Duration::from_millis(event.age_ms)).unwrap_or(made);
             self.screen.event_at(at, &format!("pgsteer: {}", event.text));
         }
         if !events.is_empty() {
             self.events = events;
-            self.looked = now;
+            self.looked = made;
         }
     }
 }

@@ -41,15 +41,22 @@ impl Topology {
             timeline: node["timeline"].as_u64(),
             staleness_ms: node["staleness_ms"].as_u64(),
         };
+        let nodes: Vec<NodeStatus> = list("nodes").iter().map(node).collect();
         let event = |event: &Value| Event {
             age_ms: event["age_ms"].as_u64().unwrap_or(0),
-            text: text(&event["text"]),
+            text: with_names(text(&event["text"]), &nodes),
         };
-        Ok(Self {
-            nodes: list("nodes").iter().map(node).collect(),
-            events: list("events").iter().map(event).collect(),
-        })
+        let events = list("events").iter().map(event).collect();
+        Ok(Self { nodes, events })
     }
+}
+
+/// The text with the nodes' names, as they stand in the table, instead of their addresses.
+fn with_names(text: String, nodes: &[NodeStatus]) -> String {
+    let mut nodes: Vec<&NodeStatus> = nodes.iter().collect();
+    // One address may be the beginning of another.
+    nodes.sort_by_key(|node| std::cmp::Reverse(node.address.len()));
+    nodes.into_iter().fold(text, |text, node| text.replace(&node.address, &node.name))
 }
 
 /// How far the ages on two pages may disagree about one event.
@@ -129,6 +136,14 @@ mod tests {
         assert_eq!(topology.events, [event(12, "n1 is the primary")]);
         assert_eq!(Topology::parse("{}").unwrap(), Topology::default());
         assert!(Topology::parse("<html>").is_err());
+    }
+
+    #[test]
+    fn events_name_nodes_as_the_table_does() {
+        let page = r#"{"nodes": [{"name": "n1", "address": "127.0.0.1:2001"}, {"name": "n2", "address": "127.0.0.1:20017"}],
+            "events": [{"age_ms": 1, "text": "127.0.0.1:20017 is now primary, and 127.0.0.1:2001 is not"}]}"#;
+        let topology = Topology::parse(page).unwrap();
+        assert_eq!(topology.events, [event(1, "n2 is now primary, and n1 is not")]);
     }
 
     #[test]

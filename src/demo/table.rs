@@ -15,15 +15,22 @@ pub(super) struct Picture {
     pub(super) reads: u64,
 }
 
-const HEAD: [&str; 6] = ["node", "address", "role", "timeline", "lag", "statements"];
+/// Servers tell what they have done about once a second.
+const HEAD: [&str; 6] = ["node", "address", "role", "timeline", "lag", "served 1 s ago"];
+
+/// Between two cells, and between two totals.
+const GAP: &str = "  ";
+
+/// The column that a narrow terminal goes without.
+const ADDRESS: usize = 1;
 
 impl Picture {
-    /// The table, one line for each node, and a line of totals.
-    pub(super) fn table(&self) -> Vec<String> {
-        let mut rows = vec![HEAD.map(str::to_owned)];
+    /// The table, one line for each node, and the totals, made to fit into so many columns as far as possible.
+    pub(super) fn table(&self, columns: usize) -> Vec<String> {
+        let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
         rows.extend(self.nodes.iter().enumerate().map(|(index, node)| {
             let known = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |it| it.to_string());
-            [
+            vec![
                 node.name.clone(),
                 node.address.clone(),
                 node.role.clone(),
@@ -33,7 +40,13 @@ impl Picture {
             ]
         }));
         let mut lines = aligned(&rows);
-        lines.push(self.totals());
+        if lines.iter().any(|line| line.chars().count() > columns) {
+            for row in &mut rows {
+                row.remove(ADDRESS);
+            }
+            lines = aligned(&rows);
+        }
+        lines.extend(filled(&self.totals(), columns));
         lines
     }
 
@@ -53,15 +66,19 @@ impl Picture {
             }
             text.push_str(" | ");
         }
-        text + &self.totals()
+        text + &self.totals().join(GAP)
     }
 
-    fn totals(&self) -> String {
+    fn totals(&self) -> [String; 5] {
         let Totals { held, retried, errors, .. } = self.totals;
-        format!(
-            "writes {}  reads {}  held {held}  retried {retried}  errors {errors}",
-            self.writes, self.reads
-        )
+        let counts = [
+            ("writes", self.writes),
+            ("reads", self.reads),
+            ("held", held),
+            ("retried", retried),
+            ("errors", errors),
+        ];
+        counts.map(|(name, count)| format!("{name} {count}"))
     }
 }
 
@@ -73,15 +90,30 @@ fn lag(node: &NodeStatus) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+fn aligned(rows: &[Vec<String>]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
     rows.iter()
         .map(|row| {
-            let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+            cells.collect::<Vec<_>>().join(GAP).trim_end().to_owned()
         })
         .collect()
+}
+
+/// The parts in as few lines as there is room for.
+fn filled(parts: &[String], columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.len() + GAP.len() + part.len() <= columns => {
+                line.push_str(GAP);
+                line.push_str(part);
+            }
+            _ => lines.push(part.clone()),
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -112,13 +144,27 @@ mod tests {
     #[test]
     fn table_has_a_line_for_each_node() {
         let expected = [
-            "node  address          role     timeline  lag    statements",
+            "node  address          role     timeline  lag    served 1 s ago",
             "n1    127.0.0.1:20001  unknown  -         -      -",
             "n2    127.0.0.1:20001  standby  1         12 ms  1200",
             "n3    127.0.0.1:20001  primary  2         -      7",
             "writes 40  reads 50  held 1  retried 2  errors 3",
         ];
-        assert_eq!(picture().table(), expected);
+        assert_eq!(picture().table(usize::MAX), expected);
+        assert_eq!(picture().table(80), expected);
+    }
+
+    #[test]
+    fn a_narrow_table_goes_without_addresses() {
+        let expected = [
+            "node  role     timeline  lag    served 1 s ago",
+            "n1    unknown  -         -      -",
+            "n2    standby  1         12 ms  1200",
+            "n3    primary  2         -      7",
+            "writes 40  reads 50  held 1  retried 2  errors 3",
+        ];
+        assert_eq!(picture().table(48), expected);
+        assert_eq!(picture().table(47)[4..], ["writes 40  reads 50  held 1  retried 2", "errors 3"]);
     }
 
     #[test]
@@ -131,6 +177,6 @@ mod tests {
     #[test]
     fn nothing_known_is_shown_as_nothing() {
         assert_eq!(Picture::default().line(), "writes 0  reads 0  held 0  retried 0  errors 0");
-        assert_eq!(Picture::default().table().len(), 2);
+        assert_eq!(Picture::default().table(80).len(), 2);
     }
 }

@@ -367,7 +367,7 @@ impl Pools {
                 let idle = pool.state.borrow_mut().claim();
                 if let Some(server) = idle {
                     self.note_idle(&pool);
-                    self.hand_over(&pool, server, shard);
+                    self.hand_over(&pool, *server, shard);
                 }
             }
             Mail::Retry { key } => {
@@ -388,7 +388,7 @@ impl Pools {
         }
     }
 
-    fn hand_over(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, shard: usize) {
+    fn hand_over(self: &Rc<Self>, pool: &Rc<Pool>, server: Server, shard: usize) {
         let Some(parts) = take_apart(server) else {
             self.closed(pool);
             return;
@@ -416,7 +416,7 @@ impl Pools {
         if let Some(shard) = self.waiting_elsewhere(pool) {
             let nobody_here = pool.state.borrow().waiting_count() == 0;
             if nobody_here || pool.next_goes_away.replace(!pool.next_goes_away.get()) {
-                self.hand_over(pool, server, shard);
+                self.hand_over(pool, *server, shard);
                 return;
             }
         }
@@ -439,7 +439,7 @@ impl Pools {
             let idle = pool.state.borrow_mut().claim();
             if let Some(server) = idle {
                 self.note_idle(pool);
-                self.hand_over(pool, server, shard);
+                self.hand_over(pool, *server, shard);
             }
         }
     }
@@ -592,8 +592,7 @@ fn too_many(error: &crate::backend::login::LoginError) -> bool {
         if *code == crate::wire::sqlstate::TOO_MANY_CONNECTIONS)
 }
 
-fn take_apart(server: Box<Server>) -> Option<Parts> {
-    let server = *server;
+fn take_apart(server: Server) -> Option<Parts> {
     let link = Rc::try_unwrap(server.link).ok()?;
     Some(Parts {
         stream: link.stream.into_std().ok()?,

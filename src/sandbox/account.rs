@@ -1,6 +1,7 @@
 //! The account the servers run under. PostgreSQL refuses to run as root, so root lends it an ordinary one.
 //! It knows nothing of PostgreSQL beyond that.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,18 +51,20 @@ impl Account {
     /// Where a cluster's directory goes: `TMPDIR` if the account can get there, else `/tmp`. One that need not be
     /// durable goes to memory where there is plenty: a cluster is thousands of files, which disks are slow at.
     pub(super) fn temporary_directory(self, durable: bool) -> PathBuf {
-        let wanted = std::env::temp_dir();
-        if std::env::var_os("TMPDIR").is_none() && !durable && has_room(Path::new(MEMORY)) {
+        let wanted = usable(std::env::var_os("TMPDIR"));
+        if wanted.is_none() && !durable && has_room(Path::new(MEMORY)) {
             return PathBuf::from(MEMORY);
         }
-        // A Unix socket's whole path must stay below 104 bytes.
-        let short = wanted.as_os_str().len() < 60;
-        if short && (self.0.is_none() || wanted.ancestors().all(is_open_to_all)) {
-            wanted
-        } else {
-            PathBuf::from("/tmp")
-        }
+        let open = |path: &PathBuf| self.0.is_none() || path.ancestors().all(is_open_to_all);
+        wanted.filter(open).unwrap_or_else(|| PathBuf::from("/tmp"))
     }
+}
+
+/// The directory that `TMPDIR` names. An empty or relative one counts as none: the servers work elsewhere.
+fn usable(variable: Option<OsString>) -> Option<PathBuf> {
+    let path = variable.map(PathBuf::from).filter(|path| path.is_absolute())?;
+    // A Unix socket's whole path must stay below 104 bytes.
+    (path.as_os_str().len() < 60).then_some(path)
 }
 
 fn has_room(directory: &Path) -> bool {
@@ -76,4 +79,18 @@ fn has_room(directory: &Path) -> bool {
 fn is_open_to_all(directory: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(directory).is_ok_and(|it| it.permissions().mode() & 0o001 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_path_counts_as_temporary_directory() {
+        assert_eq!(usable(Some("/var/tmp".into())), Some(PathBuf::from("/var/tmp")));
+        for unusable in [None, Some(""), Some("tmp"), Some("./tmp")] {
+            assert_eq!(usable(unusable.map(Into::into)), None, "{unusable:?}");
+        }
+        assert_eq!(usable(Some(format!("/{}", "x".repeat(60)).into())), None, "too long for a socket in it");
+    }
 }

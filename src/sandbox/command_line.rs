@@ -11,8 +11,8 @@ use super::{Error, Sandbox, Sync};
 #[derive(Debug, Clone, clap::Args)]
 pub struct SandboxArgs {
     /// How many standbys follow the primary.
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub standbys: usize,
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub standbys: u8,
     /// Acknowledge commits without waiting for a standby.
     #[arg(long = "async")]
     pub asynchronous: bool,
@@ -30,7 +30,7 @@ pub async fn run(args: SandboxArgs) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?;
     let sync = if args.asynchronous { Sync::Async } else { Sync::Any1 };
     let builder = Sandbox::builder()
-        .standbys(args.standbys)
+        .standbys(args.standbys.into())
         .sync(sync)
         .hot_standby_feedback(args.hot_standby_feedback)
         .fsync(true);
@@ -56,4 +56,26 @@ fn description(sandbox: &Sandbox) -> String {
     }
     text.push_str("Ctrl-C ends it and removes everything.\n");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        sandbox: SandboxArgs,
+    }
+
+    #[test]
+    fn more_standbys_than_a_cluster_has_slots_for_are_refused_at_once() {
+        let parse = |count: &str| Command::try_parse_from(["sandbox", "--standbys", count]);
+        assert_eq!(parse("0").map(|it| it.sandbox.standbys).ok(), Some(0));
+        assert_eq!(parse("9").map(|it| it.sandbox.standbys).ok(), Some(9));
+        let error = parse("200").expect_err("too many").to_string();
+        assert!(error.contains("200 is not in 0..=9"), "{error}");
+    }
 }

@@ -1,4 +1,6 @@
 //! What can go wrong in a sandbox, each with what to do about it. It knows nothing of how the faults arise.
+//!
+//! Invariant: a text does not repeat its source; whoever prints an error prints the chain of its sources.
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -10,8 +12,9 @@ use std::time::Duration;
 pub enum Error {
     /// No usable server binaries on this machine.
     #[error(
-        "no PostgreSQL server 14 or newer found: install the package `postgresql` \
-         (apt-get, dnf or brew install postgresql), or set PGSTEER_PG_BIN to its bin directory"
+        "no PostgreSQL server 14 or newer found: install one (apt-get install postgresql, \
+         dnf install postgresql-server, apk add postgresql, brew install postgresql@17), \
+         or set PGSTEER_PG_BIN to its bin directory"
     )]
     NoServer,
     /// `PGSTEER_PG_BIN` names a directory that does not do.
@@ -28,7 +31,7 @@ pub enum Error {
     )]
     NoAccount,
     /// The operating system refused something.
-    #[error("can't {what}: {source}")]
+    #[error("can't {what}")]
     Io {
         /// What was tried.
         what: String,
@@ -82,7 +85,7 @@ pub enum Error {
     #[error("no standby answers: start one, or reattach a node, before choosing the most advanced")]
     NoStandby,
     /// A server answered with an error, or not at all.
-    #[error("node {node} did not {what}: {source}; its log says why")]
+    #[error("node {node} did not {what} (its log says why)")]
     Sql {
         /// The node.
         node: String,
@@ -103,5 +106,17 @@ impl Error {
     pub(super) fn is_port_taken(&self) -> bool {
         matches!(self, Self::Ended { log, .. } if log.contains("Address already in use")
             || log.contains("could not create any TCP/IP sockets"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let refused = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let error = anyhow::Error::from(Error::io("make the directory /x")(refused));
+        assert_eq!(format!("{error:#}"), "can't make the directory /x: permission denied");
     }
 }

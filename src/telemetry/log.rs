@@ -37,7 +37,7 @@ impl Default for LogSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter is not a level and not a list of directives.
-    #[error("not a log level or list of directives: {0}")]
+    #[error("not a log level or list of directives")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// There is no filter at all.
     #[error("empty log level")]

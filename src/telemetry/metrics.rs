@@ -180,7 +180,7 @@ pub enum MetricsError {
         slots: usize,
     },
     /// The histogram's bounds were refused.
-    #[error("hold histogram: {0}")]
+    #[error("hold histogram")]
     Histogram(#[from] hdrhistogram::CreationError),
 }
 

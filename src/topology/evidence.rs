@@ -90,6 +90,8 @@ pub enum ProbeFailure {
     NotAccepting,
     /// No answer in time, or no route: the node may live and be out of reach.
     TimedOut,
+    /// Its name has no address now. That says nothing of the node: it counts as no answer in time.
+    Unresolved,
     /// The node is up and does not let the probe in (password, HBA, database, too many connections).
     LoginRejected,
     /// The probe statement itself failed, or its answer was not understood.
@@ -110,6 +112,7 @@ impl ProbeFailure {
             Self::Refused => "connection refused",
             Self::NotAccepting => "not accepting connections (57P03)",
             Self::TimedOut => "timed out",
+            Self::Unresolved => "name not resolved",
             Self::LoginRejected => "probe login rejected",
             Self::Unintelligible => "probe answer not understood",
         }

@@ -370,3 +370,87 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{Lsn, PrimaryView, Timeline};
+    use super::*;
+
+    /// Never answers, and counts how often it was asked.
+    #[derive(Debug, Default)]
+    struct Silent(AtomicU32);
+
+    impl Fence for Silent {
+        fn fence(&self, _old_primary: NodeId, _epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            self.0.fetch_add(1, Ordering::AcqRel);
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn coordinator(fence: Arc<dyn Fence>) -> (Coordinator, watch::Receiver<Arc<Snapshot>>) {
+        let nodes: Vec<Node> =
+            (1..=2).map(|n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 })).collect();
+        let reconciler = Reconciler::new(Settings::default(), nodes);
+        let first = reconciler.snapshot();
+        let (snapshots, seen) = watch::channel(Arc::clone(&first));
+        let coordinator = Coordinator {
+            reconciler,
+            inputs: mpsc::channel(1).1,
+            rounds: watch::channel(0).0,
+            suspicions: Arc::new(Suspicions { reasons: Box::default(), raised: Notify::new() }),
+            fence,
+            published: Arc::clone(&first),
+            reigned: None,
+            snapshots,
+            current: Arc::new(ArcSwap::new(first)),
+            events: Arc::default(),
+            awaited: Vec::new(),
+            round_began: Instant::now(),
+            _probes: JoinSet::new(),
+        };
+        (coordinator, seen)
+    }
+
+    fn reign(coordinator: &Coordinator, epoch: u64, node: u16) -> Arc<Snapshot> {
+        let now = Instant::now();
+        let primary = PrimaryView {
+            node: NodeId(node),
+            timeline: Timeline(1),
+            flush_lsn: Lsn(1),
+            insert_lsn: Lsn(1),
+            sampled_at: now,
+            expires_at: now + Duration::from_secs(1),
+        };
+        let unknown = Snapshot::clone(&coordinator.reconciler.snapshot());
+        Arc::new(Snapshot { epoch: Epoch(epoch), primary: Some(primary), ..unknown })
+    }
+
+    /// P1: a fence that hangs delays the new primary by its limit, and by no more than that.
+    #[tokio::test]
+    async fn a_new_epoch_is_published_though_the_fence_never_answers() {
+        let fence = Arc::new(Silent::default());
+        let (mut coordinator, seen) = coordinator(Arc::clone(&fence) as Arc<dyn Fence>);
+        let bound = Duration::from_secs(20);
+        let first = reign(&coordinator, 1, 0);
+        tokio::time::timeout(bound, coordinator.publish(first)).await.expect("nobody is there to be fenced");
+        assert_eq!((seen.borrow().epoch, fence.0.load(Ordering::Acquire)), (Epoch(1), 0));
+
+        let second = reign(&coordinator, 2, 1);
+        let began = Instant::now();
+        let mut publishing = std::pin::pin!(coordinator.publish(second));
+        tokio::select! {
+            biased;
+            () = &mut publishing => panic!("published without the fence"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(
+            (seen.borrow().epoch, fence.0.load(Ordering::Acquire)),
+            (Epoch(1), 1),
+            "the fence is first"
+        );
+        tokio::time::timeout(bound, publishing).await.expect("a fence without end is given up");
+        assert!(began.elapsed() >= FENCE_LIMIT, "{:?}", began.elapsed());
+        let published = Arc::clone(&seen.borrow());
+        assert_eq!((published.epoch, published.primary.map(|it| it.node)), (Epoch(2), Some(NodeId(1))));
+    }
+}

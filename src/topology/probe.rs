@@ -79,12 +79,24 @@ impl ProbeError {
     }
 
     fn from_postgres(error: &tokio_postgres::Error) -> Self {
+        if lacks_password(error) {
+            return Self::new(ProbeFailure::LoginRejected, NO_PASSWORD);
+        }
         let detail = match error.as_db_error() {
             Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
             None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
         };
         Self::new(failure_of(error), detail)
     }
+}
+
+/// What to do when the server asks for a password and there is none.
+const NO_PASSWORD: &str = "the node asks for a password and none is given: \
+    set PGSTEER_PASSWORD, cluster.password_file or cluster.password";
+
+/// The driver has no kind for this, only words.
+fn lacks_password(error: &tokio_postgres::Error) -> bool {
+    error.source().is_some_and(|source| source.to_string() == "password missing")
 }
 
 /// Sorts an error of the driver.
@@ -101,11 +113,17 @@ fn failure_of(error: &tokio_postgres::Error) -> ProbeFailure {
     let mut source = error.source();
     while let Some(cause) = source {
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return failure_of_io(io.kind());
+            return if is_about_the_name(io) { ProbeFailure::Unresolved } else { failure_of_io(io.kind()) };
         }
         source = cause.source();
     }
     if error.is_closed() { ProbeFailure::Broken } else { ProbeFailure::Unintelligible }
+}
+
+/// The standard library and the driver have no kind for a name without an address, only words.
+fn is_about_the_name(error: &std::io::Error) -> bool {
+    let text = error.to_string();
+    text.starts_with("failed to lookup address information") || text == "could not resolve any addresses"
 }
 
 fn failure_of_io(kind: std::io::ErrorKind) -> ProbeFailure {
@@ -116,7 +134,7 @@ fn failure_of_io(kind: std::io::ErrorKind) -> ProbeFailure {
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             ProbeFailure::Broken
         }
-        // No route, a name that does not resolve, time-outs: the node may live.
+        // No route, time-outs: the node may live.
         _ => ProbeFailure::TimedOut,
     }
 }
@@ -314,4 +332,49 @@ fn optional<'r, T: tokio_postgres::types::FromSql<'r>>(
 
 fn missing(column: &str) -> ProbeError {
     ProbeError::new(ProbeFailure::Unintelligible, format!("{column} is NULL"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    async fn failure(host: &str, port: u16) -> ProbeError {
+        let address = NodeAddress { host: host.to_owned(), port };
+        let credentials =
+            Credentials { user: "postgres".to_owned(), password: None, dbname: "postgres".to_owned() };
+        ProbeConnection::open(&address, &credentials, LIMIT).await.expect_err("nothing to connect to")
+    }
+
+    #[tokio::test]
+    async fn a_missing_password_is_told_with_what_to_do() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.expect("accept");
+            let mut startup = [0; 64];
+            assert!(stream.read(&mut startup).await.expect("startup packet") > 0);
+            stream.write_all(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0").await.expect("ask for a password");
+            // Open until the driver has given up.
+            stream.read_to_end(&mut Vec::new()).await
+        };
+        let (error, _) = tokio::join!(failure("127.0.0.1", port), server);
+        assert_eq!(
+            error.to_string(),
+            "probe login rejected: the node asks for a password and none is given: \
+             set PGSTEER_PASSWORD, cluster.password_file or cluster.password"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_no_time_out() {
+        // Longer than any name may be, so no name server is asked.
+        let error = failure(&"n".repeat(300), 5432).await;
+        assert_eq!(error.why, ProbeFailure::Unresolved, "{error}");
+        assert!(error.to_string().starts_with("name not resolved: "), "{error}");
+        assert!(!error.why.proves_gone());
+    }
 }

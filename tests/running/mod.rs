@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pgsteer::sandbox::Sandbox;
+use pgsteer::sandbox::{Node, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::{Client, NoTls};
@@ -70,17 +70,43 @@ impl Running {
     /// The same with environment variables, for the keys that have no flag.
     pub async fn start_with(sandbox: &Sandbox, extra_args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut running = Self::launch(sandbox, extra_args, environment).await;
+        running.wait_ready().await;
+        running
+    }
+
+    /// The same with other nodes than the sandbox's own, or further ones.
+    pub async fn start_at(
+        nodes: &[SocketAddr],
+        sandbox: &Sandbox,
+        extra_args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut running = Self::launch_at(nodes, sandbox, extra_args, environment).await;
+        running.wait_ready().await;
+        running
+    }
+
+    async fn wait_ready(&mut self) {
         eventually("pgsteer is ready", async || {
-            running.assert_running();
-            running.ready().await
+            self.assert_running();
+            self.ready().await
         })
         .await;
-        running
     }
 
     /// The same without waiting for a primary: the listeners are open when this returns.
     pub async fn launch(sandbox: &Sandbox, extra_args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let nodes: Vec<String> = sandbox.nodes().iter().map(|node| node.address().to_string()).collect();
+        let nodes: Vec<SocketAddr> = sandbox.nodes().iter().map(Node::address).collect();
+        Self::launch_at(&nodes, sandbox, extra_args, environment).await
+    }
+
+    async fn launch_at(
+        nodes: &[SocketAddr],
+        sandbox: &Sandbox,
+        extra_args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let log =
@@ -370,6 +396,13 @@ pub struct RawClient {
 }
 
 impl RawClient {
+    /// A client of the server itself, logged in as superuser where all are trusted: what PostgreSQL says.
+    pub async fn direct(node: &Node) -> Self {
+        let mut raw = Self { stream: TcpStream::connect(node.address()).await.unwrap() };
+        raw.log_in("postgres", "postgres").await;
+        raw
+    }
+
     /// Sends bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) {
         in_time("sending", self.stream.write_all(bytes)).await.unwrap();

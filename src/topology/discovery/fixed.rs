@@ -3,6 +3,7 @@
 //! Invariant: an accepted list is not empty, names no node twice and fits `NodeId`.
 //! Must not know: the configuration file it stood in, DNS, sockets.
 
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use crate::topology::evidence::Node;
@@ -27,8 +28,11 @@ pub enum AddressError {
     /// An opening bracket without its match, or text after it.
     #[error("unbalanced brackets in node address {0:?} (expected [IPv6]:port)")]
     Brackets(String),
-    /// White space or control characters inside.
-    #[error("white space or control character in node address {0:?}")]
+    /// The brackets hold something else.
+    #[error("no IPv6 address in the brackets of node address {0:?} (expected [IPv6]:port)")]
+    NotIpv6(String),
+    /// White space, a comma or control characters inside.
+    #[error("white space, comma or control character in node address {0:?}")]
     BadCharacter(String),
 }
 
@@ -59,12 +63,15 @@ impl FromStr for NodeAddress {
     /// Parses `host`, `host:port`, `[IPv6]`, `[IPv6]:port`, or `/directory` (Unix socket) with an optional `:port`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
-        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == ',') {
             return Err(AddressError::BadCharacter(text.to_owned()));
         }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let unbalanced = || AddressError::Brackets(text.to_owned());
             let (host, after) = rest.split_once(']').ok_or_else(unbalanced)?;
+            if !host.is_empty() && host.parse::<Ipv6Addr>().is_err() {
+                return Err(AddressError::NotIpv6(text.to_owned()));
+            }
             match after {
                 "" => (host, None),
                 _ => (host, Some(after.strip_prefix(':').ok_or_else(unbalanced)?)),
@@ -146,7 +153,9 @@ mod tests {
         assert!(matches!(fault("::1"), AddressError::Unbracketed(_)));
         assert!(matches!(fault("[::1"), AddressError::Brackets(_)));
         assert!(matches!(fault("[::1]5432"), AddressError::Brackets(_)));
+        assert!(matches!(fault("[x]:1"), AddressError::NotIpv6(_)));
         assert!(matches!(fault("a b"), AddressError::BadCharacter(_)));
+        assert!(matches!(fault("a:1,b:1"), AddressError::BadCharacter(_)));
     }
 
     #[test]

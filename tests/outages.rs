@@ -1,0 +1,344 @@
+//! What becomes of a statement, a batch and a row whose server goes in the middle, and of a start and a failover beside
+//! an address that never answers. The hazards' numbers stand at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use pgsteer::sandbox::{Auth, Sandbox, Sync};
+use running::{
+    Message, Running, bind, errors, eventually, execute, flush, in_time, kinds, parse, query, sync, values,
+};
+use socket2::{Domain, Socket, Type};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+/// A read by its text, and a write by what it calls. It waits for a lock that a test may hold.
+const HIDDEN_WRITE: &str = "CREATE FUNCTION note() RETURNS bigint LANGUAGE plpgsql AS \
+    $$BEGIN INSERT INTO ledger VALUES (1); PERFORM pg_advisory_xact_lock(7); RETURN 1; END$$; \
+    CREATE VIEW noted AS SELECT note() AS id";
+
+async fn cluster() -> Sandbox {
+    let sandbox = Sandbox::builder().sync(Sync::Any1).auth(Auth::Trust).start().await.unwrap();
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE TABLE ledger (id bigint)").await.unwrap();
+    primary.batch_execute(HIDDEN_WRITE).await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    sandbox
+}
+
+/// A proxy with a lag budget that no loaded machine exceeds, whose standbys may be read.
+async fn proxy(sandbox: &Sandbox, environment: &[(&str, &str)]) -> Running {
+    let proxy = Running::start_with(sandbox, &["--auth", "trust", "--max-lag", "1m"], environment).await;
+    eventually("both standbys may be read", async || {
+        let topology = proxy.topology().await;
+        [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
+    })
+    .await;
+    proxy
+}
+
+fn status(answer: &[Message]) -> char {
+    char::from(answer.last().unwrap().body[0])
+}
+
+fn no_errors(answer: &[Message]) {
+    assert_eq!(errors(answer), [""; 0], "{answer:?}");
+}
+
+/// Promotes the best standby and makes the other follow it.
+async fn promote(sandbox: &Sandbox) -> usize {
+    let old = sandbox.primary().index();
+    let chosen = sandbox.most_advanced_standby().await.unwrap();
+    sandbox.promote_wait(chosen).await.unwrap();
+    for node in sandbox.nodes() {
+        if node.index() != chosen && node.index() != old {
+            sandbox.follow(node.index(), chosen).await.unwrap();
+        }
+    }
+    chosen
+}
+
+async fn ledger(sandbox: &Sandbox, node: usize) -> Vec<i64> {
+    let client = sandbox.connect(node).await.unwrap();
+    let rows = client.query("SELECT id FROM ledger ORDER BY id", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Waits until a statement with this beginning waits on a node for such an event, in every one of many looks.
+async fn wait_blocked(sandbox: &Sandbox, node: usize, beginning: &str, event: &str) {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(query, $1) AND wait_event = $2";
+    let mut in_a_row = 0;
+    eventually(&format!("it is blocked by {event}"), async || {
+        let count: i64 = direct.query_one(sql, &[&beginning, &event]).await.unwrap().get(0);
+        in_a_row = if count == 1 { in_a_row + 1 } else { 0 };
+        in_a_row >= 50
+    })
+    .await;
+}
+
+/// F19, C11: a standby refuses what the text does not show, and the primary does it once.
+#[tokio::test]
+async fn a_write_behind_a_view_is_done_once_by_the_primary() {
+    let sandbox = cluster().await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    assert_eq!(values(&client.query("SELECT id FROM noted").await), ["1"]);
+    assert!((proxy.metric("pgsteer_retries_total", &[("cause", "refused")]).await - 1.0).abs() < 0.5);
+    assert!(proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await >= 1.0);
+    assert_eq!(ledger(&sandbox, 0).await, [1]);
+}
+
+/// The lock is nobody's on the new primary: a second run there would succeed.
+async fn is_not_run_again(sql: &str) {
+    let sandbox = cluster().await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    let holder = sandbox.connect(0).await.unwrap();
+    holder.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+    client.send(&query(sql)).await;
+    wait_blocked(&sandbox, 0, sql, "advisory").await;
+    sandbox.node(0).kill9().await.unwrap();
+    let primary = promote(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["08007".to_owned()], 'I'), "{answer:?}");
+    no_errors(&client.query("INSERT INTO ledger VALUES (2)").await);
+    assert_eq!(ledger(&sandbox, primary).await, [2]);
+}
+
+/// F19, C11, X08, trap 3.
+#[tokio::test]
+async fn a_write_behind_a_view_that_a_standby_refused_is_not_run_again() {
+    is_not_run_again("SELECT id FROM noted").await;
+}
+
+/// F19, X08, trap 3.
+#[tokio::test]
+async fn a_write_behind_a_view_that_was_lost_on_the_primary_is_not_run_again() {
+    is_not_run_again("/* pgsteer: target=primary */ SELECT id FROM noted").await;
+}
+
+fn run_and_flush(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind("", "", &[]), execute(""), flush()].concat()
+}
+
+/// What was begun, then a batch of which each part is answered, then the primary's end, then the last part.
+struct Parts {
+    begun: &'static [&'static str],
+    batch: &'static [&'static str],
+    last: Vec<u8>,
+    error: &'static str,
+    status: char,
+    rows: &'static [i64],
+}
+
+async fn is_told(parts: Parts) {
+    let sandbox = cluster().await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    for sql in parts.begun {
+        no_errors(&client.query(sql).await);
+    }
+    for sql in parts.batch {
+        client.send(&run_and_flush(sql)).await;
+        assert_eq!(kinds(&client.read_until(b'C').await), "12C", "{sql}");
+    }
+    sandbox.node(0).kill9().await.unwrap();
+    client.send(&parts.last).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(
+        (errors(&answer), status(&answer)),
+        (vec![parts.error.to_owned()], parts.status),
+        "{answer:?}"
+    );
+    let primary = promote(&sandbox).await;
+    if parts.status == 'E' {
+        assert_eq!(errors(&client.query("INSERT INTO ledger VALUES (8)").await), ["25P02"]);
+        assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+    }
+    no_errors(&client.query("INSERT INTO ledger VALUES (9)").await);
+    assert_eq!(ledger(&sandbox, primary).await, parts.rows);
+}
+
+/// X08, P01: the Sync would have committed it.
+#[tokio::test]
+async fn a_write_in_parts_without_a_transaction_has_an_unknown_outcome() {
+    is_told(Parts {
+        begun: &[],
+        batch: &["INSERT INTO ledger VALUES (3)"],
+        last: sync(),
+        error: "08007",
+        status: 'I',
+        rows: &[9],
+    })
+    .await;
+}
+
+/// X08, P01: that the last part only reads says nothing of the first.
+#[tokio::test]
+async fn a_read_behind_a_write_in_parts_has_an_unknown_outcome() {
+    let read = [parse("", "SELECT count(*) FROM ledger"), bind("", "", &[]), execute(""), sync()];
+    is_told(Parts {
+        begun: &[],
+        batch: &["INSERT INTO ledger VALUES (3)"],
+        last: read.concat(),
+        error: "08007",
+        status: 'I',
+        rows: &[9],
+    })
+    .await;
+}
+
+/// X08, P01.
+#[tokio::test]
+async fn a_write_in_parts_in_a_transaction_is_rolled_back() {
+    is_told(Parts {
+        begun: &["BEGIN", "INSERT INTO ledger VALUES (3)"],
+        batch: &["INSERT INTO ledger VALUES (4)"],
+        last: sync(),
+        error: "40001",
+        status: 'E',
+        rows: &[9],
+    })
+    .await;
+}
+
+/// X08, P01: what a standby has of an acknowledged commit is there.
+#[tokio::test]
+async fn a_commit_in_parts_has_an_unknown_outcome() {
+    is_told(Parts {
+        begun: &["BEGIN", "INSERT INTO ledger VALUES (3)"],
+        batch: &["INSERT INTO ledger VALUES (4)", "COMMIT"],
+        last: sync(),
+        error: "08007",
+        status: 'I',
+        rows: &[3, 4, 9],
+    })
+    .await;
+}
+
+async fn is_cut_off_inside_a_row(hint: &str, node: usize) {
+    const LARGE: usize = 100_000_000;
+    let sandbox = cluster().await;
+    // The loss is to end it, not the client's slowness.
+    let proxy = proxy(&sandbox, &[("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "1h")]).await;
+    if node != 0 {
+        for other in (1..3).filter(|&other| other != node) {
+            sandbox.node(other).stop_fast().await.unwrap();
+            eventually("only one standby may be read", async || {
+                !proxy.topology().await["nodes"][other]["staleness_ms"].is_u64()
+            })
+            .await;
+        }
+    }
+    let mut client = proxy.raw_logged_in().await;
+    let sql = format!("{hint}SELECT repeat('x', {LARGE})");
+    client.send(&query(&sql)).await;
+    assert_eq!(client.read().await.kind, b'T');
+    assert_eq!(client.read_byte().await, b'D');
+    wait_blocked(&sandbox, node, &sql, "ClientWrite").await;
+    let direct = sandbox.connect(node).await.unwrap();
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = $1";
+    assert_eq!(direct.query_one(terminate, &[&sql]).await.unwrap().get::<_, i64>(0), 1);
+    let mut rest = Vec::new();
+    // A connection that is reset has ended as well.
+    let _ = in_time("the end", client.stream.read_to_end(&mut rest)).await;
+    // Lengths of the message, number of columns, length of the value.
+    let (head, value) = rest.split_at(10);
+    assert_eq!(head[..4], u32::try_from(LARGE + 10).unwrap().to_be_bytes());
+    assert!(value.len() > 64 * 1024 && value.len() < LARGE, "{}", value.len());
+    assert!(value.iter().all(|byte| *byte == b'x'), "something stands inside the row");
+    assert_eq!(values(&proxy.raw_logged_in().await.query("SELECT 1").await), ["1"]);
+}
+
+/// P07, X08: nothing can be said inside a message.
+#[tokio::test]
+async fn a_row_whose_primary_is_lost_gets_nothing_else_inside() {
+    is_cut_off_inside_a_row("/* pgsteer: target=primary */ ", 0).await;
+}
+
+/// P07, C06.
+#[tokio::test]
+async fn a_row_whose_standby_is_lost_gets_nothing_else_inside() {
+    is_cut_off_inside_a_row("", 1).await;
+}
+
+/// An address where every connection is made and nothing is ever said, by the kernel alone.
+fn silent_address() -> (SocketAddr, Socket) {
+    let socket = listener((Ipv4Addr::LOCALHOST, 0).into(), 1024);
+    (socket.local_addr().unwrap().as_socket().unwrap(), socket)
+}
+
+/// Makes an address one that drops every packet that would open a connection: its queue is full. Keep what it gives.
+async fn dropping(address: SocketAddr) -> (SocketAddr, Socket, Vec<TcpStream>) {
+    let socket = listener(address, 0);
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(connected) =
+        tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+    {
+        queue.push(connected.unwrap());
+        assert!(queue.len() < 10, "the queue has no end");
+    }
+    (address, socket, queue)
+}
+
+fn listener(address: SocketAddr, backlog: i32) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(backlog).unwrap();
+    socket
+}
+
+/// Below every time-out of the proxies in these tests by far, above what a loaded machine needs.
+const PROMPT: Duration = Duration::from_secs(15);
+/// Any wait for an address that does not answer would last so long.
+const PATIENT: [(&str, &str); 2] =
+    [("PGSTEER_TOPOLOGY_CONNECT_TIMEOUT", "50s"), ("PGSTEER_TOPOLOGY_PROBE_TIMEOUT", "50s")];
+
+/// A write, the primary's end, and a write while there is none.
+async fn fails_over_promptly(proxy: &Running, sandbox: &Sandbox, address_drops: bool) {
+    let mut client = proxy.raw_logged_in().await;
+    no_errors(&client.query("INSERT INTO ledger VALUES (1)").await);
+    let old = sandbox.node(0);
+    old.kill9().await.unwrap();
+    let _hole = if address_drops { Some(dropping(old.address()).await) } else { None };
+    client.send(&query("INSERT INTO ledger VALUES (2)")).await;
+    let primary = promote(sandbox).await;
+    let promoted = Instant::now();
+    no_errors(&client.read_until(b'Z').await);
+    let took = promoted.elapsed();
+    println!("a write was done {took:?} after the promotion");
+    assert!(took < PROMPT, "{took:?}");
+    assert_eq!(ledger(sandbox, primary).await, [1, 2]);
+}
+
+/// X04, M18, trap 12.
+#[tokio::test]
+async fn addresses_that_never_answer_delay_neither_start_nor_failover() {
+    let sandbox = cluster().await;
+    let (silent, _open) = silent_address();
+    let (drops, _full, _queue) = dropping((Ipv4Addr::LOCALHOST, 0).into()).await;
+    let mut nodes = vec![silent, drops];
+    nodes.extend(sandbox.nodes().iter().map(pgsteer::sandbox::Node::address));
+    let started = Instant::now();
+    let proxy = Running::start_at(&nodes, &sandbox, &["--auth", "trust"], &PATIENT).await;
+    let took = started.elapsed();
+    println!("ready after {took:?}");
+    assert!(took < PROMPT, "{took:?}");
+    fails_over_promptly(&proxy, &sandbox, false).await;
+}
+
+/// X04, M18, trap 12: as when the machine is gone, not only the server.
+#[tokio::test]
+async fn a_lost_primary_whose_address_drops_everything_delays_no_failover() {
+    let sandbox = cluster().await;
+    let proxy = Running::start_with(&sandbox, &["--auth", "trust"], &PATIENT).await;
+    fails_over_promptly(&proxy, &sandbox, true).await;
+}
