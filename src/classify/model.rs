@@ -233,6 +233,7 @@ pub enum Target {
 
 /// The answer of `classify`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a text")]
 pub struct Classification {
     /// What it needs.
     pub access: Access,

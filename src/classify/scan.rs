@@ -12,6 +12,7 @@ use super::{
 };
 
 /// Reads tokens and collects findings.
+#[expect(clippy::struct_excessive_bools, reason = "independent findings")]
 pub(super) struct Scanner<'a> {
     lexer: Lexer<'a>,
     token: Token,

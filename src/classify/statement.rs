@@ -137,8 +137,10 @@ fn set(scan: &mut Scanner<'_>) {
 /// `SET name`, from the name on: what it leaves in the session.
 fn set_session(scan: &mut Scanner<'_>, token: Token) {
     // SET TIME ZONE, NAMES, SCHEMA and kin have names of their own for what they set.
-    let special = matches!(token.word, Word::Time | Word::Session)
-        || ["names", "schema", "xml", "seed"].iter().any(|word| scan.folded(token).is(word.as_bytes()));
+    let special = matches!(token.word, Word::Time | Word::Session | Word::Characteristics)
+        || ["authorization", "names", "schema", "xml", "seed"]
+            .iter()
+            .any(|word| scan.folded(token).is(word.as_bytes()));
     if special {
         if scan.folded(token).is(b"seed") {
             scan.pin(PinReason::Seed);
