@@ -22,6 +22,7 @@ lint: setup
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 
 test: lint
+	@.ci/drivers
 	$(CARGO) test --locked
 
 demo:

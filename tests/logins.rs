@@ -5,18 +5,50 @@
 
 mod running;
 
+use std::time::{Duration, Instant};
+
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Running, errors, eventually, frame, kinds, query, startup, startup_frame, values};
+use running::{
+    Message, RawClient, Running, errors, eventually, frame, kinds, query, startup, startup_frame, values,
+};
+use tokio_postgres::error::DbError;
 
 const PROTOCOL_3_0: i32 = 196_608;
 const PROTOCOL_3_2: i32 = 196_610;
 const SSL_REQUEST: i32 = 80_877_103;
 const GSSENC_REQUEST: i32 = 80_877_104;
 
-async fn refusal(proxy: &Running, user: &str, password: &str, db: &str) -> (String, String) {
+async fn refused(proxy: &Running, user: &str, password: &str, db: &str) -> DbError {
     let error = proxy.try_connect(user, password, db).await.expect_err("a refusal");
-    let error = error.as_db_error().unwrap_or_else(|| panic!("{error:?}")).clone();
+    error.as_db_error().unwrap_or_else(|| panic!("{error:?}")).clone()
+}
+
+async fn refusal(proxy: &Running, user: &str, password: &str, db: &str) -> (String, String) {
+    let error = refused(proxy, user, password, db).await;
     (error.code().code().to_owned(), error.message().to_owned())
+}
+
+fn detail(error: &DbError) -> &str {
+    error.detail().unwrap_or_else(|| panic!("no DETAIL: {error:?}"))
+}
+
+/// An auth query that counts how often it is asked, and does `first` before it answers; `asked` is the count.
+async fn count_auth_queries(direct: &tokio_postgres::Client, first: &str) -> (&'static str, &'static str) {
+    let sql = format!(
+        "CREATE SEQUENCE public.asked;
+         CREATE FUNCTION public.counted(wanted text, OUT role name, OUT verifier text) LANGUAGE plpgsql
+         SET search_path = pg_catalog, pg_temp AS $$ DECLARE asked bigint := nextval('public.asked'); BEGIN
+         {first}
+         SELECT rolname, rolpassword INTO role, verifier FROM pg_authid WHERE rolname = wanted AND rolcanlogin;
+         END $$"
+    );
+    direct.batch_execute(&sql).await.unwrap();
+    ("PGSTEER_AUTH_QUERY", "SELECT * FROM public.counted($1)")
+}
+
+async fn asked(direct: &tokio_postgres::Client) -> u64 {
+    let sql = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM public.asked";
+    direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0).unsigned_abs()
 }
 
 #[tokio::test]
@@ -41,14 +73,18 @@ async fn passwords_are_those_of_the_servers() {
     assert_eq!(text, "password authentication failed for user \"nobody_at_all\"");
     assert_eq!(refusal(&proxy, "ann", "one", "nowhere").await.0, "3D000");
 
-    // A changed password: the new one works, at the latest after one refusal of the remembered one.
+    // A changed password: the new one works, at the latest a second after it was refused because of the remembered one.
     direct.batch_execute("ALTER ROLE ann PASSWORD 'three'").await.unwrap();
-    let first = proxy.try_connect("ann", "three", "postgres").await;
-    if let Err(error) = first {
-        assert_eq!(error.code().unwrap().code(), "28P01");
-    }
-    let ann = proxy.connect("ann", "three", "postgres").await;
-    ann.batch_execute("SELECT 1").await.unwrap();
+    let mut ann = None;
+    eventually("the new password is good", async || {
+        match proxy.try_connect("ann", "three", "postgres").await {
+            Ok(client) => ann = Some(client),
+            Err(error) => assert_eq!(error.code().unwrap().code(), "28P01"),
+        }
+        ann.is_some()
+    })
+    .await;
+    ann.unwrap().batch_execute("SELECT 1").await.unwrap();
     assert_eq!(refusal(&proxy, "ann", "one", "postgres").await.0, "28P01");
     assert!(proxy.metric("pgsteer_logins_failed_total", &[]).await >= 3.0);
 }
@@ -173,7 +209,9 @@ async fn without_a_node_a_login_waits_and_is_told_why() {
     let patience = [("PGSTEER_LISTEN_LOGIN_TIMEOUT", "1s")];
     let proxy = Running::launch(&sandbox, &[], &patience).await;
     assert_eq!(proxy.get("/readyz").await.unwrap().0, 503);
-    assert_eq!(refusal(&proxy, "postgres", sandbox.password(), "postgres").await.0, "57P03");
+    let error = refused(&proxy, "postgres", sandbox.password(), "postgres").await;
+    assert_eq!(error.code().code(), "57P03");
+    assert!(detail(&error).starts_with("No node is known as primary or standby: 1 unknown ("), "{error:?}");
     drop(proxy);
 
     // One with more patience is let in when the node comes.
@@ -201,5 +239,166 @@ async fn idle_clients_cost_no_server_connection() {
     assert!((proxy.metric("pgsteer_clients_active", &[]).await - 300.0).abs() < 0.5);
     for client in clients.iter_mut().step_by(50) {
         assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+    }
+}
+
+/// A login role that may not ask: the client is told at once, the servers are asked once, the log has one line of it.
+#[tokio::test]
+async fn a_login_role_that_may_not_ask_is_told_to_the_client_at_once() {
+    let sandbox = Sandbox::builder().standbys(1).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE ROLE weak LOGIN PASSWORD 'weak'; GRANT pg_monitor TO weak").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let patience = ("PGSTEER_LISTEN_LOGIN_TIMEOUT", "50s");
+    let weak = [patience, ("PGSTEER_CLUSTER_USER", "weak"), ("PGSTEER_PASSWORD", "weak")];
+    let no_function = [patience, ("PGSTEER_AUTH_QUERY", "SELECT * FROM public.missing($1)")];
+    for (environment, code) in [(&weak[..], "42501"), (&no_function[..], "42883")] {
+        let proxy = Running::start_with(&sandbox, &[], environment).await;
+        let started = Instant::now();
+        for user in ["weak", "weak", "postgres", "nobody_at_all"] {
+            let error = refused(&proxy, user, "weak", "postgres").await;
+            assert_eq!(error.code().code(), "57P03");
+            assert_eq!(error.message(), "pgsteer: no server can be asked for the password");
+            assert!(detail(&error).contains(code), "{error:?}");
+            assert!(error.hint().unwrap().starts_with("cluster.user must be able to run auth.query"));
+        }
+        let lines = proxy.log().lines().filter(|line| line.contains("the auth query failed")).count() as u64;
+        assert!((1..=1 + started.elapsed().as_secs()).contains(&lines), "{}", proxy.log());
+    }
+
+    // A password that no node accepts: not even the probes get in.
+    let wrong = [patience, ("PGSTEER_PASSWORD", "wrong")];
+    let proxy = Running::launch(&sandbox, &[], &wrong).await;
+    let error = refused(&proxy, "weak", "weak", "postgres").await;
+    assert_eq!(error.code().code(), "57P03");
+    assert!(detail(&error).contains("28P01"), "{error:?}");
+}
+
+/// An error that passes is asked again, now and then, and told when the time is up.
+#[tokio::test]
+async fn an_auth_query_that_fails_for_a_while_is_asked_again() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    let query = count_auth_queries(
+        &direct,
+        "IF asked <= 2 OR wanted = 'unlucky' THEN RAISE 'not now' USING ERRCODE = '53400'; END IF;",
+    )
+    .await;
+    let proxy = Running::start_with(&sandbox, &[], &[query]).await;
+    proxy.client().await.batch_execute("SELECT 1").await.unwrap();
+    assert_eq!(asked(&direct).await, 3);
+    drop(proxy);
+
+    let patience = [query, ("PGSTEER_LISTEN_LOGIN_TIMEOUT", "2500ms")];
+    let proxy = Running::start_with(&sandbox, &[], &patience).await;
+    let logins = (0..20).map(|_| refused(&proxy, "unlucky", "x", "postgres"));
+    let started = Instant::now();
+    for error in join_all(logins).await {
+        assert_eq!(error.code().code(), "57P03");
+        assert_eq!(error.message(), "pgsteer: the login was not completed in time");
+        assert_eq!(detail(&error), "The auth query failed: not now (SQLSTATE 53400).");
+    }
+    // All of them together: one each second, and one more for each that came a little later than the others.
+    let rounds = asked(&direct).await - 3;
+    assert!(rounds <= 4 + started.elapsed().as_secs(), "{rounds} auth queries");
+    let lines = proxy.log().lines().filter(|line| line.contains("53400")).count() as u64;
+    assert!(lines <= 1 + started.elapsed().as_secs(), "{}", proxy.log());
+}
+
+/// However many come, a user who does not exist costs the servers a query each second, and so do wrong passwords.
+#[tokio::test]
+async fn a_flood_of_refused_logins_does_not_reach_the_servers() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    let query = count_auth_queries(&direct, "").await;
+    direct.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'one'").await.unwrap();
+    let proxy = Running::start_with(&sandbox, &[], &[query]).await;
+    let started = Instant::now();
+    for (code, message) in join_all((0..60).map(|_| refusal(&proxy, "ghost", "x", "postgres"))).await {
+        assert_eq!((code.as_str(), message.contains("ghost")), ("28P01", true));
+    }
+    let count = asked(&direct).await;
+    assert!((1..=1 + started.elapsed().as_secs()).contains(&count), "{count} auth queries");
+
+    let started = Instant::now();
+    proxy.connect("ann", "one", "postgres").await;
+    for _ in 0..5 {
+        let wrong = (0..8).map(|_| refusal(&proxy, "ann", "two", "postgres"));
+        assert!(join_all(wrong).await.iter().all(|(code, _)| code == "28P01"));
+        proxy.connect("ann", "one", "postgres").await;
+    }
+    // The first look, the one because of the first wrong password, then one each second.
+    let count = asked(&direct).await - count;
+    assert!((2..=2 + started.elapsed().as_secs()).contains(&count), "{count} auth queries");
+
+    // A changed password gets in within a second of the first refusal.
+    direct.batch_execute("ALTER ROLE ann PASSWORD 'two'").await.unwrap();
+    eventually("the new password is good", async || {
+        proxy.try_connect("ann", "two", "postgres").await.is_ok()
+    })
+    .await;
+    // And one who did not exist a moment ago.
+    direct.batch_execute("CREATE ROLE ghost LOGIN PASSWORD 'x'").await.unwrap();
+    eventually("the new role is seen", async || proxy.try_connect("ghost", "x", "postgres").await.is_ok())
+        .await;
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+async fn join_all<T: Send + 'static>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut waiting: Vec<_> = futures.map(|future| Some(Box::pin(future))).collect();
+    let mut done = Vec::new();
+    std::future::poll_fn(|context| {
+        for slot in &mut waiting {
+            if let Some(future) = slot
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                done.push(value);
+                *slot = None;
+            }
+        }
+        if waiting.iter().any(Option::is_some) {
+            std::task::Poll::Pending
+        } else {
+            std::task::Poll::Ready(())
+        }
+    })
+    .await;
+    done
+}
+
+fn application_name(welcome: &[Message]) -> String {
+    let names: Vec<String> = welcome
+        .iter()
+        .filter(|message| message.kind == b'S')
+        .map(|message| String::from_utf8(message.body.clone()).unwrap())
+        .filter_map(|body| body.strip_prefix("application_name\0").map(str::to_owned))
+        .collect();
+    names.concat().trim_end_matches('\0').to_owned()
+}
+
+/// What is reported is what the server has, and that is not always what was sent.
+#[tokio::test]
+async fn the_application_name_is_reported_as_the_server_has_it() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE ROLE named LOGIN; ALTER ROLE named SET application_name = 'of the role'")
+        .await
+        .unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    for parameters in [
+        &[("user", "postgres"), ("application_name", "plain ~ name")][..],
+        &[("user", "postgres"), ("application_name", "\u{fc} p")],
+        &[("user", "postgres"), ("application_name", "a\tb\u{1f418}")],
+        &[("user", "postgres")],
+        &[("user", "named"), ("database", "postgres")],
+        &[("user", "named"), ("database", "postgres"), ("Application_Name", "mine")],
+    ] {
+        let address = sandbox.node(0).address().to_string();
+        let mut server = RawClient { stream: tokio::net::TcpStream::connect(address).await.unwrap() };
+        let expected = application_name(&server.log_in_with(parameters).await);
+        let mut raw = proxy.raw().await;
+        assert_eq!(application_name(&raw.log_in_with(parameters).await), expected, "{parameters:?}");
+        assert_eq!(values(&raw.query("SHOW application_name").await), [expected], "{parameters:?}");
     }
 }

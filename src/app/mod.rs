@@ -4,9 +4,14 @@
 //! has another; they speak by channels. Nothing here decides anything about statements. Only this module and `cli` import
 //! `config`.
 
+mod failure;
+mod flights;
 mod house;
+mod login_role;
+mod parameters;
 mod shards;
 mod status;
+mod verifiers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,6 +32,9 @@ use crate::topology::evidence::{Node, SuspectWhy};
 use crate::topology::monitor::{Fence, Monitor, MonitorHandle};
 use crate::topology::probe::Credentials;
 use crate::{admin, net, pool, route, session, topology};
+
+/// What is left at the end of the drain has so long to tell its clients, and the servers to stop.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why the proxy could not start. No text repeats its source: whoever prints it prints the chain.
 #[derive(Debug, thiserror::Error)]
@@ -94,21 +102,44 @@ async fn serve(config: Config) -> Result<(), StartError> {
     tracing::info!(signal, timeout = ?config.shutdown.timeout, "draining: no new clients, transactions end");
     shutdown.begin();
     accepting.abort();
-    for command in &commands {
-        // A shard that has ended has nobody to drain.
-        let _ = command.send(Command::Drain);
-    }
-    drop(commands);
-    tokio::select! {
-        () = shards.ended() => tracing::info!("drained"),
-        () = tokio::time::sleep(config.shutdown.timeout) => {
-            tracing::warn!(left = metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs()), "shutdown_timeout is over");
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
-        _ = terminate.recv() => tracing::warn!("second SIGTERM: ending at once"),
-        _ = interrupt.recv() => tracing::warn!("second SIGINT: ending at once"),
-    }
+    };
+    drain(config.shutdown.timeout, shards, &commands, &metrics, again).await;
     drop(http);
     Ok(())
+}
+
+/// Lets the shards end by themselves, for so long or until the signal comes `again`; then has them end.
+async fn drain(
+    timeout: Duration,
+    shards: Shards,
+    commands: &shards::Commands,
+    metrics: &Metrics,
+    again: impl Future<Output = &'static str>,
+) {
+    let tell = |command: fn() -> Command| {
+        for shard in commands {
+            // A shard that has ended has nobody to tell.
+            let _ = shard.send(command());
+        }
+    };
+    let mut ended = std::pin::pin!(shards.ended());
+    tell(|| Command::Drain);
+    let left = || metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs());
+    tokio::select! {
+        () = &mut ended => return tracing::info!("drained"),
+        () = tokio::time::sleep(timeout) => tracing::warn!(left = left(), "shutdown_timeout is over"),
+        signal = again => tracing::warn!(left = left(), "second {signal}: ending at once"),
+    }
+    tell(|| Command::CutOff);
+    tokio::select! {
+        () = &mut ended => {}
+        () = tokio::time::sleep(LAST_WORDS_LIMIT) => tracing::warn!(left = left(), "not everybody could be told"),
+    }
 }
 
 fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {

@@ -17,10 +17,10 @@ use crate::classify::StandardConformingStrings;
 use crate::client::{self, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
-use crate::session::control::Control;
+use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
-use crate::session::settings;
 use crate::session::shard::{Shard, Shared};
+use crate::session::{outcome, settings};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
@@ -42,6 +42,8 @@ pub(super) enum Command {
     Cancel {
         /// The session.
         session: u64,
+        /// Dropped when that is over.
+        taken: Taken,
     },
     /// Sever connections to this node that are older than this epoch; then answer.
     Fence {
@@ -52,8 +54,10 @@ pub(super) enum Command {
         /// Done.
         done: oneshot::Sender<()>,
     },
-    /// End idle sessions, let transactions end, then stop.
+    /// End logins and idle sessions, let transactions end, then stop.
     Drain,
+    /// Let every session say its last words, then stop.
+    CutOff,
 }
 
 /// The running shards.
@@ -177,12 +181,11 @@ impl ShardThread {
                 },
                 Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
                 _ = cool.tick() => shard.cool_down(),
-                _ = sweep.tick() => {
-                    shard.pools.sweep(Instant::now());
-                    if shard.draining.get() && shard.session_count() == 0 {
-                        return;
-                    }
-                }
+                _ = sweep.tick() => shard.pools.sweep(Instant::now()),
+            }
+            // Looked at with every turn, which the ticks alone bring soon enough.
+            if shard.draining.get() && shard.is_empty() {
+                return;
             }
         }
     }
@@ -190,13 +193,14 @@ impl ShardThread {
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
             Command::Client(stream) => self.take_in(shard, stream),
-            Command::Cancel { session } => shard.cancel(session),
+            Command::Cancel { session, taken } => shard.cancel(session, taken),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.
                 let _ = done.send(());
             }
             Command::Drain => shard.drain(),
+            Command::CutOff => shard.cut_off(),
         }
     }
 
@@ -208,21 +212,32 @@ impl ShardThread {
                 return;
             }
         };
+        // Fails only on a socket that is closed already.
+        let _ = net::tune_client(&stream);
+        shard.counters.clients_total.inc();
+        let client = Rc::new(stream);
+        let control = Control::new(&client);
+        control.idle.set(false);
+        control.logging_in.set(true);
+        // Here and not in its task: a drain that begins before the task runs must know of it.
+        let session = shard.enter(Rc::clone(&control));
         let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
-        tokio::task::spawn_local(client_task(shard, house, stream));
+        tokio::task::spawn_local(client_task(shard, house, client, control, session));
     }
 }
 
 /// One client, from its first byte to its last.
-async fn client_task(shard: Rc<Shard>, house: Arc<House>, stream: TcpStream) {
-    // Fails only on a socket that is closed already.
-    let _ = net::tune_client(&stream);
-    shard.counters.clients_total.inc();
-    let client = Rc::new(stream);
-    let control = Control::new(&client);
-    control.idle.set(false);
-    let session = shard.enter(Rc::clone(&control));
-    if let Some((identity, process_id, early)) = Box::pin(log_in(&shard, &house, &client, session)).await {
+async fn client_task(
+    shard: Rc<Shard>,
+    house: Arc<House>,
+    client: Rc<TcpStream>,
+    control: Rc<Control>,
+    session: u64,
+) {
+    if let Some((identity, process_id, early)) =
+        Box::pin(log_in(&shard, &house, &client, &control, session)).await
+    {
+        control.logging_in.set(false);
         Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
         house.leave(process_id);
     }
@@ -233,35 +248,54 @@ async fn log_in(
     shard: &Rc<Shard>,
     house: &Arc<House>,
     client: &Rc<TcpStream>,
+    control: &Control,
     session: u64,
 ) -> Option<(Identity, i32, Vec<u8>)> {
-    let door = ShardDoor { house, shard: shard.number, session };
-    match tokio::time::timeout(house.login_timeout, client::login(client, &door)).await {
-        Ok(Ok(Outcome::In(logged_in))) => {
-            let LoggedIn { request, startup, keys, parameters, process_id, early } = *logged_in;
-            let identity = Identity {
-                user: request.user.as_str().into(),
-                database: request.database.as_str().into(),
-                secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
-                settings: settings::from_startup(&startup).unwrap_or_default(),
-                strings: strings(&parameters),
-                opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
-            };
-            return Some((identity, process_id, early));
-        }
-        Ok(Ok(Outcome::Refused)) => shard.counters.logins_failed.inc(),
-        Ok(Ok(Outcome::Over) | Err(_)) => {}
-        Err(_) => {
-            shard.counters.logins_failed.inc();
-            let mut out = Vec::new();
-            Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: the login was not completed in time")
-                .detail("Either the client did not answer, or no server could be asked.")
-                .put(&mut out);
-            // Best effort: the client may not be reading.
-            let _ = client.try_write(&out);
-        }
+    let door = ShardDoor::new(house, shard.number, session);
+    let report = tokio::select! {
+        biased;
+        outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
+            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(*logged_in)),
+            Ok(Ok(Outcome::Refused)) => {
+                shard.counters.logins_failed.inc();
+                None
+            }
+            Ok(Ok(Outcome::Over) | Err(_)) => None,
+            Err(_) => {
+                shard.counters.logins_failed.inc();
+                Some(door.too_late())
+            }
+        },
+        () = drain_begins(shard, control, &door) => Some(outcome::shutting_down()),
+    };
+    door.close();
+    if let Some(report) = report {
+        let mut out = Vec::new();
+        report.put(&mut out);
+        // Best effort: the client may not be reading.
+        let _ = client.try_write(&out);
     }
     None
+}
+
+fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
+    let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
+    let identity = Identity {
+        user: request.user.as_str().into(),
+        database: request.database.as_str().into(),
+        secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
+        settings: settings::from_startup(&startup).unwrap_or_default(),
+        strings: strings(&parameters),
+        opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
+    };
+    (identity, process_id, early)
+}
+
+/// Returns when the drain has begun, which a login does not outlive; a cancel request does, it is over soon.
+async fn drain_begins(shard: &Shard, control: &Control, door: &ShardDoor<'_>) {
+    while !shard.draining.get() || door.is_cancelling() {
+        control.bell.notified().await;
+    }
 }
 
 fn parameter<'p>(parameters: &'p [(String, String)], name: &str) -> &'p str {

@@ -35,8 +35,9 @@ pub trait Door {
     fn admit(&self) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
     fn distrust(&self, user: &str);
-    /// A cancel request came.
-    fn cancel(&self, process_id: i32, key: &[u8]);
+    /// A cancel request came. Resolves when it has taken effect as far as it ever will, so that what the client sends next is
+    /// not hit; bounded.
+    fn cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = ()>;
 }
 
 /// A client that is in.
@@ -73,7 +74,8 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     let startup = match first_packets(stream, &mut bytes).await? {
         Ok(Initial::Startup(startup)) => startup,
         Ok(Initial::Cancel { process_id, key }) => {
-            door.cancel(process_id, &key);
+            // The end of this connection is the answer: PostgreSQL's clients wait for it before they send anything else.
+            door.cancel(process_id, &key).await;
             return Ok(Outcome::Over);
         }
         Ok(Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),

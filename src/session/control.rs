@@ -8,9 +8,12 @@ use std::rc::{Rc, Weak};
 use std::task::Waker;
 
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::backend::connection::CancelKey;
+
+/// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
+pub type Taken = oneshot::Sender<()>;
 
 /// A session as seen from outside.
 #[derive(Debug)]
@@ -28,13 +31,21 @@ pub struct Control {
     pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,
-    /// Rings when `cancel_waiting` is set.
+    /// Rings when `cancel_waiting` is set, and when the drain begins during the login.
     pub bell: Notify,
+    /// The login is not over: nothing that the drain would wait for.
+    pub logging_in: Cell<bool>,
+    /// pgsteer ends now: the session says its last words, whatever it is doing.
+    pub cut: Cell<bool>,
+    /// Something is being written to the client: a part of a message may be out.
+    pub speaking: Cell<bool>,
+    /// The cancel requests that are not settled yet.
+    cancels: RefCell<Vec<Taken>>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
     pub cooling: Cell<bool>,
-    /// Wakes the session while it waits for its client.
+    /// Wakes the session.
     waker: RefCell<Option<Waker>>,
 }
 
@@ -49,10 +60,39 @@ impl Control {
             begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
             bell: Notify::new(),
+            logging_in: Cell::new(false),
+            cut: Cell::new(false),
+            speaking: Cell::new(false),
+            cancels: RefCell::default(),
             active: Cell::new(false),
             cooling: Cell::new(false),
             waker: RefCell::default(),
         })
+    }
+
+    /// A cancel request came for a session that waits: it is settled when the session has taken notice.
+    pub fn cancel_while_waiting(&self, taken: Taken) {
+        self.cancel_waiting.set(true);
+        self.cancels.borrow_mut().push(taken);
+    }
+
+    /// The cancel requests that are not settled, for whoever passes them on.
+    pub fn take_cancels(&self) -> Vec<Taken> {
+        self.cancels.take()
+    }
+
+    /// What a cancel request was meant for is over.
+    pub fn forget_cancels(&self) {
+        self.cancel_waiting.set(false);
+        self.cancels.borrow_mut().clear();
+    }
+
+    /// Has the session end, whatever it is doing.
+    pub fn cut_off(&self) {
+        self.cut.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
     /// Keeps what wakes the session.
@@ -77,5 +117,36 @@ impl Control {
             waker.wake();
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever sent a cancel that has to wait is not answered before it is passed on, or has come to nothing.
+    #[tokio::test]
+    async fn a_cancel_that_waits_is_answered_when_it_is_settled() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Rc::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let control = Control::new(&client);
+        let sent = || {
+            let (taken, answer) = oneshot::channel();
+            control.cancel_while_waiting(taken);
+            answer
+        };
+        let (mut passed_on, mut dropped) = (sent(), sent());
+        let answered = |answer: &mut oneshot::Receiver<()>| {
+            !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        };
+        assert!(control.cancel_waiting.get() && !answered(&mut passed_on) && !answered(&mut dropped));
+        let under_way = control.take_cancels();
+        control.forget_cancels();
+        assert!(!control.cancel_waiting.get() && !answered(&mut passed_on));
+        drop(under_way);
+        assert!(answered(&mut passed_on) && answered(&mut dropped));
+        let mut idle = sent();
+        control.forget_cancels();
+        assert!(answered(&mut idle));
     }
 }

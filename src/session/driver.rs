@@ -184,18 +184,10 @@ impl Session {
     /// Serves the client until it goes. `early`: bytes that came together with the login.
     ///
     /// The session is a box, and so is its work: a client that has been idle for a while costs neither.
-    pub async fn serve(mut self: Box<Self>, mut early: Vec<u8>) {
-        let end = loop {
-            if early.is_empty()
-                && let Err(end) = self.wait_cold().await
-            {
-                break end;
-            }
-            self.shard.warm_up(&self.control);
-            match Box::pin(self.serve_units(std::mem::take(&mut early))).await {
-                Ok(Rest::Cooled) => {}
-                Err(end) => break end,
-            }
+    pub async fn serve(mut self: Box<Self>, early: Vec<u8>) {
+        let end = match self.live(early).await {
+            Some(end) => end,
+            None => self.last_words(),
         };
         self.control.idle.set(false);
         if let End::Told(report) = end {
@@ -206,12 +198,45 @@ impl Session {
             let _ = tokio::time::timeout(Duration::from_secs(1), net::write_all(&self.client, &bytes)).await;
         }
         if let Some(attached) = self.attached.take() {
-            let busy = self.transaction.is_on_server() || attached.batch.is_some();
-            if busy && let Some(key) = self.control.runs_at.borrow().clone() {
+            // An open transaction ends with its connection; only what runs must be stopped.
+            if attached.batch.is_some()
+                && let Some(key) = self.control.runs_at.borrow().clone()
+            {
                 self.shard.cancel_at(&key);
             }
         }
         self.shard.leave(self.number);
+    }
+
+    /// Serves the client until the session ends by itself; `None` when pgsteer does not wait for that any longer. Whatever is
+    /// in the middle of something is dropped then, except for an exchange, which ends itself (`Ended::Cut`).
+    async fn live(&mut self, early: Vec<u8>) -> Option<End> {
+        let control = Rc::clone(&self.control);
+        let mut work = std::pin::pin!(self.work(early));
+        poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if control.cut.get() => Poll::Ready(None),
+            Poll::Pending => {
+                control.keep_waker(context.waker());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    async fn work(&mut self, mut early: Vec<u8>) -> End {
+        loop {
+            if early.is_empty()
+                && let Err(end) = self.wait_cold().await
+            {
+                return end;
+            }
+            self.shard.warm_up(&self.control);
+            match Box::pin(self.serve_units(std::mem::take(&mut early))).await {
+                Ok(Rest::Cooled) => {}
+                Err(end) => return end,
+            }
+        }
     }
 
     /// Waits for the client as a session that keeps nothing for its next statement.
@@ -289,7 +314,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        self.control.cancel_waiting.set(false);
+        self.control.forget_cancels();
         Ok(())
     }
 
@@ -306,7 +331,6 @@ impl Session {
             if self.control.cooling.replace(false) {
                 return Poll::Ready(Ok(Some(Rest::Cooled)));
             }
-            self.control.keep_waker(context.waker());
             Poll::Pending
         })
         .await;
@@ -318,6 +342,7 @@ impl Session {
     /// The same while a server connection is held: what the server says by itself is passed on.
     async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
+        self.control.forget_cancels();
         if attached.batch.is_some() {
             return net::readable(&self.client).await.map_err(|_| End::Client);
         }
@@ -379,7 +404,7 @@ impl Session {
                 Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
             }
             let said = Self::scan_unsolicited(answer);
-            net::write_all(&self.client, answer.ready_joined()).await.map_err(|_| End::Client)?;
+            self.send_client(answer.ready_joined()).await?;
             answer.passed_on();
             match said {
                 None => {}
@@ -475,7 +500,10 @@ impl Session {
     }
 
     pub(super) async fn send_client(&mut self, bytes: &[u8]) -> Flow<()> {
-        net::write_all(&self.client, bytes).await.map_err(|_| End::Client)
+        self.control.speaking.set(true);
+        let written = net::write_all(&self.client, bytes).await;
+        self.control.speaking.set(false);
+        written.map_err(|_| End::Client)
     }
 
     fn is_in_batch(&self) -> bool {
@@ -492,7 +520,7 @@ impl Session {
             }
             return Ok(());
         }
-        self.control.cancel_waiting.set(false);
+        self.control.forget_cancels();
         let failed =
             self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed));
         let bytes = if failed {

@@ -3,6 +3,7 @@
 //! Invariant: never waits on one side without watching the other; what is held back has not reached the client; the client
 //! is only given complete frames. Holds no rule of its own beyond `Rules`. Must not know: routing, names, pools.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
@@ -65,6 +66,8 @@ pub enum Ended {
     ClientGone,
     /// The client does not read a standby's answer.
     Stalled,
+    /// pgsteer ends.
+    Cut,
 }
 
 /// What of the client's further bytes goes straight to the server.
@@ -141,6 +144,8 @@ pub struct Exchange<'a> {
     pub server_ended: bool,
     /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
     pub on_begun: Option<&'a dyn Fn()>,
+    /// Set when pgsteer ends: the exchange is not to go on.
+    pub cut: Option<&'a Cell<bool>>,
 }
 
 impl<'a> Exchange<'a> {
@@ -179,12 +184,20 @@ impl<'a> Exchange<'a> {
             finishing: None,
             server_ended: false,
             on_begun: None,
+            cut: None,
         }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cut.is_some_and(Cell::get)
     }
 
     /// Runs to the goal. Not cancel-safe: dropping it leaves both ends in the middle of something.
     pub async fn run(&mut self) -> Ended {
         loop {
+            if self.is_cut() {
+                return Ended::Cut;
+            }
             let mut moved = false;
             match self.push() {
                 Ok(pushed) => moved |= pushed,
@@ -524,7 +537,7 @@ impl<'a> Exchange<'a> {
         let want_write = !self.out.is_empty();
         let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
         poll_fn(|context| {
-            let mut ready = server.poll_read_ready(context).is_ready();
+            let mut ready = server.poll_read_ready(context).is_ready() || self.is_cut();
             if want_write {
                 ready |= server.poll_write_ready(context).is_ready();
             }

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod exchange;
 pub mod hold;
 mod inspect;
+mod last_words;
 mod local;
 pub mod outcome;
 pub mod prepared;

@@ -115,6 +115,43 @@ pub fn shutting_down() -> Report {
         .detail("pgsteer is shutting down.")
 }
 
+/// What is known of a session's work when pgsteer ends before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// There was none.
+    Idle,
+    /// Nothing of it had been sent to a server.
+    NotRun,
+    /// No COMMIT had been sent.
+    RolledBack,
+    /// It could not have changed anything.
+    OnlyRead,
+    /// It was sent and not answered.
+    Unknown,
+}
+
+/// pgsteer ends, and this session's work with it.
+pub fn cut_short(fate: Fate) -> Report {
+    let (what, hint) = match fate {
+        Fate::Idle => return shutting_down(),
+        Fate::NotRun => (
+            "Nothing of the statement or transaction had been sent to a server: it was not run.",
+            "Connect again and run it again.",
+        ),
+        Fate::RolledBack => (
+            "No COMMIT had been sent, so the transaction was rolled back and nothing of it remains.",
+            "Connect again and run the transaction again.",
+        ),
+        Fate::OnlyRead => ("The statement only read.", "Connect again and run it again."),
+        Fate::Unknown => (
+            "The statement had been sent and may have been carried out and committed: its outcome is unknown, as with \
+             SQLSTATE 08007.",
+            "Look whether its effect is there before running it again.",
+        ),
+    };
+    shutting_down().detail(format!("pgsteer is shutting down. {what}")).hint(hint)
+}
+
 /// The client broke the protocol.
 pub fn protocol(what: &str) -> Report {
     Report::fatal(state::PROTOCOL_VIOLATION, format!("pgsteer: {what}"))

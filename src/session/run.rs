@@ -215,7 +215,9 @@ impl Session {
     async fn end_unit(&mut self, task: &mut Task<'_>, mut out: Vec<u8>) -> Flow<()> {
         task.window.consume(task.bytes);
         if task.beyond > 0 {
-            // The rest of a large frame is still to come; it can't be told from messages unless it is read.
+            // The rest of a large frame is still to come; it can't be told from messages unless it is read. Until then the client
+            // has not heard what became of it.
+            self.control.speaking.set(true);
             let beyond = std::mem::take(&mut task.beyond);
             self.skip(task.window, beyond).await?;
         }
@@ -559,15 +561,8 @@ impl Session {
             exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
             exchange.stall_timeout =
                 (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
-            let begun = || {
-                self.control.begin_pending.set(false);
-                if self.control.cancel_waiting.replace(false)
-                    && let Some(key) = self.control.runs_at.borrow().clone()
-                {
-                    self.control.cancel_sent.set(true);
-                    self.shard.cancel_at(&key);
-                }
-            };
+            exchange.cut = Some(&self.control.cut);
+            let begun = || self.shard.cancel_after_begin(&self.control);
             if matches!(self.transaction, Transaction::Deferred { .. }) {
                 self.control.begin_pending.set(true);
                 exchange.on_begun = Some(&begun);
@@ -739,6 +734,10 @@ impl Session {
                 self.server_lost(task, &mut journal, &cause, (side, sent)).await
             }
             Ended::Dismissed => Err(End::Client),
+            Ended::Cut => {
+                let unsent = !sent.any && sent.fresh;
+                Err(self.cut_short(&task.needs, attached.side, unsent, sent.inside_frame))
+            }
             Ended::ClientGone => {
                 if let Some(key) = self.control.runs_at.borrow_mut().take() {
                     self.shard.cancel_at(&key);

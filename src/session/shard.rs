@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::control::Control;
+use super::control::{Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::{Settings, outcome};
 use crate::backend::SettingValues;
 use crate::backend::cancel::cancel;
+use crate::backend::connection::CancelKey;
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
@@ -91,6 +92,8 @@ pub struct Shard {
     /// Sessions that keep what their next statement needs.
     warm: RefCell<Vec<Rc<Control>>>,
     next_session: Cell<u64>,
+    /// Cancel requests on their way to servers.
+    cancels_under_way: Cell<usize>,
     settings: RefCell<HashMap<Pairs, Rc<SettingValues>>>,
     scratch: RefCell<Vec<Vec<u8>>>,
 }
@@ -122,6 +125,7 @@ impl Shard {
             sessions: RefCell::default(),
             warm: RefCell::default(),
             next_session: Cell::new(1),
+            cancels_under_way: Cell::new(0),
             settings: RefCell::default(),
             scratch: RefCell::default(),
         })
@@ -185,50 +189,82 @@ impl Shard {
         self.warm.borrow_mut().retain(|control| control.keeps_warm());
     }
 
-    /// Sessions alive.
-    pub fn session_count(&self) -> usize {
-        self.sessions.borrow().len()
+    /// Whether there is nothing left to wait for: no session, and no cancel request on its way.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.borrow().is_empty() && self.cancels_under_way.get() == 0
     }
 
     /// Cancels what that session is doing, if it does anything.
-    pub fn cancel(self: &Rc<Self>, session: u64) {
+    pub fn cancel(self: &Rc<Self>, session: u64, taken: Taken) {
         let Some(control) = self.sessions.borrow().get(&session).cloned() else { return };
         let Some(key) = control.runs_at.borrow().clone() else {
             if !control.idle.get() {
-                control.cancel_waiting.set(true);
+                control.cancel_while_waiting(taken);
                 control.bell.notify_one();
             }
             return;
         };
         if control.begin_pending.get() {
-            control.cancel_waiting.set(true);
+            control.cancel_while_waiting(taken);
             return;
         }
         control.cancel_sent.set(true);
-        self.cancel_at(&key);
+        self.send_cancel(&key, vec![taken]);
+    }
+
+    /// The BEGIN that a cancel must not hit is over: one that came meanwhile goes to the statement behind it.
+    pub fn cancel_after_begin(self: &Rc<Self>, control: &Control) {
+        control.begin_pending.set(false);
+        if control.cancel_waiting.replace(false)
+            && let Some(key) = control.runs_at.borrow().clone()
+        {
+            control.cancel_sent.set(true);
+            self.send_cancel(&key, control.take_cancels());
+        }
     }
 
     /// Sends a CancelRequest to a server, in the background.
-    pub fn cancel_at(self: &Rc<Self>, key: &Rc<crate::backend::connection::CancelKey>) {
+    pub fn cancel_at(self: &Rc<Self>, key: &Rc<CancelKey>) {
+        self.send_cancel(key, Vec::new());
+    }
+
+    /// The same for those who wait until it has been taken.
+    fn send_cancel(self: &Rc<Self>, key: &Rc<CancelKey>, taken: Vec<Taken>) {
         self.counters.cancels.inc();
         let Some(address) = self.snapshot().node(key.node).map(|node| Arc::clone(&node.address)) else {
             return;
         };
-        let (key, timeout) = (Rc::clone(key), self.pools.settings().connect_timeout);
+        let (shard, key) = (Rc::clone(self), Rc::clone(key));
+        self.cancels_under_way.set(self.cancels_under_way.get() + 1);
         tokio::task::spawn_local(async move {
+            let timeout = shard.pools.settings().connect_timeout;
             if let Err(error) = cancel(&address, key.process_id, &key.key, timeout).await {
                 tracing::debug!(node = %address, %error, "cancel request not delivered");
             }
+            drop(taken);
+            shard.cancels_under_way.set(shard.cancels_under_way.get().saturating_sub(1));
         });
     }
 
-    /// Begins the drain: idle sessions end now, the others at the end of their transaction.
+    /// Begins the drain: who is not logged in is told, idle sessions end now, the others at the end of their transaction.
     pub fn drain(&self) {
         self.draining.set(true);
         for control in self.sessions.borrow().values() {
-            self.end_if_idle(control);
+            if control.logging_in.get() {
+                control.bell.notify_one();
+            } else {
+                self.end_if_idle(control);
+            }
         }
         self.snapshot_changed.send_modify(|_| {});
+    }
+
+    /// Ends the drain: every session that is left says its last words.
+    pub fn cut_off(&self) {
+        self.draining.set(true);
+        for control in self.sessions.borrow().values() {
+            control.cut_off();
+        }
     }
 
     fn end_if_idle(&self, control: &Control) {

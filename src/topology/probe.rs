@@ -91,11 +91,11 @@ impl ProbeError {
 }
 
 /// What to do when the server asks for a password and there is none.
-const NO_PASSWORD: &str = "the node asks for a password and none is given: \
+pub const NO_PASSWORD: &str = "the node asks for a password and none is given: \
     set PGSTEER_PASSWORD, cluster.password_file or cluster.password";
 
-/// The driver has no kind for this, only words.
-fn lacks_password(error: &tokio_postgres::Error) -> bool {
+/// Whether the server asked for a password and none was given: the driver has no kind for this, only words.
+pub fn lacks_password(error: &tokio_postgres::Error) -> bool {
     error.source().is_some_and(|source| source.to_string() == "password missing")
 }
 

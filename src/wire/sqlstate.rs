@@ -43,6 +43,8 @@ states! {
     PROTOCOL_VIOLATION = b"08P01";
     /// Not offered.
     FEATURE_NOT_SUPPORTED = b"0A000";
+    /// A lock was not to be had in time.
+    LOCK_NOT_AVAILABLE = b"55P03";
     /// Not in the right state; also "recovery is in progress".
     OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
     /// Startup parameter or value refused.

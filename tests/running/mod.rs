@@ -117,8 +117,9 @@ impl Running {
         }
         command
             .args(["run", "--nodes", &nodes.join(","), "--listen", &address.to_string()])
-            .args(["--admin", &admin.to_string(), "--user", sandbox.user()])
+            .args(["--admin", &admin.to_string()])
             .args(extra_args)
+            .env("PGSTEER_CLUSTER_USER", sandbox.user())
             .env("PGSTEER_PASSWORD", sandbox.password())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
