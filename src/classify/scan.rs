@@ -99,6 +99,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// It runs what can't be seen here.
+    pub(super) fn unseen(&mut self) {
+        self.unseen = true;
+    }
+
     pub(super) fn written(&self) -> Option<Reason> {
         self.written
     }

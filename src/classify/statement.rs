@@ -68,7 +68,10 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         Explain => explain(scan),
         Copy => copy(scan),
         Prepare => prepare(scan),
-        Execute => write_body(scan, head, Reason::SessionState),
+        Execute => {
+            scan.unseen();
+            write_body(scan, head, Reason::SessionState);
+        }
         Deallocate => deallocate(scan),
         Declare => declare(scan),
         Fetch | Move | Close => write_body(scan, head, Reason::SessionState),

@@ -83,6 +83,7 @@ enum Rest {
 }
 
 /// A server connection in this session's hands.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about what became of it")]
 pub(super) struct Attached {
     pub(super) lease: Lease,
     pub(super) node: NodeId,
@@ -93,6 +94,8 @@ pub(super) struct Attached {
     pub(super) spoiled: bool,
     /// What it is to be asked before anybody else gets it.
     pub(super) inspect: Inspect,
+    /// A pin may have ended.
+    pub(super) may_unpin: bool,
     /// Settings that the server does not list may have been made: they are reset before anybody else gets it.
     pub(super) unlisted: bool,
 }

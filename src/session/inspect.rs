@@ -13,6 +13,7 @@ use crate::backend::Server;
 use crate::backend::reset::{self, Asked, CommandError};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
+use crate::telemetry::metrics::Side;
 
 /// What is to be asked at the end of the transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -116,7 +117,9 @@ impl Session {
                 self.set_settings(pairs);
             }
         }
-        if attached.inspect != Inspect::Nothing {
+        // A session that stays where it is need not be asked yet.
+        let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
+        if attached.inspect != Inspect::Nothing && may_leave {
             self.inspect(attached).await?;
         }
         Ok(())
@@ -160,8 +163,18 @@ impl Session {
             }
             self.set_settings(pairs);
         }
-        self.set_asked_pins(&pins);
+        self.stay(attached, &pins);
         Ok(())
+    }
+
+    /// Stays on the server for these reasons. On a standby nobody stays: what is there is lost with the connection, as it means
+    /// nothing on the primary.
+    fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
+        if attached.side == Side::Standby {
+            attached.spoiled |= !pins.is_empty();
+        } else {
+            self.set_asked_pins(pins);
+        }
     }
 
     fn question(&self, all: bool) -> String {
@@ -201,7 +214,7 @@ impl Session {
         match error {
             CommandError::Refused(_) => {
                 attached.inspect = Inspect::All;
-                self.set_asked_pins(&[PinReason::Unseen]);
+                self.stay(attached, &[PinReason::Unseen]);
                 Ok(())
             }
             CommandError::Io(_) => Err(End::Told(Box::new(outcome::pinned_server_lost(

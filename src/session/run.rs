@@ -138,10 +138,8 @@ impl Session {
         }
         let simple = matches!(kind, b'Q' | b'F');
         let here = window.filled().len().min(frame_bytes);
-        let needs = Needs {
-            pin: (kind == b'P').then_some(crate::classify::PinReason::SqlPrepare),
-            ..Needs::unknown()
-        };
+        let needs =
+            Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::Other), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let task = Task {
             window,
@@ -509,6 +507,7 @@ impl Session {
             batch: None,
             spoiled: false,
             inspect: Inspect::Nothing,
+            may_unpin: false,
             unlisted: false,
         });
         Accepted::Taken
@@ -783,6 +782,7 @@ impl Session {
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
+        attached.may_unpin |= may_unpin;
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
             _ if unseen => Inspect::All,

@@ -184,7 +184,8 @@ impl Needs {
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
-        self.may_unpin |= matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);
+        let undoes = matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);
+        self.may_unpin |= (undoes && !class.unseen) || class.pin == Some(PinReason::AdvisoryLock);
         self.commits |= class.commits;
         self.target = self.target.or(class.hint.target);
         self.max_lag = self.max_lag.or(class.hint.max_lag);
