@@ -24,8 +24,12 @@ impl Two {
     }
 
     async fn start_with(parameters: &[(&str, &str)]) -> Self {
+        Self::start_sized("1", parameters).await
+    }
+
+    async fn start_sized(pool_size: &str, parameters: &[(&str, &str)]) -> Self {
         let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-        let args = ["--auth", "trust", "--shards", "1", "--pool-size", "1"];
+        let args = ["--auth", "trust", "--shards", "1", "--pool-size", pool_size];
         let proxy = Running::start(&sandbox, &args).await;
         let mut one = proxy.raw().await;
         one.log_in_with(&[&[("user", sandbox.user()), ("database", "postgres")], parameters].concat()).await;
@@ -219,4 +223,27 @@ async fn deallocate_of_a_statement_of_the_protocol() {
         all.two_gets_through().await;
     }
     assert_eq!(errors(&all.one.query("DEALLOCATE nothing").await), ["26000"]);
+}
+
+/// G05: a statement prepared after a DDL is that of after the DDL on every server, those included that had it before.
+#[tokio::test]
+async fn a_statement_prepared_anew_is_new_everywhere() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await;
+    let text = "SELECT * FROM t";
+    let prepare = [parse("s", text), bind("", "s", &[]), execute("")];
+    // Each on a server of its own: the first one's is held by its transaction meanwhile.
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(kinds(&all.one.extended(&prepare).await), "12DCZ");
+    assert_eq!(kinds(&all.two.extended(&prepare).await), "12DCZ");
+    run(&mut all.one, "COMMIT").await;
+    let direct = all._sandbox.connect(0).await.unwrap();
+    direct.batch_execute("ALTER TABLE t ADD b int DEFAULT 2").await.unwrap();
+    // The server used last is the first one's.
+    let anew = [running::close("s"), parse("s", text), bind("", "s", &[]), execute("")];
+    assert_eq!(kinds(&all.two.extended(&anew).await), "312DCZ");
+    run(&mut all.one, "BEGIN").await;
+    run(&mut all.one, "SELECT 1").await;
+    let answer = all.two.extended(&[bind("", "s", &[]), execute("")]).await;
+    assert_eq!(kinds(&answer), "2DCZ", "{answer:?}");
 }
