@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use pgsteer::classify::{
-    Access, AccessMode, Classification, Hint, PinReason, Reason, StandardConformingStrings, Target,
-    TransactionEffect, classify, shape_hash,
+    Access, AccessMode, Classification, Hint, PinReason, Reason, SessionEffect, StandardConformingStrings,
+    Target, TransactionEffect, classify, shape_hash,
 };
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn on(sql: &str) -> Classification {
     classify(sql.as_bytes(), StandardConformingStrings::On)
 }
 
-/// `R` read, `W` write; then the pin's label, if any.
+/// `R` read, `W` write; then the pin's label, if any; then what it does to settings and prepared names, if anything.
 const TABLE: &[(&str, &str, &str)] = &[
     ("S01", "INSERT INTO t VALUES (1)", "W"),
     ("S01", "insert into t(a, b) select 1, 2 returning *", "W"),
@@ -70,7 +70,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("S07", "COPY t FROM STDIN", "W"),
     ("S07", "COPY t (a, b) FROM '/tmp/x'", "W"),
     ("S07", "COPY t FROM PROGRAM 'cat'", "W"),
-    ("S07", "COPY t FROM STDIN WHERE set_config('a.b', 'c', false) = 'c'", "W setting"),
+    ("S07", "COPY t FROM STDIN WHERE set_config('a.b', 'c', false) = 'c'", "W set"),
     ("S08", "COPY t TO STDOUT", "R"),
     ("S08", "COPY s.t (a, b) TO STDOUT WITH (FORMAT csv, HEADER, FORCE_QUOTE (a))", "R"),
     ("S08", "COPY (SELECT a FROM t WHERE lower(b) = 'x') TO STDOUT", "R"),
@@ -90,14 +90,14 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("S09", "EXPLAIN ANALYZE SELECT evil()", "W"),
     ("S09", "EXPLAIN ANALYZE WITH x AS (DELETE FROM t RETURNING 1) SELECT 1", "W"),
     ("S09", "EXPLAIN INSERT INTO t VALUES (1)", "W"),
-    ("S09", "EXPLAIN EXECUTE x", "W sql_prepare"),
+    ("S09", "EXPLAIN EXECUTE x", "W"),
     ("S09", "EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1", "W temp_object"),
     ("S09", "EXPLAIN ANALYZE SELECT * FROM t FOR UPDATE", "W"),
     ("S10", "CALL p(1)", "W unseen"),
     ("S10", "DO $$ BEGIN PERFORM 1; END $$", "W unseen"),
     ("S11", "PREPARE x AS SELECT 1", "W sql_prepare"),
-    ("S11", "EXECUTE x(1)", "W sql_prepare"),
-    ("S11", "DEALLOCATE ALL", "W sql_prepare"),
+    ("S11", "EXECUTE x(1)", "W"),
+    ("S11", "DEALLOCATE ALL", "W unknown"),
     ("S12", "DECLARE c CURSOR FOR SELECT 1", "W"),
     ("S12", "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "W hold_cursor"),
     ("S12", "DECLARE c BINARY SCROLL CURSOR WITHOUT HOLD FOR SELECT 1", "W"),
@@ -119,13 +119,13 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("S19", "COMMIT PREPARED 'x'", "W"),
     ("S19", "ROLLBACK PREPARED 'x'", "W"),
     ("S20", "SET CONSTRAINTS ALL DEFERRED", "W"),
-    ("S21", "DISCARD ALL", "W setting"),
-    ("S21", "RESET ALL", "W setting"),
+    ("S21", "DISCARD ALL", "W discard_all"),
+    ("S21", "RESET ALL", "W reset_all"),
     ("S22", "SELECT 1; SELECT 2", "R"),
     ("S22", "SELECT 1; DELETE FROM t; SELECT 2", "W"),
     ("S22", ";;", "R"),
     ("S22", "", "R"),
-    ("S22", "SELECT 1; SET x = 1; LISTEN y", "W setting"),
+    ("S22", "SELECT 1; SET x = 1; LISTEN y", "W listen unknown"),
     ("S23", "/* a /* b */ */ SELECT 1", "R"),
     ("S23", "/* a */ -- b\n DELETE FROM t", "W"),
     ("S23", "-- a\rDELETE FROM t", "W"),
@@ -180,12 +180,12 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("F03", "SELECT \"pg_advisory_lock\"(1)", "W advisory_lock"),
     ("F03", "SELECT PG_ADVISORY_LOCK/**/ (1)", "W advisory_lock"),
     ("F03", "SELECT pg_advisory_xact_lock(1)", "W"),
-    ("F03", "SELECT pg_advisory_unlock_all()", "W"),
-    ("F04", "SELECT set_config('a', 'b', false)", "W setting"),
-    ("F04", "WITH x AS (SELECT set_config($1, $2, $3)) SELECT 1", "W setting"),
-    ("F04", "INSERT INTO t SELECT set_config('a', 'b', true)", "W setting"),
-    ("F04", "UPDATE pg_settings SET setting = 'x' WHERE name = 'y'", "W setting"),
-    ("F04", "UPDATE pg_catalog.pg_settings SET setting = 'x'", "W setting"),
+    ("F03", "SELECT pg_advisory_unlock_all()", "W advisory_lock"),
+    ("F04", "SELECT set_config('a', 'b', false)", "W set"),
+    ("F04", "WITH x AS (SELECT set_config($1, $2, $3)) SELECT 1", "W unknown"),
+    ("F04", "INSERT INTO t SELECT set_config('a', 'b', true)", "W"),
+    ("F04", "UPDATE pg_settings SET setting = 'x' WHERE name = 'y'", "W unknown"),
+    ("F04", "UPDATE pg_catalog.pg_settings SET setting = 'x'", "W unknown"),
     ("F04", "SELECT U&\"set\\005fconfig\"('a', 'b', false)", "W unseen"),
     ("F05", "SELECT current_setting('search_path')", "R"),
     ("F05", "SELECT pg_catalog.current_setting ( /* a */ 'app.tenant', true)::int", "R"),
@@ -283,15 +283,29 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("T04", "SELECT * FROM pg_catalog.pg_class c WHERE pg_catalog.pg_table_is_visible(c.oid)", "R"),
     ("T04", "SELECT * FROM information_schema.columns", "R"),
     ("T04", "SELECT * FROM pg_stats", "R"),
-    ("G01", "SET search_path = a, b", "W setting"),
-    ("G01", "SET SESSION work_mem = '1MB'", "W setting"),
+    ("G01", "SET search_path = a, b", "W set"),
+    ("G01", "SET SESSION work_mem = '1MB'", "W set"),
     ("G01", "SET LOCAL work_mem = '1MB'", "W"),
-    ("G01", "SET ROLE x", "W setting"),
-    ("G01", "SET SESSION AUTHORIZATION x", "W setting"),
-    ("G01", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "W setting"),
-    ("G01", "SET TIME ZONE 'UTC'", "W setting"),
-    ("G01", "SET app.tenant = '1'", "W setting"),
-    ("G01", "RESET work_mem", "W setting"),
+    ("G01", "SET ROLE x", "W set"),
+    ("G01", "SET SESSION AUTHORIZATION x", "W unknown"),
+    ("G01", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "W unknown"),
+    ("G01", "SET TIME ZONE 'UTC'", "W unknown"),
+    ("G01", "SET app.tenant = '1'", "W set"),
+    ("G01", "RESET work_mem", "W reset"),
+    ("G01", "SET work_mem TO DEFAULT", "W reset"),
+    ("G01", "SET work_mem = DEFAULT", "W reset"),
+    ("G01", "SET \"app\".tenant = '1'", "W unknown"),
+    ("G01", "SET NAMES 'UTF8'", "W unknown"),
+    ("G01", "SET XML OPTION DOCUMENT", "W unknown"),
+    ("G01", "SET x = 1; SET y = 2", "W unknown"),
+    ("G01", "RESET SESSION AUTHORIZATION", "W unknown"),
+    ("G01", "SET SEED = 0.5", "W seed unknown"),
+    ("G05", "DEALLOCATE x", "W deallocate"),
+    ("G05", "DEALLOCATE PREPARE \"X\"", "W deallocate"),
+    ("F04", "SELECT set_config('a', $1, true)", "W"),
+    ("F04", "SELECT set_config('a', $1::text, FALSE)", "W set"),
+    ("F04", "SELECT set_config('a', $1, $2)", "W unknown"),
+    ("F04", "SELECT set_config('a' || 'b', 'c', true)", "W unknown"),
     ("G18", "SELECT pg_export_snapshot()", "W other"),
     ("M13", "SELECT 'x'::pdb.ngram(3,3)", "W"),
     ("M13", "SELECT CAST('x' AS pdb.ngram(3,3))", "W"),
@@ -336,10 +350,17 @@ fn every_hazard_is_answered_as_its_row_says() {
     for (hazard, sql, expected) in TABLE {
         let answer = on(sql);
         let access = if answer.access == Access::Read { "R" } else { "W" };
-        let found = match answer.pin {
-            Some(pin) => format!("{access} {}", pin.as_str()),
-            None => access.to_owned(),
+        let session = match answer.session {
+            SessionEffect::None => "",
+            SessionEffect::Set(_) => " set",
+            SessionEffect::Reset(_) => " reset",
+            SessionEffect::ResetAll => " reset_all",
+            SessionEffect::DiscardAll => " discard_all",
+            SessionEffect::Deallocate(_) => " deallocate",
+            SessionEffect::Unknown => " unknown",
         };
+        let pin = answer.pin.map(|pin| format!(" {}", pin.as_str())).unwrap_or_default();
+        let found = format!("{access}{pin}{session}");
         if found != *expected {
             faults
                 .push(format!("{hazard} {sql:?}: expected {expected}, found {found} ({:?})", answer.reason));

@@ -157,7 +157,7 @@ async fn session_state_does_not_leak() {
     let mut pinned = proxy.raw_logged_in().await;
     no_errors(&pinned.query("SET work_mem = '77kB'").await);
     no_errors(&pinned.query("CREATE TEMP TABLE mine (i int)").await);
-    assert!(proxy.metric("pgsteer_pins_total", &[]).await >= 1.0);
+    eventually("the session is pinned", async || proxy.metric("pgsteer_pins_total", &[]).await >= 1.0).await;
     for _ in 0..5 {
         let mut other = proxy.raw_logged_in().await;
         assert_ne!(values(&other.query("SHOW work_mem").await), ["77kB"]);

@@ -286,7 +286,7 @@ fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
         settings: settings::from_startup(&startup).unwrap_or_default(),
         strings: strings(&parameters),
-        opaque_encoding: opaque_encoding(&parameters),
+        opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
     };
     (identity, process_id, early)
 }
@@ -308,12 +308,6 @@ fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
     } else {
         StandardConformingStrings::On
     }
-}
-
-/// Encodings in which a byte of a longer character can look like ASCII: only clients use them, servers can't.
-fn opaque_encoding(parameters: &[(String, String)]) -> bool {
-    let encoding = parameter(parameters, "client_encoding");
-    ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"].contains(&encoding)
 }
 
 /// Accepts clients and hands them out to the shards in turn.

@@ -93,10 +93,17 @@ pub struct Server {
     pub idle_since: Instant,
     /// Prepared statements there.
     pub carried: Carried,
-    /// Identity of the startup settings applied (0: the server's own defaults).
-    pub settings: u64,
-    /// Names of the settings applied, to be reset when another session's are applied.
-    pub applied: Vec<String>,
+    /// The settings it has been brought to.
+    pub applied: Rc<SettingValues>,
+}
+
+/// Settings of a session that differ from what the server would have by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SettingValues {
+    /// Identity, unique over shards; 0 for none.
+    pub id: u64,
+    /// Name, in lower case, and value; sorted by name.
+    pub pairs: Vec<(String, String)>,
 }
 
 /// The prepared statements on a server connection.
@@ -108,31 +115,31 @@ pub struct Carried {
     pub unnamed: Option<(u64, u64)>,
 }
 
-/// Identities of the prepared statements on a server connection.
+/// The prepared statements on a server connection, by identity, each with the generation it was prepared in.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    order: VecDeque<u64>,
+    order: VecDeque<(u64, u32)>,
 }
 
 impl Prepared {
-    /// Whether the statement is there.
-    pub fn contains(&self, id: u64) -> bool {
-        self.order.contains(&id)
+    /// The generation in which the statement was prepared here.
+    pub fn generation(&self, id: u64) -> Option<u32> {
+        self.order.iter().find(|(other, _)| *other == id).map(|(_, generation)| *generation)
     }
 
     /// It has been prepared.
-    pub fn insert(&mut self, id: u64) {
-        self.order.push_back(id);
+    pub fn insert(&mut self, id: u64, generation: u32) {
+        self.order.push_back((id, generation));
     }
 
     /// It is not there after all.
     pub fn remove(&mut self, id: u64) {
-        self.order.retain(|&other| other != id);
+        self.order.retain(|(other, _)| *other != id);
     }
 
     /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
     pub fn evict(&mut self, bound: usize) -> Option<u64> {
-        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
+        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front().map(|(id, _)| id)).flatten()
     }
 
     /// Forgets all.
@@ -202,8 +209,7 @@ async fn open_unbounded(
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),
-                        settings: 0,
-                        applied: Vec::new(),
+                        applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));
                 }

@@ -8,4 +8,4 @@ pub mod connection;
 pub mod login;
 pub mod reset;
 
-pub use connection::{ConnectError, Endpoint, Server, open};
+pub use connection::{ConnectError, Endpoint, Server, SettingValues, open};

@@ -243,6 +243,15 @@ const LOCAL: &str = "\
 
 const BUILTIN_SLOTS: usize = 8192;
 static BUILTIN: [u32; BUILTIN_SLOTS] = fill(fill([0; BUILTIN_SLOTS], CATALOGUE, 0), HARMLESS, 1);
+/// Functions of PostgreSQL that write, lock or keep state: what they do is known, so nobody need look for more.
+const WRITING: &str = "\
+    nextval setval currval lastval set_config setseed pg_notify pg_current_xact_id txid_current pg_advisory_lock \
+    pg_advisory_lock_shared pg_try_advisory_lock pg_try_advisory_lock_shared pg_advisory_unlock \
+    pg_advisory_unlock_shared pg_advisory_unlock_all pg_advisory_xact_lock pg_advisory_xact_lock_shared \
+    pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared lo_create lo_creat lo_from_bytea lo_put lo_unlink \
+    pg_logical_emit_message";
+
+static WRITING_TABLE: [u32; 128] = fill([0; 128], WRITING, 0);
 static SEARCH_TABLE: [u32; 128] = fill([0; 128], SEARCH, 0);
 static LOCAL_TABLE: [u32; 128] = fill([0; 128], LOCAL, 0);
 
@@ -338,6 +347,11 @@ impl<'a> Folded<'a> {
 #[inline]
 pub(super) fn is_builtin(name: &Folded<'_>) -> bool {
     find(&BUILTIN, [CATALOGUE, HARMLESS], name)
+}
+
+/// Is this a function of PostgreSQL whose effects are known?
+pub(super) fn is_writing(name: &Folded<'_>) -> bool {
+    find(&WRITING_TABLE, [WRITING, ""], name)
 }
 
 pub(super) fn is_search(name: &Folded<'_>) -> bool {

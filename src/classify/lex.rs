@@ -138,6 +138,7 @@ pub(super) fn block_comment(text: &[u8]) -> Option<usize> {
 }
 
 /// Splits a text into tokens.
+#[derive(Clone)]
 pub(super) struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,

@@ -35,6 +35,8 @@ pub enum Reason {
     Maintenance,
     /// A function not known to be safe.
     Function,
+    /// A function of PostgreSQL itself that writes, locks or keeps state, and nothing beyond that.
+    WritingFunction,
     /// CALL or DO.
     Procedure,
     /// LISTEN, NOTIFY, UNLISTEN.
@@ -64,6 +66,7 @@ impl Reason {
             Self::Ddl => "ddl",
             Self::Maintenance => "maintenance",
             Self::Function => "function",
+            Self::WritingFunction => "writing_function",
             Self::Procedure => "procedure",
             Self::Notification => "notification",
             Self::SessionState => "session_state",
@@ -75,12 +78,10 @@ impl Reason {
     }
 }
 
-/// State that a statement leaves in its session and that can't be carried to another server yet: it pins the session.
+/// State that a statement may leave in its session and that can't be carried to another server: it pins the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinReason {
-    /// SET (not SET LOCAL, not SET TRANSACTION), set_config, RESET, SET ROLE, SET SESSION AUTHORIZATION ...
-    Setting,
     /// Temporary objects.
     TempObject,
     /// Session-level advisory locks.
@@ -105,8 +106,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
-        Self::Setting,
+    pub const ALL: [Self; 10] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -122,7 +122,6 @@ impl PinReason {
     /// The label in metrics, logs and error DETAILs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Setting => "setting",
             Self::TempObject => "temp_object",
             Self::AdvisoryLock => "advisory_lock",
             Self::HoldCursor => "hold_cursor",
@@ -135,6 +134,42 @@ impl PinReason {
             Self::Other => "other",
         }
     }
+}
+
+/// A part of the text, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// First byte.
+    pub start: u32,
+    /// Behind the last.
+    pub end: u32,
+}
+
+impl Span {
+    /// That part of `text`; empty where it has none.
+    pub fn of(self, text: &[u8]) -> &[u8] {
+        text.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// What a statement does to the session's settings and prepared names, as far as its text shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SessionEffect {
+    /// Nothing.
+    #[default]
+    None,
+    /// Sets the setting that has this name.
+    Set(Span),
+    /// Gives the setting that has this name its first value again.
+    Reset(Span),
+    /// RESET ALL.
+    ResetAll,
+    /// DISCARD ALL.
+    DiscardAll,
+    /// DEALLOCATE of one name.
+    Deallocate(Span),
+    /// May change any setting, in a way that the text does not show.
+    Unknown,
 }
 
 /// Transaction access mode of BEGIN / SET TRANSACTION.
@@ -198,6 +233,7 @@ pub enum Target {
 
 /// The answer of `classify`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a text")]
 pub struct Classification {
     /// What it needs.
     pub access: Access,
@@ -205,6 +241,10 @@ pub struct Classification {
     pub reason: Reason,
     /// The first reason to pin the session, if any.
     pub pin: Option<PinReason>,
+    /// It runs code whose effects on the session can't be seen: unknown functions, DO, CALL, what is not understood.
+    pub unseen: bool,
+    /// What it does to the session's settings.
+    pub session: SessionEffect,
     /// What it does to the transaction.
     pub transaction: TransactionEffect,
     /// Contains COMMIT / END / PREPARE TRANSACTION anywhere (multi-statement strings included): once sent, an unanswered

@@ -7,7 +7,7 @@ use super::builtins::{self, Folded};
 use super::lex::{Kind, Token};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason};
+use super::{PinReason, Reason, SessionEffect, Span};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -157,7 +157,7 @@ impl Body {
             scan.write(Reason::NotUnderstood);
         }
         if self.rule.updates && self.rule.named {
-            scan.pin(PinReason::Setting);
+            scan.session(SessionEffect::Unknown);
         }
     }
 
@@ -464,10 +464,22 @@ impl Body {
             return;
         }
         let local = builtins::is_node_local(&function);
+        if function.is(b"set_config") {
+            let effect = set_config(scan);
+            if effect != SessionEffect::None {
+                scan.session(effect);
+            }
+        } else if function.is(b"set_limit") {
+            scan.session(SessionEffect::Unknown);
+        }
         if let Some(pin) = pin_of(&function) {
             scan.pin(pin);
         }
-        scan.write(if local { Reason::NodeLocal } else { Reason::Function });
+        scan.write(match (local, builtins::is_writing(&function)) {
+            (true, _) => Reason::NodeLocal,
+            (false, true) if name.parts == 1 => Reason::WritingFunction,
+            (false, _) => Reason::Function,
+        });
     }
 }
 
@@ -505,22 +517,50 @@ fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
     }
 }
 
+/// `set_config(` with plain arguments says what it sets, and whether for this transaction only. The current token is the
+/// parenthesis.
+fn set_config(scan: &Scanner<'_>) -> SessionEffect {
+    let mut lexer = scan.ahead();
+    let name = lexer.next();
+    if name.kind != Kind::Text || lexer.next().kind != Kind::Comma {
+        return SessionEffect::Unknown;
+    }
+    let text = lexer.text(name);
+    let plain =
+        text.first() == Some(&b'\'') && !text.get(1..text.len() - 1).unwrap_or_default().contains(&b'\'');
+    if !matches!(lexer.next().kind, Kind::Text | Kind::Parameter | Kind::Number) {
+        return SessionEffect::Unknown;
+    }
+    let mut token = lexer.next();
+    if token.kind == Kind::Cast {
+        lexer.next();
+        token = lexer.next();
+    }
+    let (local, end) = (lexer.next(), lexer.next());
+    if token.kind != Kind::Comma || end.kind != Kind::Close {
+        return SessionEffect::Unknown;
+    }
+    match lexer.text(local).to_ascii_lowercase().as_slice() {
+        b"true" | b"'t'" | b"'true'" => SessionEffect::None,
+        b"false" | b"'f'" | b"'false'" if plain => {
+            SessionEffect::Set(Span { start: name.start + 1, end: name.end - 1 })
+        }
+        _ => SessionEffect::Unknown,
+    }
+}
+
 /// What a function leaves behind in its session.
 fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
-    const ADVISORY: [&str; 4] = [
-        "pg_advisory_lock",
-        "pg_advisory_lock_shared",
-        "pg_try_advisory_lock",
-        "pg_try_advisory_lock_shared",
-    ];
     const OTHER: [&str; 2] = ["pg_export_snapshot", "lo_open"];
-    if function.is_one_of(&["set_config", "set_limit"]) {
-        Some(PinReason::Setting)
-    } else if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
+    if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
         Some(PinReason::Sequence)
     } else if function.is(b"setseed") {
         Some(PinReason::Seed)
-    } else if function.is_one_of(&ADVISORY) {
+    } else if (function.begins(b"pg_advisory_") || function.begins(b"pg_try_advisory_"))
+        && !function.begins(b"pg_advisory_xact_")
+        && !function.begins(b"pg_try_advisory_xact_")
+    {
+        // Unlocking is among them: whether anything is locked is asked of the server.
         Some(PinReason::AdvisoryLock)
     } else if function.begins(b"dblink")
         || function.begins(b"pg_replication_origin_")

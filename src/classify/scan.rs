@@ -6,14 +6,20 @@
 use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
-use super::{Access, Classification, Hint, PinReason, Reason, StandardConformingStrings, TransactionEffect};
+use super::{
+    Access, Classification, Hint, PinReason, Reason, SessionEffect, Span, StandardConformingStrings,
+    TransactionEffect,
+};
 
 /// Reads tokens and collects findings.
+#[expect(clippy::struct_excessive_bools, reason = "independent findings")]
 pub(super) struct Scanner<'a> {
     lexer: Lexer<'a>,
     token: Token,
     written: Option<Reason>,
     pinned: Option<PinReason>,
+    unseen: bool,
+    session: SessionEffect,
     transaction: TransactionEffect,
     pub(super) commits: bool,
     pub(super) copies: bool,
@@ -27,6 +33,8 @@ impl<'a> Scanner<'a> {
             token: Token::NONE,
             written: None,
             pinned: None,
+            unseen: false,
+            session: SessionEffect::None,
             transaction: TransactionEffect::None,
             commits: false,
             copies: false,
@@ -85,9 +93,15 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     pub(super) fn write(&mut self, reason: Reason) {
+        self.unseen |= matches!(reason, Reason::Function | Reason::Procedure | Reason::NotUnderstood);
         if self.written.is_none() {
             self.written = Some(reason);
         }
+    }
+
+    /// It runs what can't be seen here.
+    pub(super) fn unseen(&mut self) {
+        self.unseen = true;
     }
 
     pub(super) fn written(&self) -> Option<Reason> {
@@ -107,6 +121,35 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Notes an effect on the session; of two only that there is one.
+    pub(super) fn session(&mut self, effect: SessionEffect) {
+        let first = self.statements == 1 && self.session == SessionEffect::None;
+        self.session = if first { effect } else { SessionEffect::Unknown };
+    }
+
+    /// Corrects the effect just noted, where more of the statement tells.
+    pub(super) fn session_is(&mut self, effect: SessionEffect) {
+        if self.session != SessionEffect::Unknown {
+            self.session = effect;
+        }
+    }
+
+    /// Where the name stands that a token spells, without its quotes; `None` for names that would have to be decoded.
+    pub(super) fn name_span(&self, token: Token) -> Option<Span> {
+        match token.kind {
+            Kind::Word => Some(Span { start: token.start, end: token.end }),
+            Kind::Quoted if !self.text(token).get(1..token_length(token) - 1)?.contains(&b'"') => {
+                Some(Span { start: token.start + 1, end: token.end - 1 })
+            }
+            _ => None,
+        }
+    }
+
+    /// A lexer that reads on from the current token, without moving this one.
+    pub(super) fn ahead(&self) -> Lexer<'a> {
+        self.lexer.clone()
+    }
+
     pub(super) fn transaction(&mut self, effect: TransactionEffect) {
         let first = self.statements == 1 && self.transaction == TransactionEffect::None;
         self.transaction = if first { effect } else { TransactionEffect::Other };
@@ -124,10 +167,17 @@ impl<'a> Scanner<'a> {
             None if self.statements == 0 => (Access::Read, Reason::Empty),
             None => (Access::Read, Reason::ReadOnly),
         };
+        let session = match self.session {
+            SessionEffect::None => SessionEffect::None,
+            effect if self.statements == 1 && !failed => effect,
+            _ => SessionEffect::Unknown,
+        };
         Classification {
             access,
             reason,
             pin: self.pinned,
+            unseen: self.unseen,
+            session,
             transaction,
             commits: self.commits,
             statements: self.statements,
@@ -135,4 +185,8 @@ impl<'a> Scanner<'a> {
             hint,
         }
     }
+}
+
+fn token_length(token: Token) -> usize {
+    (token.end - token.start) as usize
 }

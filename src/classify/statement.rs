@@ -6,7 +6,7 @@ use super::lex::{Kind, Token};
 use super::query::Body;
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, settings, transaction};
+use super::{PinReason, Reason, SessionEffect, Span, settings, transaction};
 
 /// Classifies one statement, from its first token to the one that ends it.
 pub(super) fn statement(scan: &mut Scanner<'_>, head: Token) {
@@ -62,12 +62,17 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
             transaction::other(scan);
         }
         Set => set(scan),
-        Reset | Discard => pinned(scan, head, Reason::SessionState, PinReason::Setting),
+        Reset => reset(scan),
+        Discard => discard(scan),
         Show => show(scan),
         Explain => explain(scan),
         Copy => copy(scan),
         Prepare => prepare(scan),
-        Execute | Deallocate => pinned(scan, head, Reason::SessionState, PinReason::SqlPrepare),
+        Execute => {
+            scan.unseen();
+            write_body(scan, head, Reason::SessionState);
+        }
+        Deallocate => deallocate(scan),
         Declare => declare(scan),
         Fetch | Move | Close => write_body(scan, head, Reason::SessionState),
         Listen => pinned(scan, head, Reason::Notification, PinReason::Listen),
@@ -125,12 +130,90 @@ fn set(scan: &mut Scanner<'_>) {
         _ => {
             if settings::is_transaction_setting(&scan.folded(token)) {
                 transaction::other(scan);
-            }
-            if !local {
-                scan.pin(PinReason::Setting);
+            } else if !local {
+                set_session(scan, token);
             }
         }
     }
+}
+
+/// `SET name`, from the name on: what it leaves in the session.
+fn set_session(scan: &mut Scanner<'_>, token: Token) {
+    // SET TIME ZONE, NAMES, SCHEMA and kin have names of their own for what they set.
+    let special = matches!(token.word, Word::Time | Word::Session | Word::Characteristics)
+        || ["authorization", "names", "schema", "xml", "seed"]
+            .iter()
+            .any(|word| scan.folded(token).is(word.as_bytes()));
+    if special {
+        if scan.folded(token).is(b"seed") {
+            scan.pin(PinReason::Seed);
+        }
+        return scan.session(SessionEffect::Unknown);
+    }
+    let effect = setting_name(scan, token);
+    scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));
+    let assigned = scan.token();
+    if assigned.word == Word::To || scan.text(assigned) == b"=" {
+        let value = scan.advance();
+        if let (Some(name), true) = (effect, scan.folded(value).is(b"default")) {
+            scan.session_is(SessionEffect::Reset(name));
+        }
+    }
+}
+
+/// `name` or `prefix.name`, read to behind it.
+fn setting_name(scan: &mut Scanner<'_>, first: Token) -> Option<Span> {
+    let mut span = scan.name_span(first)?;
+    let quoted = first.kind != Kind::Word;
+    let mut next = scan.advance();
+    while next.kind == Kind::Dot {
+        let part = scan.advance();
+        if quoted || part.kind != Kind::Word {
+            return None;
+        }
+        span.end = part.end;
+        next = scan.advance();
+    }
+    Some(span)
+}
+
+fn reset(scan: &mut Scanner<'_>) {
+    let token = scan.advance();
+    scan.write(Reason::SessionState);
+    let effect = if token.word == Word::All {
+        scan.advance();
+        SessionEffect::ResetAll
+    } else if matches!(token.word, Word::Time | Word::Session | Word::Transaction) {
+        SessionEffect::Unknown
+    } else {
+        setting_name(scan, token).map_or(SessionEffect::Unknown, SessionEffect::Reset)
+    };
+    scan.session(if scan.at_end() { effect } else { SessionEffect::Unknown });
+}
+
+fn discard(scan: &mut Scanner<'_>) {
+    let token = scan.advance();
+    scan.write(Reason::SessionState);
+    if token.word == Word::All {
+        scan.advance();
+        scan.session(if scan.at_end() { SessionEffect::DiscardAll } else { SessionEffect::Unknown });
+    } else {
+        scan.session(SessionEffect::Unknown);
+    }
+}
+
+fn deallocate(scan: &mut Scanner<'_>) {
+    let mut token = scan.advance();
+    scan.write(Reason::SessionState);
+    if token.word == Word::Prepare {
+        token = scan.advance();
+    }
+    let name = scan.name_span(token).filter(|_| token.word != Word::All);
+    if !scan.at_end() {
+        scan.advance();
+    }
+    let whole = name.filter(|_| scan.at_end());
+    scan.session(whole.map_or(SessionEffect::Unknown, SessionEffect::Deallocate));
 }
 
 fn show(scan: &mut Scanner<'_>) {

@@ -6,7 +6,7 @@
 use super::lex::Kind;
 use super::scan::Scanner;
 use super::words::Word;
-use super::{AccessMode, PinReason, Reason, TransactionEffect};
+use super::{AccessMode, Reason, SessionEffect, TransactionEffect};
 
 /// Transaction modes as they stand in BEGIN and SET TRANSACTION.
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub(super) fn set_transaction(scan: &mut Scanner<'_>) {
         serializable: modes.serializable.unwrap_or_default(),
     });
     if effect.is_none() {
-        scan.pin(PinReason::Unseen);
+        scan.session(SessionEffect::Unknown);
     }
     control(scan, effect);
 }

@@ -4,7 +4,7 @@
 //! Must not know: sessions, routing, SQL.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use super::Settings;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
 use crate::backend::connection::Link;
-use crate::backend::{self, ConnectError, Endpoint, Server};
+use crate::backend::{self, ConnectError, Endpoint, Server, SettingValues};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId};
 
@@ -80,8 +80,7 @@ pub struct Parts {
     cancel_key: backend::connection::CancelKey,
     in_hot_standby: bool,
     opened_at: Instant,
-    settings: u64,
-    applied: Vec<String>,
+    applied: SettingValues,
 }
 
 /// All pools' shared parts, and the shards' mailboxes.
@@ -144,6 +143,17 @@ pub struct PoolGroup {
     database: Arc<str>,
     user: Arc<str>,
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
+    /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
+    pub custom_settings: RefCell<CustomSettings>,
+}
+
+/// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
+#[derive(Debug, Default)]
+pub struct CustomSettings {
+    /// In lower case.
+    pub names: BTreeSet<String>,
+    /// When the bodies of functions were last looked through.
+    pub looked_at: Option<Instant>,
 }
 
 impl PoolGroup {
@@ -227,6 +237,7 @@ impl Pools {
             database: Arc::clone(database),
             user: Arc::clone(user),
             by_node: RefCell::default(),
+            custom_settings: RefCell::default(),
         });
         groups.insert(key, Rc::downgrade(&group));
         group
@@ -589,8 +600,7 @@ fn take_apart(server: Server) -> Option<Parts> {
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
-        settings: server.settings,
-        applied: server.applied,
+        applied: (*server.applied).clone(),
     })
 }
 
@@ -603,7 +613,6 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
         opened_at: parts.opened_at,
         idle_since: Instant::now(),
         carried: backend::connection::Carried::default(),
-        settings: parts.settings,
-        applied: parts.applied,
+        applied: Rc::new(parts.applied),
     }))
 }

@@ -13,15 +13,17 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::control::Control;
+use super::inspect::Inspect;
 use super::outcome;
 use super::prepared::Names;
-use super::settings::StartupSettings;
+use super::settings::{self, Touched};
 use super::shard::{Shard, SuspectCause};
 use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::Secret;
-use crate::classify::{self, PinReason, StandardConformingStrings, TransactionEffect};
+use crate::backend::SettingValues;
+use crate::classify::{self, PinReason, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::net;
 use crate::pool::{Lease, PoolGroup};
 use crate::relay::answer::{Answer, Event};
@@ -35,6 +37,9 @@ use crate::wire::{extended, sqlstate};
 
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Names of settings with a prefix that are kept for one database and user.
+const CUSTOM_SETTINGS_MAX: usize = 512;
 
 /// Who the client is, once logged in. The session keeps user and database by way of its pools.
 #[derive(Debug, Clone)]
@@ -78,6 +83,7 @@ enum Rest {
 }
 
 /// A server connection in this session's hands.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about what became of it")]
 pub(super) struct Attached {
     pub(super) lease: Lease,
     pub(super) node: NodeId,
@@ -86,8 +92,12 @@ pub(super) struct Attached {
     pub(super) batch: Option<Box<Batch>>,
     /// Must be closed, not reused.
     pub(super) spoiled: bool,
-    /// Code ran on it whose effects on the session are not known: reset before anybody else gets it.
-    pub(super) unseen: bool,
+    /// What it is to be asked before anybody else gets it.
+    pub(super) inspect: Inspect,
+    /// A pin may have ended.
+    pub(super) may_unpin: bool,
+    /// Settings that the server does not list may have been made: they are reset before anybody else gets it.
+    pub(super) unlisted: bool,
 }
 
 /// An extended batch under way.
@@ -105,6 +115,13 @@ pub(super) struct Batch {
     pub(super) copies_ended: usize,
 }
 
+/// How a client's texts are read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) strings: StandardConformingStrings,
+    pub(super) opaque_encoding: bool,
+}
+
 /// One client's session.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each read by another rule")]
 pub struct Session {
@@ -116,7 +133,14 @@ pub struct Session {
     pub(super) secret: Option<Secret<'static>>,
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
-    pub(super) settings: Rc<StartupSettings>,
+    /// What the session is to find on its server, between transactions.
+    pub(super) settings: Rc<SettingValues>,
+    /// Of the startup packet: what RESET goes back to.
+    pub(super) startup: Rc<SettingValues>,
+    /// What may have changed `settings` since.
+    pub(super) touched: Touched,
+    /// How texts were to be read at login.
+    pub(super) first: Reading,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
@@ -136,6 +160,7 @@ impl Session {
         number: u64,
         identity: Identity,
     ) -> Self {
+        let settings = shard.intern_settings(identity.settings);
         Self {
             shard: Rc::clone(shard),
             client,
@@ -145,7 +170,10 @@ impl Session {
             secret: identity.secret,
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
-            settings: shard.intern_settings(identity.settings),
+            startup: Rc::clone(&settings),
+            settings,
+            touched: Touched::default(),
+            first: Reading { strings: identity.strings, opaque_encoding: identity.opaque_encoding },
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
@@ -522,7 +550,64 @@ impl Session {
                 return self.send_client(&reply).await;
             }
         }
+        if needs.session || needs.unseen {
+            self.note_effects(window.filled().get(..bytes).unwrap_or_default());
+        }
         self.run(window, kind, bytes, needs, Instant::now()).await
+    }
+
+    /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
+    fn note_effects(&mut self, unit: &[u8]) {
+        if self.opaque_encoding {
+            return self.touched.anything();
+        }
+        let between = matches!(self.transaction, Transaction::None);
+        let mut touched = std::mem::take(&mut self.touched);
+        for (kind, body) in unit::frames(unit) {
+            let text = match kind {
+                b'Q' => extended::query(body).map(<[u8]>::to_vec),
+                b'P' => extended::parse(body).map(|parse| parse.sql.to_vec()),
+                b'B' => extended::bind(body).and_then(|bind| self.names.sql(bind.statement)),
+                _ => continue,
+            };
+            let Some(text) = text else { continue };
+            let class = classify::classify(&text, self.strings);
+            if class.unseen || class.session == SessionEffect::Unknown {
+                self.note_custom_settings(settings::dotted_words(&text));
+            }
+            match class.session {
+                SessionEffect::None | SessionEffect::Deallocate(_) => {}
+                SessionEffect::Set(name) => {
+                    self.note_custom_settings(settings::dotted_words(name.of(&text)));
+                    touched.set(name.of(&text));
+                }
+                SessionEffect::Reset(name) if between => {
+                    let name = String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase();
+                    if touched != Touched::Reset(name.clone()) {
+                        touched.only(Touched::Reset(name));
+                    }
+                }
+                SessionEffect::ResetAll if between && touched != Touched::ResetAll => {
+                    touched.only(Touched::ResetAll);
+                }
+                SessionEffect::DiscardAll if between && touched != Touched::DiscardAll => {
+                    touched.only(Touched::DiscardAll);
+                }
+                SessionEffect::ResetAll | SessionEffect::DiscardAll if between => {}
+                _ => touched.anything(),
+            }
+        }
+        self.touched = touched;
+    }
+
+    /// Names that the server is to be asked for where it does not tell by itself.
+    pub(super) fn note_custom_settings(&self, names: Vec<String>) {
+        let mut custom = self.group.custom_settings.borrow_mut();
+        for name in names {
+            if custom.names.len() < CUSTOM_SETTINGS_MAX {
+                custom.names.insert(name);
+            }
+        }
     }
 
     fn needs(&self, unit: &[u8]) -> Needs {

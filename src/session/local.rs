@@ -9,7 +9,7 @@ use super::outcome;
 use super::prepared::Unnamed;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
-use crate::classify::{self, AccessMode, TransactionEffect};
+use crate::classify::{self, AccessMode, SessionEffect, TransactionEffect};
 use crate::wire::extended::{self, Named};
 use crate::wire::reply;
 
@@ -18,6 +18,11 @@ impl Session {
     pub(super) fn local(&mut self, unit: &[u8], kind: Kind, needs: &Needs) -> Option<Vec<u8>> {
         if let Transaction::Lost { told } = self.transaction {
             return self.local_lost(unit, kind, needs, told);
+        }
+        if needs.session
+            && let Some(out) = self.local_deallocate(unit, kind)
+        {
+            return Some(out);
         }
         if self.attached.is_some() || !matches!(kind, Kind::Simple | Kind::Synced) {
             // A Flush with nothing under way has nothing to flush.
@@ -48,6 +53,25 @@ impl Session {
         let mut out = Vec::new();
         self.local_replies(unit, tag, &mut out)?;
         self.transaction = next;
+        out.extend_from_slice(self.transaction.status().ready_for_query());
+        Some(out)
+    }
+
+    /// DEALLOCATE of a statement that was prepared by the protocol: only pgsteer knows it by that name.
+    fn local_deallocate(&mut self, unit: &[u8], kind: Kind) -> Option<Vec<u8>> {
+        if !matches!(kind, Kind::Simple | Kind::Synced) || self.transaction == Transaction::Failed {
+            return None;
+        }
+        let text = self.statement_text(unit)?.into_bytes();
+        let SessionEffect::Deallocate(span) = classify::classify(&text, self.strings).session else {
+            return None;
+        };
+        let quoted = span.start.checked_sub(1).and_then(|at| text.get(at as usize)) == Some(&b'"');
+        let name = if quoted { span.of(&text).to_vec() } else { span.of(&text).to_ascii_lowercase() };
+        self.names.named(&name)?;
+        let mut out = Vec::new();
+        self.local_replies(unit, "DEALLOCATE", &mut out)?;
+        self.names.remove(&name);
         out.extend_from_slice(self.transaction.status().ready_for_query());
         Some(out)
     }

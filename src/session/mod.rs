@@ -8,6 +8,7 @@ pub mod control;
 pub mod driver;
 pub mod exchange;
 pub mod hold;
+mod inspect;
 mod last_words;
 mod local;
 pub mod outcome;
@@ -20,6 +21,9 @@ pub mod translate;
 pub mod unit;
 
 use std::time::Duration;
+
+/// A server that does not do what pgsteer itself asks of it in this time is closed.
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Labels of the causes of a retry, by the index that the counters use.
 pub const RETRY_LABELS: [&str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];

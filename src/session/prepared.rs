@@ -3,7 +3,7 @@
 //! Invariant: a statement's identity is its text and parameter types; names on servers are pgsteer's own and carry the
 //! shard, so that two shards' statements never share a name. Must not know: sockets, which server has what.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
@@ -28,6 +28,8 @@ pub struct Statement {
     pub types: Box<[u8]>,
     /// What it needs.
     pub class: Classification,
+    /// Rises with each Parse of a client: what a server prepared before may mean something else by now.
+    pub generation: Cell<u32>,
 }
 
 /// A shard's statements, shared by all its sessions.
@@ -69,6 +71,7 @@ impl Table {
             sql: sql.into(),
             types: types.into(),
             class: class(),
+            generation: Cell::new(0),
         });
         by_text.insert(key.into_boxed_slice(), Rc::downgrade(&statement));
         statement
@@ -118,6 +121,15 @@ impl Names {
     pub fn clear(&mut self) {
         self.named.clear();
         self.unnamed = None;
+    }
+
+    /// The text of the statement of that name.
+    pub fn sql(&self, name: &[u8]) -> Option<Vec<u8>> {
+        if name.is_empty() {
+            self.unnamed.as_ref().map(|unnamed| unnamed.sql.clone())
+        } else {
+            self.named(name).map(|statement| statement.sql.to_vec())
+        }
     }
 
     /// What the statement of that name needs; `None` when there is none.

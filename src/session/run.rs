@@ -11,12 +11,13 @@ use std::time::Instant;
 use super::driver::{Attached, Batch, End, Flow, Session, UNIT_BYTES_MAX};
 use super::exchange::{Ended, Exchange, Goal, Rules, Through};
 use super::hold::Hold;
-use super::outcome;
-use super::settings::difference;
+use super::inspect::{self, Inspect};
+use super::settings::{Touched, difference};
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use super::translate::{Journal, Translator};
 use super::unit::{self, Kind, Needs};
+use super::{RESET_TIMEOUT, outcome};
 use crate::backend::connection::Carried;
 use crate::backend::login::LoginError;
 use crate::backend::reset::{self, CommandError};
@@ -30,9 +31,6 @@ use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate;
-
-/// A server that does not reset itself in this time is closed.
-const RESET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A unit whose servers are lost one after the other before anything is sent is given up after so many.
 const TRIES_MAX: usize = 16;
@@ -140,10 +138,8 @@ impl Session {
         }
         let simple = matches!(kind, b'Q' | b'F');
         let here = window.filled().len().min(frame_bytes);
-        let needs = Needs {
-            pin: (kind == b'P').then_some(crate::classify::PinReason::SqlPrepare),
-            ..Needs::unknown()
-        };
+        let needs =
+            Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::Other), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let task = Task {
             window,
@@ -160,9 +156,10 @@ impl Session {
 
     async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
         loop {
-            if self.attached.is_none()
-                && (!self.attach(&mut task).await? || !self.apply_settings(&mut task).await?)
-            {
+            if self.attached.is_none() && !self.attach(&mut task).await? {
+                return Ok(());
+            }
+            if !self.transaction.is_on_server() && !self.apply_settings(&mut task).await? {
                 return Ok(());
             }
             if self.attached.is_none() {
@@ -372,13 +369,14 @@ impl Session {
     /// settings than its session's. Costs a round trip, and only where the last session had others. `false` when the client
     /// has been told that it failed; attached to nothing when the server was lost.
     async fn apply_settings(&mut self, task: &mut Task<'_>) -> Flow<bool> {
-        let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.server()) else {
+        let Some(attached) = self.attached.as_mut().filter(|attached| attached.batch.is_none()) else {
             return Ok(true);
         };
-        if server.settings == self.settings.id {
+        let Some(server) = attached.lease.server() else { return Ok(true) };
+        if server.applied.id == self.settings.id {
             return Ok(true);
         }
-        let commands = difference(&server.applied, &self.settings);
+        let commands = difference(&server.applied.pairs, &self.settings.pairs);
         let applied = if commands.is_empty() {
             Ok(())
         } else {
@@ -389,8 +387,7 @@ impl Session {
         };
         match applied {
             Ok(()) => {
-                server.settings = self.settings.id;
-                server.applied = self.settings.pairs.iter().map(|(name, _)| name.clone()).collect();
+                server.applied = Rc::clone(&self.settings);
                 Ok(true)
             }
             Err(CommandError::Io(_)) => {
@@ -503,7 +500,16 @@ impl Session {
         // Nothing of the unit has been sent: a cancel request waits until then.
         self.control.begin_pending.set(true);
         self.shard.counters.leases.inc();
-        self.attached = Some(Attached { lease, node, side, batch: None, spoiled: false, unseen: false });
+        self.attached = Some(Attached {
+            lease,
+            node,
+            side,
+            batch: None,
+            spoiled: false,
+            inspect: Inspect::Nothing,
+            may_unpin: false,
+            unlisted: false,
+        });
         Accepted::Taken
     }
 
@@ -671,7 +677,12 @@ impl Session {
                 self.completed(task, &mut attached, &mut answer, &mut journal);
                 self.shard.buffers.give_answer(answer);
                 self.answered(&attached, now);
+                let alone = matches!(self.transaction, Transaction::None);
                 self.transaction = Transaction::from_status(status);
+                let between = !self.transaction.is_on_server();
+                if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
+                    self.take_stock(&mut attached, alone && sent.failed).await?;
+                }
                 self.keep_or_release(attached, now);
                 Ok(Tried::Over)
             }
@@ -680,9 +691,8 @@ impl Session {
                 if matches!(self.transaction, Transaction::Deferred { .. }) {
                     self.transaction = Transaction::Open;
                 }
-                self.note_pin(task);
+                self.note_state(task, &mut attached);
                 self.commit_bound |= task.needs.commits;
-                attached.unseen |= task.needs.unseen;
                 let Needs { commits, repeatable, .. } = task.needs;
                 attached.batch = Some(Box::new(Batch {
                     answer,
@@ -754,7 +764,6 @@ impl Session {
     ) {
         let failed = std::mem::take(answer.failed_parses());
         attached.spoiled |= answer.own_close_failed() || answer.preamble_error().is_some();
-        attached.unseen |= task.needs.unseen;
         self.commit_bound |= task.needs.commits;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
@@ -767,11 +776,23 @@ impl Session {
         if deallocated {
             self.names.clear();
         }
-        self.note_pin(task);
+        self.note_state(task, attached);
     }
 
-    fn note_pin(&mut self, task: &Task<'_>) {
-        if let Some(pin) = task.needs.pin
+    /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
+    fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
+        let Needs { pin, unseen, may_unpin, .. } = task.needs;
+        attached.may_unpin |= may_unpin;
+        let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
+        let question = match pin {
+            _ if unseen => Inspect::All,
+            Some(pin) if inspect::is_asked(pin) => Inspect::Pins,
+            _ if may_end => Inspect::Pins,
+            _ => Inspect::Nothing,
+        };
+        attached.inspect = attached.inspect.max(question);
+        if let Some(pin) = pin
+            && !inspect::is_asked(pin)
             && !self.pins.contains(&pin)
         {
             self.shard.counters.pins.at(pin as usize).inc();
@@ -797,8 +818,8 @@ impl Session {
         if attached.spoiled || self.control.cancel_sent.get() {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
-        } else if attached.unseen {
-            tokio::task::spawn_local(attached.lease.reset_and_release(RESET_TIMEOUT));
+        } else if attached.unlisted {
+            tokio::task::spawn_local(attached.lease.reset_settings_and_release(RESET_TIMEOUT));
         } else {
             attached.lease.release(now);
         }

@@ -1,20 +1,12 @@
-//! The settings a session brought with its startup packet, and how a server connection is brought to them.
+//! A session's settings as a map of resulting values: what came with its startup packet, what it has set since, and how a
+//! server connection is brought to them.
 //!
-//! Invariant: after the preamble of `difference` the server has exactly these settings and none of another session's.
-//! Must not know: sockets. SET during the session pins it (see `classify`), so nothing else needs carrying over yet.
+//! Invariant: after the commands of `difference` the server has exactly these settings and none of another session's. Values
+//! are the server's own words for them, asked for when something may have changed them (`inspect`). Must not know: sockets.
 
 use std::fmt::Write as _;
 
 use crate::wire::startup::Startup;
-
-/// Settings of a startup packet.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct StartupSettings {
-    /// Identity within its shard; 0 for none.
-    pub id: u64,
-    /// Name and value, sorted by name.
-    pub pairs: Vec<(String, String)>,
-}
 
 /// A startup `options` value that pgsteer does not understand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +15,7 @@ pub struct OptionsError(pub String);
 
 /// The settings among the parameters of a startup packet.
 pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsError> {
-    let mut pairs: Vec<(String, String)> = Vec::new();
+    let mut pairs = Pairs::new();
     for (name, value) in &startup.parameters {
         match name.as_str() {
             "user" | "database" | "replication" => {}
@@ -39,9 +31,113 @@ pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsE
     Ok(pairs)
 }
 
-fn put(pairs: &mut Vec<(String, String)>, name: &str, value: String) {
-    pairs.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
-    pairs.push((name.to_owned(), value));
+fn put(pairs: &mut Pairs, name: &str, value: String) {
+    let name = name.to_ascii_lowercase();
+    pairs.retain(|(other, _)| *other != name);
+    pairs.push((name, value));
+}
+
+/// Names, in lower case, and values, sorted by name.
+pub type Pairs = Vec<(String, String)>;
+
+/// What has happened to a session's settings and is not in its map yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Touched {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// These were set, and nothing else: their values are to be asked for.
+    Set(Vec<String>),
+    /// RESET of this one, and nothing else, outside of a transaction.
+    Reset(String),
+    /// RESET ALL, outside of a transaction.
+    ResetAll,
+    /// DISCARD ALL.
+    DiscardAll,
+    /// Anything: all values are to be asked for.
+    Anything,
+}
+
+/// More names than these are asked for all together.
+const TOUCHED_MAX: usize = 8;
+
+impl Touched {
+    /// A setting was set by name.
+    pub fn set(&mut self, name: &[u8]) {
+        let Ok(name) = std::str::from_utf8(name).map(str::to_ascii_lowercase) else {
+            return self.anything();
+        };
+        match self {
+            Self::Nothing => *self = Self::Set(vec![name]),
+            Self::Set(names) if names.contains(&name) => {}
+            Self::Set(names) if names.len() < TOUCHED_MAX => names.push(name),
+            _ => self.anything(),
+        }
+    }
+
+    /// Something else happened, which is known exactly if it is all that happened.
+    pub fn only(&mut self, what: Self) {
+        if *self == Self::Nothing { *self = what } else { self.anything() }
+    }
+
+    /// What happened is not known.
+    pub fn anything(&mut self) {
+        *self = Self::Anything;
+    }
+}
+
+/// Words of a text that may be names of settings with a prefix, in lower case: nothing is known but their form.
+pub fn dotted_words(text: &[u8]) -> Vec<String> {
+    let of_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+    let parts_are_names = |word: &str| {
+        word.split('.').all(|part| part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'))
+    };
+    let words = text.split(|byte| !of_word(byte)).filter(|word| word.contains(&b'.') && word.len() < 128);
+    words
+        .filter_map(|word| std::str::from_utf8(word).ok())
+        .filter(|word| parts_are_names(word))
+        .take(DOTTED_WORDS_MAX)
+        .map(str::to_ascii_lowercase)
+        .collect()
+}
+
+/// Of one text so many words are looked at.
+const DOTTED_WORDS_MAX: usize = 64;
+
+/// The map with these values in it.
+pub fn with(pairs: &[(String, String)], changes: &[(String, String)]) -> Pairs {
+    let mut pairs = pairs.to_vec();
+    for (name, value) in changes {
+        put(&mut pairs, name, value.clone());
+    }
+    pairs.sort();
+    pairs
+}
+
+/// The map after RESET of one setting: it has its value of the startup packet again, if there was one.
+pub fn reset(pairs: &[(String, String)], startup: &[(String, String)], name: &str) -> Pairs {
+    let name = name.to_ascii_lowercase();
+    let mut pairs: Pairs = pairs.iter().filter(|(other, _)| *other != name).cloned().collect();
+    pairs.extend(startup.iter().find(|(other, _)| *other == name).cloned());
+    pairs.sort();
+    pairs
+}
+
+/// The map after RESET ALL, which leaves the role alone.
+pub fn reset_all(pairs: &[(String, String)], startup: &[(String, String)]) -> Pairs {
+    with(startup, &pairs.iter().filter(|(name, _)| is_identity(name)).cloned().collect::<Pairs>())
+}
+
+/// Who the session acts as: set after everything else, and never reset by RESET ALL.
+pub fn is_identity(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
+/// Encodings in which a byte of a longer character can look like ASCII: only clients use them, servers can't.
+pub fn is_opaque_encoding(name: &str) -> bool {
+    ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"]
+        .iter()
+        .any(|opaque| name.eq_ignore_ascii_case(opaque))
 }
 
 /// Splits `-c a=b --c=d` as PostgreSQL's `pg_split_opts` and `process_postgres_switches` do.
@@ -84,17 +180,25 @@ fn split_words(text: &str) -> Vec<String> {
     words
 }
 
-/// The commands that bring a server from the settings named in `applied` to `wanted`, in order, each a Query of its own: a
-/// SET that fails must not take the RESETs before it back.
-pub fn difference(applied: &[String], wanted: &StartupSettings) -> Vec<String> {
+/// The commands that bring a server from the settings `applied` to `wanted`, in order, each a Query of its own: a SET that
+/// fails must not take the RESETs before it back. What has the wanted value already is left alone.
+pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
+    let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut reset = String::new();
-    for name in applied {
-        if !wanted.pairs.iter().any(|(other, _)| other == name) {
+    // Whoever the last session acted as may not be allowed to set what this one has set.
+    let identity_changes = applied.iter().any(|pair| is_identity(&pair.0));
+    for (name, _) in applied {
+        if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
             let _ = write!(reset, "RESET {};", quoted_name(name));
         }
     }
+    if identity_changes {
+        reset.insert_str(0, "RESET SESSION AUTHORIZATION;RESET ROLE;");
+    }
     let mut set = String::new();
-    for (name, value) in &wanted.pairs {
+    let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
+    let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
+    for (name, value) in plain.chain(identity) {
         let _ = write!(set, "SET {} TO {};", quoted_name(name), argument(name, value));
     }
     [reset, set].into_iter().filter(|sql| !sql.is_empty()).collect()
@@ -161,7 +265,7 @@ fn quoted_name(name: &str) -> String {
 }
 
 /// An escape string, which means the same whatever `standard_conforming_strings` is.
-fn quoted_value(value: &str) -> String {
+pub fn quoted_value(value: &str) -> String {
     format!("E'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
 }
 
@@ -183,15 +287,45 @@ mod tests {
     /// G01: one session's settings are gone when another's are applied; values can't break out of their quotes.
     #[test]
     fn the_difference_resets_what_is_not_wanted() {
-        let wanted = StartupSettings {
-            id: 1,
-            pairs: vec![("application_name".into(), "it's \\ x".into()), ("app.t".into(), "1".into())],
+        let pairs = |pairs: &[(&str, &str)]| -> Pairs {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
+        let wanted = pairs(&[("app.same", "s"), ("application_name", "it's \\ x"), ("app.t", "1")]);
         assert_eq!(
-            difference(&["TimeZone".to_owned(), "app.t".to_owned()], &wanted),
+            difference(&pairs(&[("timezone", "UTC"), ("app.same", "s"), ("app.t", "2")]), &wanted),
             ["RESET \"timezone\";", "SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"]
         );
-        assert!(difference(&[], &StartupSettings::default()).is_empty());
+        assert!(difference(&[], &[]).is_empty());
+        assert!(difference(&wanted, &wanted).is_empty());
+        let acting = pairs(&[("role", "b"), ("session_authorization", "a"), ("work_mem", "1MB")]);
+        assert_eq!(
+            difference(&acting, &acting),
+            [
+                "RESET SESSION AUTHORIZATION;RESET ROLE;",
+                "SET \"session_authorization\" TO E'a';SET \"role\" TO E'b';"
+            ]
+        );
+    }
+
+    /// G01: RESET goes to the value of the startup packet.
+    #[test]
+    fn reset_goes_back_to_the_startup_packet() {
+        let pairs = |pairs: &[(&str, &str)]| -> Pairs {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let startup = pairs(&[("statement_timeout", "50")]);
+        let now = with(&startup, &pairs(&[("work_mem", "1MB"), ("statement_timeout", "0"), ("role", "r")]));
+        assert_eq!(now, pairs(&[("role", "r"), ("statement_timeout", "0"), ("work_mem", "1MB")]));
+        assert_eq!(reset(&now, &startup, "Work_Mem"), pairs(&[("role", "r"), ("statement_timeout", "0")]));
+        assert_eq!(
+            reset(&now, &startup, "statement_timeout"),
+            pairs(&[("role", "r"), ("statement_timeout", "50"), ("work_mem", "1MB")])
+        );
+        assert_eq!(reset_all(&now, &startup), pairs(&[("role", "r"), ("statement_timeout", "50")]));
+        let mut touched = Touched::default();
+        touched.set(b"A");
+        touched.set(b"a");
+        assert_eq!(touched, Touched::Set(vec!["a".to_owned()]));
     }
 
     /// G03: a list of schemas stays a list.

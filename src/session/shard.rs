@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use super::control::{Control, Taken};
 use super::prepared::Table;
-use super::settings::StartupSettings;
+use super::settings::Pairs;
 use super::{Settings, outcome};
+use crate::backend::SettingValues;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::pool::Pools;
@@ -26,6 +27,9 @@ use crate::topology::model::{Epoch, NodeId, Snapshot};
 
 /// Shapes remembered because a standby refused them.
 const LEARNED_MAX: usize = 10_000;
+
+/// Sets of settings that a shard remembers before it looks for those that nobody has any more.
+const SETTINGS_SWEEP_AT: usize = 1024;
 
 /// Held sessions look at an unchanged picture at most this often.
 const BELL_INTERVAL: Duration = Duration::from_millis(50);
@@ -57,9 +61,6 @@ pub struct Shared {
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
-
-/// Names and values of settings.
-type Pairs = Vec<(String, String)>;
 
 /// A shard.
 pub struct Shard {
@@ -93,7 +94,7 @@ pub struct Shard {
     next_session: Cell<u64>,
     /// Cancel requests on their way to servers.
     cancels_under_way: Cell<usize>,
-    settings: RefCell<HashMap<Pairs, Rc<StartupSettings>>>,
+    settings: RefCell<HashMap<Pairs, Rc<SettingValues>>>,
     scratch: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -276,13 +277,13 @@ impl Shard {
         }
     }
 
-    /// The startup settings as one shared value.
-    pub fn intern_settings(&self, pairs: Vec<(String, String)>) -> Rc<StartupSettings> {
+    /// Settings as one value, shared by all sessions that have the same.
+    pub fn intern_settings(&self, pairs: Pairs) -> Rc<SettingValues> {
         if pairs.is_empty() {
-            return Rc::new(StartupSettings::default());
+            return Rc::default();
         }
         let mut settings = self.settings.borrow_mut();
-        if settings.len() > 1024 {
+        if settings.len() > SETTINGS_SWEEP_AT {
             settings.retain(|_, value| Rc::strong_count(value) > 1);
         }
         // Unique over shards, since connections are handed over with the identity of what was applied.
@@ -290,7 +291,7 @@ impl Shard {
         Rc::clone(
             settings
                 .entry(pairs)
-                .or_insert_with_key(|pairs| Rc::new(StartupSettings { id, pairs: pairs.clone() })),
+                .or_insert_with_key(|pairs| Rc::new(SettingValues { id, pairs: pairs.clone() })),
         )
     }
 

@@ -207,7 +207,8 @@ impl Translator<'_> {
         self.journal.changes.push(Change::Named(parse.name.into()));
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
         // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
-        if self.carried.prepared.contains(statement.id) {
+        statement.generation.set(statement.generation.get().wrapping_add(1));
+        if self.carried.prepared.generation(statement.id).is_some() {
             self.carried.prepared.remove(statement.id);
             self.close_carried(&statement.name);
         }
@@ -233,7 +234,7 @@ impl Translator<'_> {
             &[statement.name.as_bytes(), b"\0", &statement.sql, b"\0", &statement.types],
         );
         self.answer.expect(Expect::Parse { forward: name.is_some(), token });
-        self.carried.prepared.insert(statement.id);
+        self.carried.prepared.insert(statement.id, statement.generation.get());
     }
 
     /// Closes a statement on the server.
@@ -243,9 +244,16 @@ impl Translator<'_> {
     }
 
     fn ensure(&mut self, statement: &Rc<Statement>) {
-        if !self.carried.prepared.contains(statement.id) {
-            self.prepare(statement, None);
+        let here = self.carried.prepared.generation(statement.id);
+        if here == Some(statement.generation.get()) {
+            return;
         }
+        if here.is_some() {
+            // A client has prepared it anew elsewhere since: what stands here may be of before a DDL.
+            self.carried.prepared.remove(statement.id);
+            self.close_carried(&statement.name);
+        }
+        self.prepare(statement, None);
     }
 
     fn ensure_unnamed(&mut self) {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, PinReason, Reason, StandardConformingStrings, Target, TransactionEffect,
+    self, Access, Classification, PinReason, Reason, SessionEffect, StandardConformingStrings, Target,
+    TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -122,6 +123,10 @@ pub struct Needs {
     pub repeatable: bool,
     /// It leaves state that pins the session.
     pub pin: Option<PinReason>,
+    /// It may change settings or prepared names: see `Session::note_effects`.
+    pub session: bool,
+    /// It may end a pin.
+    pub may_unpin: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT.
@@ -144,6 +149,8 @@ impl Default for Needs {
             need: Need::Read,
             repeatable: true,
             pin: None,
+            session: false,
+            may_unpin: false,
             transaction: TransactionEffect::None,
             commits: false,
             unseen: false,
@@ -163,6 +170,7 @@ impl Needs {
             repeatable: false,
             commits: true,
             statements: 1,
+            session: true,
             unseen: true,
             ..Self::default()
         }
@@ -173,11 +181,11 @@ impl Needs {
             self.need = Need::Primary;
             self.repeatable = false;
         }
-        self.unseen |= matches!(
-            class.reason,
-            Reason::Function | Reason::Procedure | Reason::UnsafeInner | Reason::NotUnderstood
-        );
+        self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
+        self.session |= class.session != SessionEffect::None;
+        let undoes = matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);
+        self.may_unpin |= (undoes && !class.unseen) || class.pin == Some(PinReason::AdvisoryLock);
         self.commits |= class.commits;
         self.target = self.target.or(class.hint.target);
         self.max_lag = self.max_lag.or(class.hint.max_lag);

@@ -1,0 +1,272 @@
+//! What a session has become: asked of the server itself where the text of its statements can't tell.
+//!
+//! Invariant: a connection on which anything may have changed the session is asked before anybody else gets it, and what can't
+//! be carried over pins the session to it. A setting made inside a function counts as one made by SET. Must not know: how
+//! statements are classified, routing.
+//!
+//! The queries name everything by schema: they run under the client's own `search_path`.
+
+use super::driver::{Attached, End, Flow, Session};
+use super::settings::{self, Pairs, Touched};
+use super::{RESET_TIMEOUT, outcome};
+use crate::backend::Server;
+use crate::backend::reset::{self, Asked, CommandError};
+use crate::classify::{PinReason, StandardConformingStrings};
+use crate::net;
+use crate::telemetry::metrics::Side;
+
+/// What is to be asked at the end of the transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Inspect {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Which reasons to stay on this connection there are.
+    Pins,
+    /// That, and all settings.
+    All,
+}
+
+/// The pins that the server can be asked for.
+const ASKED_PINS: [PinReason; 6] = [
+    PinReason::TempObject,
+    PinReason::AdvisoryLock,
+    PinReason::HoldCursor,
+    PinReason::Listen,
+    PinReason::SqlPrepare,
+    PinReason::Unseen,
+];
+
+/// Whether the server can be asked for this pin.
+pub fn is_asked(pin: PinReason) -> bool {
+    ASKED_PINS.contains(&pin)
+}
+
+/// One row for each reason to stay: `pin`, its name. Outside of a transaction only holdable cursors are left. Objects depend
+/// on their schema, so that the temporary ones are found by an index.
+const PINS: &str = "\
+    SELECT 'pin', 'temp_object' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND EXISTS (\
+    SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+    AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
+    UNION ALL SELECT 'pin', 'advisory_lock' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE \
+    locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
+    UNION ALL SELECT 'pin', 'hold_cursor' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors) \
+    UNION ALL SELECT 'pin', 'listen' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+    UNION ALL SELECT 'pin', 'sql_prepare' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
+
+/// One row for each setting that the session has: its name and value. The two that say who it acts as are not in `pg_settings`.
+const SETTINGS: &str = "\
+    SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE \
+    source OPERATOR(pg_catalog.=) 'session' AND context OPERATOR(pg_catalog.=) ANY (ARRAY['user', 'superuser']) \
+    AND name OPERATOR(pg_catalog.!~~) 'transaction\\_%' \
+    UNION ALL SELECT 'role', pg_catalog.current_setting('role') WHERE \
+    pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
+    UNION ALL SELECT 'session_authorization', pg_catalog.current_setting('session_authorization') WHERE \
+    pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) ";
+
+/// Names with a prefix in the bodies of functions that set something. The server has no list of such settings (it counts them as
+/// placeholders), so they are asked for one by one.
+const FUNCTIONS: &str = "\
+    SELECT DISTINCT pg_catalog.lower(m[1]) FROM pg_catalog.pg_proc p, pg_catalog.regexp_matches(p.prosrc, \
+    '([A-Za-z_][A-Za-z0-9_$]*(?:[.][A-Za-z_][A-Za-z0-9_$]*)+)', 'g') m \
+    WHERE p.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
+    AND p.prosrc OPERATOR(pg_catalog.~*) 'set_config|set[[:space:]]' LIMIT 256";
+
+/// How long the names of functions' bodies are believed to be all.
+const FUNCTIONS_TTL: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Session {
+    /// Brings the session's own picture up to date with its server, between transactions. `failed`: the unit ended in an error.
+    pub(super) async fn take_stock(&mut self, attached: &mut Attached, failed: bool) -> Flow<()> {
+        let touched = std::mem::take(&mut self.touched);
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let startup = &self.startup.pairs;
+        match touched {
+            Touched::Nothing => {}
+            Touched::Anything => attached.inspect = Inspect::All,
+            // A statement of its own that failed has changed nothing.
+            _ if failed => {}
+            Touched::Set(names) => match ask(server, &current_settings(&names)).await {
+                Ok(asked) => {
+                    self.pass_notifications(&asked).await?;
+                    let values = names.into_iter().zip(asked.rows.into_iter().next().unwrap_or_default());
+                    let told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
+                    let pairs = settings::with(&self.settings.pairs, &told);
+                    server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &told));
+                    self.set_settings(pairs);
+                }
+                Err(error) => self.not_told(attached, &error)?,
+            },
+            Touched::Reset(name) => {
+                let pairs = settings::reset(&self.settings.pairs, startup, &name);
+                server.applied =
+                    self.shard.intern_settings(settings::reset(&server.applied.pairs, &[], &name));
+                self.set_settings(pairs);
+            }
+            Touched::ResetAll => {
+                let pairs = settings::reset_all(&self.settings.pairs, startup);
+                server.applied = self.shard.intern_settings(settings::reset_all(&server.applied.pairs, &[]));
+                self.set_settings(pairs);
+            }
+            Touched::DiscardAll => {
+                let pairs = startup.clone();
+                server.applied = std::rc::Rc::default();
+                // Libraries and the random seed stay.
+                self.pins.retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed));
+                attached.inspect = Inspect::Nothing;
+                self.set_settings(pairs);
+            }
+        }
+        // A session that stays where it is need not be asked yet.
+        let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
+        if attached.inspect != Inspect::Nothing && may_leave {
+            self.inspect(attached).await?;
+        }
+        Ok(())
+    }
+
+    async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let all = attached.inspect == Inspect::All;
+        if all {
+            attached.unlisted = true;
+            if self.functions_are_unread()
+                && let Ok(asked) = ask(server, FUNCTIONS).await
+            {
+                self.pass_notifications(&asked).await?;
+                self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
+            }
+        }
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let asked = match ask(server, &self.question(all)).await {
+            Ok(asked) => asked,
+            Err(error) => return self.not_told(attached, &error),
+        };
+        attached.inspect = Inspect::Nothing;
+        self.pass_notifications(&asked).await?;
+        let mut told = Pairs::new();
+        let mut pins = Vec::new();
+        for row in asked.rows {
+            match <[Option<String>; 2]>::try_from(row) {
+                Ok([Some(kind), Some(value)]) if kind == "pin" => {
+                    pins.extend(ASKED_PINS.iter().find(|pin| pin.as_str() == value));
+                }
+                Ok([Some(name), Some(value)]) => told.push((name, value)),
+                _ => {}
+            }
+        }
+        if all {
+            told.sort();
+            let pairs = settings::with(&self.startup.pairs, &told);
+            if let Some(server) = attached.lease.server() {
+                server.applied = self.shard.intern_settings(told);
+            }
+            self.set_settings(pairs);
+        }
+        self.stay(attached, &pins);
+        Ok(())
+    }
+
+    /// Stays on the server for these reasons. On a standby nobody stays: what is there is lost with the connection, as it means
+    /// nothing on the primary.
+    fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
+        if attached.side == Side::Standby {
+            attached.spoiled |= !pins.is_empty();
+        } else {
+            self.set_asked_pins(pins);
+        }
+    }
+
+    fn question(&self, all: bool) -> String {
+        let mut sql = PINS.to_owned();
+        if all {
+            sql.push_str(" UNION ALL (");
+            sql.push_str(SETTINGS);
+            sql.push_str(&settings::quoted_value(self.group.user()));
+            sql.push(')');
+            let custom = &self.group.custom_settings.borrow().names;
+            if !custom.is_empty() {
+                let names: Vec<String> = custom.iter().map(|name| settings::quoted_value(name)).collect();
+                sql.push_str(
+                    " UNION ALL SELECT n, v FROM (SELECT n, pg_catalog.current_setting(n, true) AS v FROM ",
+                );
+                sql.push_str("pg_catalog.unnest(ARRAY[");
+                sql.push_str(&names.join(", "));
+                sql.push_str("]) n) custom WHERE v OPERATOR(pg_catalog.<>) ''");
+            }
+        }
+        sql
+    }
+
+    /// The bodies of functions are to be looked through for names of settings, now and then.
+    fn functions_are_unread(&self) -> bool {
+        let mut custom = self.group.custom_settings.borrow_mut();
+        let now = std::time::Instant::now();
+        let unread = custom.looked_at.is_none_or(|at| now.saturating_duration_since(at) > FUNCTIONS_TTL);
+        if unread {
+            custom.looked_at = Some(now);
+        }
+        unread
+    }
+
+    /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.
+    fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
+        match error {
+            CommandError::Refused(_) => {
+                attached.inspect = Inspect::All;
+                self.stay(attached, &[PinReason::Unseen]);
+                Ok(())
+            }
+            CommandError::Io(_) => Err(End::Told(Box::new(outcome::pinned_server_lost(
+                &[PinReason::Unseen],
+                "The server was lost before it could be asked for the state of the session",
+            )))),
+        }
+    }
+
+    fn set_asked_pins(&mut self, found: &[PinReason]) {
+        for &pin in found {
+            if !self.pins.contains(&pin) {
+                self.shard.counters.pins.at(pin as usize).inc();
+            }
+        }
+        self.pins.retain(|pin| !is_asked(*pin));
+        self.pins.extend_from_slice(found);
+    }
+
+    async fn pass_notifications(&mut self, asked: &Asked) -> Flow<()> {
+        if asked.notifications.is_empty() {
+            return Ok(());
+        }
+        net::write_all(&self.client, &asked.notifications).await.map_err(|_| End::Client)
+    }
+
+    /// From now on the session has these settings.
+    fn set_settings(&mut self, pairs: Pairs) {
+        let value = |name: &str| pairs.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+        self.strings = match value("standard_conforming_strings").map(String::as_str) {
+            None => self.first.strings,
+            Some("off") => StandardConformingStrings::Off,
+            Some(_) => StandardConformingStrings::On,
+        };
+        self.opaque_encoding = value("client_encoding")
+            .map_or(self.first.opaque_encoding, |it| settings::is_opaque_encoding(it));
+        self.settings = self.shard.intern_settings(pairs);
+    }
+}
+
+async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+    match tokio::time::timeout(RESET_TIMEOUT, reset::ask(server, sql)).await {
+        Ok(asked) => asked,
+        Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// One row with the value of each setting.
+fn current_settings(names: &[String]) -> String {
+    let columns: Vec<String> = names
+        .iter()
+        .map(|name| format!("pg_catalog.current_setting({}, true)", settings::quoted_value(name)))
+        .collect();
+    format!("SELECT {}", columns.join(", "))
+}

@@ -1,0 +1,249 @@
+//! Session state over one shared server connection: two clients alternate, each finds its own state and nothing of the other's.
+//!
+//! The pool has one connection, so that a session which stays pinned keeps everybody else out: that another client gets through
+//! at all is the proof that a pin has ended. The hazards' numbers stand at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{Message, RawClient, Running, bind, errors, execute, kinds, parse, values};
+
+struct Two {
+    _sandbox: Sandbox,
+    proxy: Running,
+    one: RawClient,
+    two: RawClient,
+}
+
+impl Two {
+    async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(parameters: &[(&str, &str)]) -> Self {
+        Self::start_sized("1", parameters).await
+    }
+
+    async fn start_sized(pool_size: &str, parameters: &[(&str, &str)]) -> Self {
+        let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+        let args = ["--auth", "trust", "--shards", "1", "--pool-size", pool_size];
+        let proxy = Running::start(&sandbox, &args).await;
+        let mut one = proxy.raw().await;
+        one.log_in_with(&[&[("user", sandbox.user()), ("database", "postgres")], parameters].concat()).await;
+        let two = proxy.raw_logged_in().await;
+        Self { _sandbox: sandbox, proxy, one, two }
+    }
+
+    async fn pins(&self, reason: &str) -> f64 {
+        self.proxy.metric("pgsteer_pins_total", &[("reason", reason)]).await
+    }
+
+    /// Another client gets the connection, and finds it as new.
+    async fn two_gets_through(&mut self) {
+        assert_eq!(show(&mut self.two, "work_mem").await, "4MB");
+    }
+}
+
+async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
+    let answer = client.query(sql).await;
+    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
+    answer
+}
+
+async fn show(client: &mut RawClient, name: &str) -> String {
+    let answer = run(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await;
+    values(&answer).pop().unwrap()
+}
+
+/// G01, G04, F04: however a setting is made, it stays with its client.
+#[tokio::test]
+async fn a_setting_stays_with_its_client_however_it_is_made() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE ROLE other; CREATE SCHEMA app").await;
+    let body = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('work_mem', '13MB', false); END $$";
+    run(&mut all.one, &format!("CREATE FUNCTION sets() RETURNS void {body}")).await;
+    let body = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.tenant', '4', false); END $$";
+    run(&mut all.one, &format!("CREATE FUNCTION sets_tenant() RETURNS void {body}")).await;
+    let cases = [
+        ("SET work_mem = '8MB'", "work_mem", "8MB"),
+        ("SET SESSION work_mem TO '9MB'", "work_mem", "9MB"),
+        ("SET work_mem TO DEFAULT", "work_mem", "4MB"),
+        ("SELECT set_config('work_mem', '10MB', false)", "work_mem", "10MB"),
+        ("UPDATE pg_settings SET setting = '11264' WHERE name = 'work_mem'", "work_mem", "11MB"),
+        ("DO $$ BEGIN SET work_mem = '12MB'; END $$", "work_mem", "12MB"),
+        ("SELECT sets()", "work_mem", "13MB"),
+        ("SELECT sets_tenant()", "app.tenant", "4"),
+        ("DO $$ BEGIN PERFORM set_config('app.customer', '6', false); END $$", "app.customer", "6"),
+        ("RESET work_mem", "work_mem", "4MB"),
+        ("SET app.tenant = '7'", "app.tenant", "7"),
+        ("SET \"App\".Tenant = '8'", "app.tenant", "8"),
+        ("SET search_path = app, public", "search_path", "app, public"),
+        ("SET TIME ZONE 'Asia/Tokyo'", "TimeZone", "Asia/Tokyo"),
+        ("SET NAMES 'LATIN1'", "client_encoding", "LATIN1"),
+        ("SET ROLE other", "role", "other"),
+        ("RESET ROLE", "role", "none"),
+        (
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            "default_transaction_isolation",
+            "repeatable read",
+        ),
+        ("SET SESSION AUTHORIZATION other", "session_authorization", "other"),
+        ("RESET SESSION AUTHORIZATION", "session_authorization", "postgres"),
+        ("SET work_mem = '14MB'; SET app.tenant = '9'", "app.tenant", "9"),
+        ("RESET ALL", "app.tenant", ""),
+    ];
+    for (sql, name, expected) in cases {
+        let before = show(&mut all.two, name).await;
+        run(&mut all.one, sql).await;
+        assert_eq!(show(&mut all.two, name).await, before, "{sql} leaks");
+        assert_eq!(show(&mut all.one, name).await, expected, "{sql} is lost");
+    }
+    assert_eq!(show(&mut all.one, "default_transaction_isolation").await, "read committed");
+}
+
+/// G01: what a transaction does to settings lives and dies with it.
+#[tokio::test]
+async fn settings_follow_their_transaction() {
+    let mut all = Two::start().await;
+    let cases = [
+        ("BEGIN; SET work_mem = '8MB'", "COMMIT", "8MB"),
+        ("BEGIN; SET work_mem = '9MB'", "ROLLBACK", "8MB"),
+        ("BEGIN; SET LOCAL work_mem = '10MB'", "COMMIT", "8MB"),
+        ("BEGIN; SET work_mem = '11MB'; SAVEPOINT s; SET work_mem = '12MB'; ROLLBACK TO s", "COMMIT", "11MB"),
+        ("BEGIN; RESET work_mem", "COMMIT", "4MB"),
+        ("BEGIN; SELECT set_config('work_mem', '13MB', true)", "COMMIT", "4MB"),
+        ("BEGIN; SELECT set_config('work_mem', '14MB', false)", "END", "14MB"),
+    ];
+    for (begin, end, expected) in cases {
+        run(&mut all.one, begin).await;
+        run(&mut all.one, end).await;
+        assert_eq!(show(&mut all.two, "work_mem").await, "4MB", "{begin}; {end} leaks");
+        assert_eq!(show(&mut all.one, "work_mem").await, expected, "{begin}; {end}");
+    }
+    // A statement that fails changes nothing.
+    assert_eq!(errors(&all.one.query("SET work_mem = 'x'").await), ["22023"]);
+    assert_eq!(errors(&all.one.query("SET work_mem = '1MB'; SELECT 1/0").await), ["22012"]);
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+    assert_eq!(show(&mut all.one, "work_mem").await, "14MB");
+}
+
+/// F04: the values are bound, not written.
+#[tokio::test]
+async fn set_config_with_bound_values() {
+    let mut all = Two::start().await;
+    for (local, expected) in [("false", "16MB"), ("true", "16MB")] {
+        let value = if local == "false" { "16MB" } else { "17MB" };
+        let messages = [
+            parse("", "SELECT set_config($1, $2, $3)"),
+            bind("", "", &["work_mem", value, local]),
+            execute(""),
+        ];
+        let answer = all.one.extended(&messages).await;
+        assert_eq!(kinds(&answer), "12DCZ", "{answer:?}");
+        assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+        assert_eq!(show(&mut all.one, "work_mem").await, expected);
+    }
+}
+
+/// G01: RESET goes to the value of the startup packet, not to the server's.
+#[tokio::test]
+async fn reset_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c work_mem=6MB -c app.tenant=5")]).await;
+    for sql in ["RESET work_mem", "RESET ALL", "DISCARD ALL", "SET work_mem TO DEFAULT"] {
+        run(&mut all.one, "SET work_mem = '8MB'").await;
+        run(&mut all.one, "SET app.tenant = '6'").await;
+        run(&mut all.one, sql).await;
+        assert_eq!(show(&mut all.two, "work_mem").await, "4MB", "{sql}");
+        assert_eq!(show(&mut all.one, "work_mem").await, "6MB", "{sql}");
+    }
+    run(&mut all.one, "DISCARD ALL").await;
+    assert_eq!(show(&mut all.one, "app.tenant").await, "5");
+    assert_eq!(show(&mut all.two, "app.tenant").await, "");
+}
+
+/// T01, G07, G08, S11, S12: what can't be carried over pins, and the pin ends with its cause.
+#[tokio::test]
+async fn a_pin_ends_with_its_cause() {
+    let mut all = Two::start().await;
+    let cases = [
+        ("temp_object", "CREATE TEMP TABLE t (i int)", "DROP TABLE t"),
+        ("temp_object", "SELECT 1 AS i INTO TEMP t", "DISCARD TEMP"),
+        ("advisory_lock", "SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)"),
+        ("advisory_lock", "SELECT pg_try_advisory_lock(2)", "SELECT pg_advisory_unlock_all()"),
+        ("hold_cursor", "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "CLOSE c"),
+        ("listen", "LISTEN channel", "UNLISTEN *"),
+        ("sql_prepare", "PREPARE p AS SELECT 1", "DEALLOCATE p"),
+        ("sql_prepare", "PREPARE p AS SELECT 1", "DISCARD ALL"),
+        ("advisory_lock", "DO $$ BEGIN PERFORM pg_advisory_lock(3); END $$", "DISCARD ALL"),
+    ];
+    for (reason, begin, end) in cases {
+        let before = all.pins(reason).await;
+        run(&mut all.one, begin).await;
+        // The server is asked behind the answer; the next statement comes after that.
+        run(&mut all.one, "SELECT 1").await;
+        assert!((all.pins(reason).await - before - 1.0).abs() < 0.5, "{begin} does not pin for {reason}");
+        run(&mut all.one, end).await;
+        all.two_gets_through().await;
+    }
+    for sql in [
+        "BEGIN; CREATE TEMP TABLE t (i int) ON COMMIT DROP; COMMIT",
+        "BEGIN; CREATE TEMP TABLE t (i int); ROLLBACK",
+        "BEGIN; DECLARE c CURSOR FOR SELECT 1; COMMIT",
+        "SELECT pg_advisory_xact_lock(1)",
+    ] {
+        run(&mut all.one, sql).await;
+        all.two_gets_through().await;
+    }
+}
+
+/// F03: a lock that was not got pins nobody.
+#[tokio::test]
+async fn a_failed_try_lock_does_not_pin() {
+    let mut all = Two::start().await;
+    let direct = all._sandbox.connect(0).await.unwrap();
+    direct.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
+    assert_eq!(values(&run(&mut all.one, "SELECT pg_try_advisory_lock(1)").await), ["f"]);
+    all.two_gets_through().await;
+}
+
+/// G05: DEALLOCATE of what was prepared by the protocol, which only the client knows by that name.
+#[tokio::test]
+async fn deallocate_of_a_statement_of_the_protocol() {
+    let mut all = Two::start().await;
+    for sql in ["DEALLOCATE s", "DEALLOCATE PREPARE S", "DEALLOCATE \"s\"", "DEALLOCATE ALL", "DISCARD ALL"] {
+        let answer = all.one.extended(&[parse("s", "SELECT 1"), bind("", "s", &[]), execute("")]).await;
+        assert_eq!(kinds(&answer), "12DCZ", "{answer:?}");
+        let tag = if sql == "DISCARD ALL" { sql } else { sql.get(..10).unwrap() };
+        let answer = run(&mut all.one, sql).await;
+        assert!(answer[0].body.starts_with(tag.as_bytes()), "{answer:?}");
+        assert_eq!(errors(&all.one.extended(&[bind("", "s", &[]), execute("")]).await), ["26000"], "{sql}");
+        all.two_gets_through().await;
+    }
+    assert_eq!(errors(&all.one.query("DEALLOCATE nothing").await), ["26000"]);
+}
+
+/// G05: a statement prepared after a DDL is that of after the DDL on every server, those included that had it before.
+#[tokio::test]
+async fn a_statement_prepared_anew_is_new_everywhere() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await;
+    let text = "SELECT * FROM t";
+    let prepare = [parse("s", text), bind("", "s", &[]), execute("")];
+    // Each on a server of its own: the first one's is held by its transaction meanwhile.
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(kinds(&all.one.extended(&prepare).await), "12DCZ");
+    assert_eq!(kinds(&all.two.extended(&prepare).await), "12DCZ");
+    run(&mut all.one, "COMMIT").await;
+    let direct = all._sandbox.connect(0).await.unwrap();
+    direct.batch_execute("ALTER TABLE t ADD b int DEFAULT 2").await.unwrap();
+    // The server used last is the first one's.
+    let anew = [running::close("s"), parse("s", text), bind("", "s", &[]), execute("")];
+    assert_eq!(kinds(&all.two.extended(&anew).await), "312DCZ");
+    run(&mut all.one, "BEGIN").await;
+    run(&mut all.one, "SELECT 1").await;
+    let answer = all.two.extended(&[bind("", "s", &[]), execute("")]).await;
+    assert_eq!(kinds(&answer), "2DCZ", "{answer:?}");
+}
