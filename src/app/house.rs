@@ -81,6 +81,11 @@ impl House {
         })
     }
 
+    /// Forgets what was reported of a database.
+    pub(super) fn forget_database(&self, database: &str) {
+        self.reported.forget_database(database);
+    }
+
     /// Forgets a client's cancel key.
     pub(super) fn leave(&self, process_id: i32) {
         self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&process_id);

@@ -77,7 +77,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let monitor = start_monitor(&config, fence);
     let house =
         House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
-    let shared = Arc::new(shared(&config, &monitor, &metrics));
+    let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
     let shards =
         Shards::start(command_receivers, &house, &shared, &pool_settings(&config), &metrics, &monitor)?;
 
@@ -184,8 +184,8 @@ fn pool_settings(config: &Config) -> pool::Settings {
     }
 }
 
-fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics) -> Shared {
-    let (monitor, metrics) = (monitor.clone(), metrics.clone());
+fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
+    let (monitor, metrics, house) = (monitor.clone(), metrics.clone(), Arc::clone(house));
     Shared {
         settings: session::Settings {
             hold_timeout: config.hold.timeout,
@@ -206,6 +206,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics) -> Shared
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
+        forget_database: Box::new(move |database| house.forget_database(database)),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

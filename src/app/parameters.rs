@@ -86,6 +86,12 @@ impl Reported {
         }
     }
 
+    /// What is remembered of a database may be wrong: it is created, renamed or dropped.
+    pub(super) fn forget_database(&self, database: &str) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|question, _| question.database != database);
+    }
+
     fn remembered(&self, question: &Question) -> Option<Answer> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (answer, at) = kept.get(question)?;

@@ -38,6 +38,25 @@ pub enum StandardConformingStrings {
     Off,
 }
 
+/// All names in a text as the server reads them, and the contents of plain string constants: for rare statements of which only
+/// the names matter. Names that would have to be decoded are left out.
+pub fn names(sql: &[u8]) -> Vec<Vec<u8>> {
+    let mut scan = Scanner::new(sql, StandardConformingStrings::On);
+    let mut names = Vec::new();
+    loop {
+        let token = scan.advance();
+        match token.kind {
+            Kind::End | Kind::Error => return names,
+            Kind::Word => names.push(scan.text(token).to_ascii_lowercase()),
+            Kind::Quoted | Kind::Text => {
+                let text = scan.text(token);
+                names.push(text.get(1..text.len() - 1).unwrap_or_default().to_vec());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Says what `sql` needs: the text of one Query or Parse message, without its terminating zero.
 pub fn classify(sql: &[u8], strings: StandardConformingStrings) -> Classification {
     let mut scan = Scanner::new(sql, strings);

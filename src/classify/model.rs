@@ -252,6 +252,8 @@ pub struct Classification {
     pub commits: bool,
     /// Number of non-empty statements, saturating.
     pub statements: u16,
+    /// CREATE, ALTER or DROP DATABASE among them: nobody else may be connected to what it names.
+    pub databases: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -23,6 +23,7 @@ pub(super) struct Scanner<'a> {
     transaction: TransactionEffect,
     pub(super) commits: bool,
     pub(super) copies: bool,
+    pub(super) databases: bool,
     statements: u16,
 }
 
@@ -38,6 +39,7 @@ impl<'a> Scanner<'a> {
             transaction: TransactionEffect::None,
             commits: false,
             copies: false,
+            databases: false,
             statements: 0,
         }
     }
@@ -181,6 +183,7 @@ impl<'a> Scanner<'a> {
             transaction,
             commits: self.commits,
             statements: self.statements,
+            databases: self.databases,
             copies: self.copies,
             hint,
         }

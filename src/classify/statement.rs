@@ -82,7 +82,12 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         Lock => write_body(scan, head, Reason::Locks),
         Create => create(scan),
         Alter => alter(scan),
-        Drop | Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
+        Drop => {
+            let token = scan.advance();
+            note_database(scan, token);
+            scan.write(Reason::Ddl);
+        }
+        Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
             write_body(scan, head, Reason::Ddl);
         }
         Vacuum | Analyze | Analyse | Cluster | Reindex | Checkpoint => {
@@ -380,9 +385,15 @@ fn create(scan: &mut Scanner<'_>) {
     if matches!(token.word, Word::Temp | Word::Temporary) {
         scan.pin(PinReason::TempObject);
     }
+    note_database(scan, token);
+}
+
+fn note_database(scan: &mut Scanner<'_>, token: Token) {
+    scan.databases |= token.kind == Kind::Word && scan.folded(token).is(b"database");
 }
 
 fn alter(scan: &mut Scanner<'_>) {
     let token = scan.advance();
+    note_database(scan, token);
     scan.write(if token.word == Word::System { Reason::Maintenance } else { Reason::Ddl });
 }

@@ -62,6 +62,13 @@ pub enum Mail {
         /// Who wants.
         shard: usize,
     },
+    /// Connections to this database are to be closed where they are idle.
+    Leave {
+        /// The database.
+        database: Arc<str>,
+        /// Done when this is dropped.
+        done: oneshot::Sender<()>,
+    },
     /// A connection handed over.
     Give {
         /// The pool.
@@ -373,6 +380,10 @@ impl Pools {
             Mail::Retry { key } => {
                 self.wake_next(&self.pool(&key));
             }
+            Mail::Leave { database, done } => {
+                self.close_idle(|pool| *pool.database == *database, |_| true);
+                drop(done);
+            }
             Mail::Give { key, parts } => {
                 let pool = self.pool(&key);
                 match assemble(*parts, key.node) {
@@ -493,21 +504,47 @@ impl Pools {
                 crate::net::sever(&link.stream);
             }
         }
-        self.close_idle(|server| server.link.node == node && server.link.epoch.get() < epoch);
+        self.close_idle(|key| key.node == node, |server| server.link.epoch.get() < epoch);
     }
 
     /// Closes idle connections that are too old, unused for too long, or closed by the server.
     pub fn sweep(&self, now: Instant) {
         let (lifetime, idle) = (self.settings.server_lifetime, self.settings.server_idle_timeout);
-        self.close_idle(|server| {
-            now.saturating_duration_since(server.opened_at) > lifetime
-                || now.saturating_duration_since(server.idle_since) > idle
-                || !server.is_quiet()
-        });
+        self.close_idle(
+            |_| true,
+            |server| {
+                now.saturating_duration_since(server.opened_at) > lifetime
+                    || now.saturating_duration_since(server.idle_since) > idle
+                    || !server.is_quiet()
+            },
+        );
     }
 
-    fn close_idle(&self, mut leave: impl FnMut(&mut Server) -> bool) {
-        let pools: Vec<Rc<Pool>> = self.by_key.borrow().values().cloned().collect();
+    /// Closes all idle connections to a database, on every node and shard: DROP DATABASE and kin fail while anybody else is
+    /// connected to it. Cancel-safe.
+    pub async fn leave_database(&self, database: &Arc<str>) {
+        self.close_idle(|pool| *pool.database == **database, |_| true);
+        for shard in (0..self.registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
+            let (done, closed) = oneshot::channel();
+            if self.registry.send(shard, Mail::Leave { database: Arc::clone(database), done }).is_ok() {
+                // The other end is dropped when it is done, and when the shard ends.
+                let _ = closed.await;
+            }
+        }
+    }
+
+    /// Databases to which there are pools, on this shard or another.
+    pub fn databases(&self) -> Vec<Arc<str>> {
+        let pools = self.registry.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut databases: Vec<Arc<str>> = pools.keys().map(|key| Arc::clone(&key.database)).collect();
+        databases.sort();
+        databases.dedup();
+        databases
+    }
+
+    fn close_idle(&self, of: impl Fn(&PoolKey) -> bool, mut leave: impl FnMut(&mut Server) -> bool) {
+        let pools: Vec<Rc<Pool>> =
+            self.by_key.borrow().iter().filter(|(key, _)| of(key)).map(|(_, pool)| Rc::clone(pool)).collect();
         for pool in pools {
             let gone = pool.state.borrow_mut().remove_idle(|server| leave(server));
             for server in gone {

@@ -38,6 +38,9 @@ use crate::wire::{extended, sqlstate};
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
 
+/// What CREATE DATABASE copies if it is not told otherwise.
+const DEFAULT_TEMPLATE: &[u8] = b"template1";
+
 /// Names of settings with a prefix that are kept for one database and user.
 const CUSTOM_SETTINGS_MAX: usize = 512;
 
@@ -553,7 +556,37 @@ impl Session {
         if needs.session || needs.unseen {
             self.note_effects(window.filled().get(..bytes).unwrap_or_default());
         }
+        if needs.databases {
+            self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
+        }
         self.run(window, kind, bytes, needs, Instant::now()).await
+    }
+
+    /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
+    /// which anybody else is connected.
+    async fn leave_databases(&self, unit: &[u8]) {
+        let mut named: Vec<Vec<u8>> = vec![DEFAULT_TEMPLATE.to_vec()];
+        for (kind, body) in unit::frames(unit) {
+            match kind {
+                b'Q' => named.extend(extended::query(body).map(classify::names).unwrap_or_default()),
+                b'P' => {
+                    named.extend(extended::parse(body).map(|it| classify::names(it.sql)).unwrap_or_default());
+                }
+                b'B' => {
+                    let text = extended::bind(body).and_then(|bind| self.names.sql(bind.statement));
+                    named.extend(text.map(|text| classify::names(&text)).unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+            (self.shard.shared.forget_database)(name);
+        }
+        for database in self.shard.pools.databases() {
+            if named.iter().any(|name| name == database.as_bytes()) {
+                self.shard.pools.leave_database(&database).await;
+            }
+        }
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.

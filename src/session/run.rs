@@ -687,22 +687,7 @@ impl Session {
                 Ok(Tried::Over)
             }
             Ended::Settled => {
-                task.window.consume(task.bytes);
-                if matches!(self.transaction, Transaction::Deferred { .. }) {
-                    self.transaction = Transaction::Open;
-                }
-                self.note_state(task, &mut attached);
-                self.commit_bound |= task.needs.commits;
-                let Needs { commits, repeatable, .. } = task.needs;
-                attached.batch = Some(Box::new(Batch {
-                    answer,
-                    journal,
-                    commits,
-                    repeatable,
-                    failed: sent.failed,
-                    copies_ended: sent.copies_ended,
-                }));
-                self.attached = Some(attached);
+                self.settled(task, attached, answer, journal, sent);
                 Ok(Tried::Over)
             }
             Ended::Refused(code) => {
@@ -753,6 +738,33 @@ impl Session {
                 Err(End::Client)
             }
         }
+    }
+
+    /// A part of a batch is out, and answered as far as it will be now.
+    fn settled(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        answer: Box<Answer>,
+        journal: Journal,
+        sent: Sent,
+    ) {
+        task.window.consume(task.bytes);
+        if matches!(self.transaction, Transaction::Deferred { .. }) {
+            self.transaction = Transaction::Open;
+        }
+        self.note_state(task, &mut attached);
+        self.commit_bound |= task.needs.commits;
+        let Needs { commits, repeatable, .. } = task.needs;
+        attached.batch = Some(Box::new(Batch {
+            answer,
+            journal,
+            commits,
+            repeatable,
+            failed: sent.failed,
+            copies_ended: sent.copies_ended,
+        }));
+        self.attached = Some(attached);
     }
 
     fn completed(

@@ -58,6 +58,8 @@ pub struct Shared {
     pub held_count: AtomicUsize,
     /// Bytes of statements held now.
     pub held_bytes: AtomicUsize,
+    /// A database is created, renamed or dropped: what is remembered of it may be wrong.
+    pub forget_database: Box<dyn Fn(&str) + Send + Sync>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }

@@ -127,6 +127,8 @@ pub struct Needs {
     pub session: bool,
     /// It may end a pin.
     pub may_unpin: bool,
+    /// It creates, renames or drops a database.
+    pub databases: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT.
@@ -151,6 +153,7 @@ impl Default for Needs {
             pin: None,
             session: false,
             may_unpin: false,
+            databases: false,
             transaction: TransactionEffect::None,
             commits: false,
             unseen: false,
@@ -181,6 +184,7 @@ impl Needs {
             self.need = Need::Primary;
             self.repeatable = false;
         }
+        self.databases |= class.databases;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
