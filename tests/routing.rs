@@ -72,6 +72,18 @@ async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
         assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
         client.batch_execute("COMMIT").await.unwrap();
     }
+    // G02: the session's default counts, until the transaction says otherwise.
+    let client = proxy.client_with("-c default_transaction_read_only=yes").await;
+    for (begin, expected) in [("BEGIN", 1), ("BEGIN READ WRITE", 2)] {
+        client.batch_execute(begin).await.unwrap();
+        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+    let refused = client.batch_execute("UPDATE t SET i = i").await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "25006");
+    // M06: where SERIALIZABLE is the default, everything is for the primary.
+    let client = proxy.client_with("-c default_transaction_isolation=serializable").await;
+    assert_eq!(number(&client, "SELECT i FROM t").await, 2);
     // A standby can't read it: the client does not notice.
     let client = proxy.client().await;
     assert_eq!(number(&client, "SELECT i FROM unlogged").await, 5);

@@ -59,6 +59,8 @@ pub struct Identity {
     pub strings: StandardConformingStrings,
     /// The client encoding has bytes inside characters that look like ASCII: texts can't be looked into.
     pub opaque_encoding: bool,
+    /// Transactions are READ ONLY unless they say otherwise.
+    pub read_only: bool,
 }
 
 /// Why a session ends.
@@ -118,11 +120,13 @@ pub(super) struct Batch {
     pub(super) copies_ended: usize,
 }
 
-/// How a client's texts are read.
+/// What some settings mean for the reading of a client's texts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
+    /// `default_transaction_read_only`.
+    pub(super) read_only: bool,
 }
 
 /// One client's session.
@@ -136,6 +140,10 @@ pub struct Session {
     pub(super) secret: Option<Secret<'static>>,
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
+    /// Transactions are READ ONLY unless they say otherwise.
+    pub(super) read_only: bool,
+    /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
+    pub(super) serializable: bool,
     /// What the session is to find on its server, between transactions.
     pub(super) settings: Rc<SettingValues>,
     /// Of the startup packet: what RESET goes back to.
@@ -164,7 +172,7 @@ impl Session {
         identity: Identity,
     ) -> Self {
         let settings = shard.intern_settings(identity.settings);
-        Self {
+        let mut session = Self {
             shard: Rc::clone(shard),
             client,
             control,
@@ -176,7 +184,13 @@ impl Session {
             startup: Rc::clone(&settings),
             settings,
             touched: Touched::default(),
-            first: Reading { strings: identity.strings, opaque_encoding: identity.opaque_encoding },
+            read_only: identity.read_only,
+            serializable: false,
+            first: Reading {
+                strings: identity.strings,
+                opaque_encoding: identity.opaque_encoding,
+                read_only: identity.read_only,
+            },
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
@@ -184,7 +198,9 @@ impl Session {
             attached: None,
             skip_to_sync: false,
             commit_bound: false,
-        }
+        };
+        session.read_settings();
+        session
     }
 
     /// Serves the client until it goes. `early`: bytes that came together with the login.
@@ -657,7 +673,7 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
-        if self.shard.shared.settings.routing.mode == Mode::Primary {
+        if self.shard.shared.settings.routing.mode == Mode::Primary || self.serializable {
             needs.need = Need::Primary;
         }
         needs

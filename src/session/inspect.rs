@@ -243,15 +243,26 @@ impl Session {
 
     /// From now on the session has these settings.
     fn set_settings(&mut self, pairs: Pairs) {
-        let value = |name: &str| pairs.iter().find(|(other, _)| other == name).map(|(_, value)| value);
-        self.strings = match value("standard_conforming_strings").map(String::as_str) {
+        self.settings = self.shard.intern_settings(pairs);
+        self.read_settings();
+    }
+
+    /// Draws from the settings what they mean for the reading of texts and for transactions.
+    pub(super) fn read_settings(&mut self) {
+        let pairs = &self.settings.pairs;
+        let value =
+            |name: &str| pairs.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+        self.strings = match value("standard_conforming_strings") {
             None => self.first.strings,
             Some("off") => StandardConformingStrings::Off,
             Some(_) => StandardConformingStrings::On,
         };
-        self.opaque_encoding = value("client_encoding")
-            .map_or(self.first.opaque_encoding, |it| settings::is_opaque_encoding(it));
-        self.settings = self.shard.intern_settings(pairs);
+        self.opaque_encoding =
+            value("client_encoding").map_or(self.first.opaque_encoding, settings::is_opaque_encoding);
+        self.read_only =
+            value("default_transaction_read_only").map_or(self.first.read_only, settings::is_true);
+        self.serializable =
+            value("default_transaction_isolation").is_some_and(|it| it.eq_ignore_ascii_case("serializable"));
     }
 }
 

@@ -36,6 +36,11 @@ impl Session {
             (Transaction::None, TransactionEffect::Begin { access, serializable }) => {
                 let sql = self.statement_text(unit)?;
                 let tag = begin_tag(&sql)?;
+                let access = match access {
+                    AccessMode::Default if self.read_only => AccessMode::ReadOnly,
+                    access => access,
+                };
+                let serializable = serializable || self.serializable;
                 (tag, Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
             }
             (Transaction::Deferred { .. }, TransactionEffect::Commit) => ("COMMIT", Transaction::None),

@@ -140,6 +140,13 @@ pub fn is_opaque_encoding(name: &str) -> bool {
         .any(|opaque| name.eq_ignore_ascii_case(opaque))
 }
 
+/// Whether PostgreSQL takes this value for true (`parse_bool`, bool.c).
+pub fn is_true(value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    !value.is_empty()
+        && (value == "1" || value == "on" || "true".starts_with(&value) || "yes".starts_with(&value))
+}
+
 /// Splits `-c a=b --c=d` as PostgreSQL's `pg_split_opts` and `process_postgres_switches` do.
 fn options(text: &str) -> Result<Vec<(String, String)>, OptionsError> {
     let fault = || OptionsError(text.to_owned());
