@@ -466,6 +466,8 @@ async fn a_pinned_session_ends_with_its_server_and_is_told_why() {
     let proxy = proxy(&sandbox, &[]).await;
     let mut pinned = proxy.raw_logged_in().await;
     assert!(errors(&pinned.query("CREATE TEMP TABLE mine (i int)").await).is_empty());
+    // What pins it is asked for behind the answer, and before the next.
+    assert!(errors(&pinned.query("SELECT 1").await).is_empty());
     sandbox.node(0).kill9().await.unwrap();
     let last = pinned.read_to_end().await;
     assert_eq!(errors(&last), ["57P01"], "{last:?}");
@@ -525,4 +527,29 @@ async fn a_terminated_backend_is_no_failover() {
     judge(&sandbox, 0, &writes).await;
     assert_eq!(epoch(&proxy).await, 1);
     assert_eq!(rows(&sandbox, 0).await.get(&-1), None);
+}
+
+/// X10: a session that only listens goes on listening on the new primary, and is told that it may have missed something.
+#[tokio::test]
+async fn a_listening_session_listens_on_the_new_primary() {
+    let sandbox = Sandbox::builder().auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    let mut listener = proxy.raw_logged_in().await;
+    for sql in ["LISTEN one", "LISTEN \"Two \"\" quoted\"", "LISTEN three", "UNLISTEN three", "SELECT 1"] {
+        assert!(errors(&listener.query(sql).await).is_empty(), "{sql}");
+    }
+    sandbox.primary().kill9().await.unwrap();
+    let (primary, _) = promote(&sandbox).await;
+    let notice = listener.read_until(b'N').await.pop().unwrap();
+    assert_eq!(notice.sqlstate(), "01000");
+    assert!(notice.field(b'M').unwrap().contains("listens on the new primary"), "{notice:?}");
+    let notifier = sandbox.connect(primary).await.unwrap();
+    for (channel, payload) in [("\"three\"", "c"), ("\"one\"", "a"), ("\"Two \"\" quoted\"", "b")] {
+        notifier.batch_execute(&format!("NOTIFY {channel}, '{payload}'")).await.unwrap();
+    }
+    for payload in ["a", "b"] {
+        let notification = listener.read_until(b'A').await.pop().unwrap();
+        assert!(notification.body.ends_with(format!("{payload}\0").as_bytes()), "{notification:?}");
+    }
+    assert_eq!(values(&listener.query("SELECT 2").await), ["2"]);
 }

@@ -247,3 +247,18 @@ async fn a_statement_prepared_anew_is_new_everywhere() {
     let answer = all.two.extended(&[bind("", "s", &[]), execute("")]).await;
     assert_eq!(kinds(&answer), "2DCZ", "{answer:?}");
 }
+
+/// G01, G07: a statement that fails with a syntax error deep inside has got somewhere all the same.
+#[tokio::test]
+async fn a_failure_inside_a_function_leaves_no_state_behind() {
+    let mut all = Two::start().await;
+    let body = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('work_mem', '8MB', false); COMMIT; EXECUTE 'selec'; END $$";
+    run(&mut all.one, &format!("CREATE PROCEDURE fails() {body}")).await;
+    assert_eq!(errors(&all.one.query("CALL fails()").await), ["42601"]);
+    all.two_gets_through().await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "8MB");
+    let fails = "DO $$ BEGIN PERFORM pg_advisory_lock(1); EXECUTE 'selec'; END $$";
+    assert_eq!(errors(&all.one.query(fails).await), ["42601"]);
+    run(&mut all.one, "SELECT pg_advisory_unlock_all()").await;
+    all.two_gets_through().await;
+}

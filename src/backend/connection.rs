@@ -138,8 +138,8 @@ impl Prepared {
     }
 
     /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
-    pub fn evict(&mut self, bound: usize) -> Option<u64> {
-        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front().map(|(id, _)| id)).flatten()
+    pub fn evict(&mut self, bound: usize) -> Option<(u64, u32)> {
+        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
     }
 
     /// Forgets all.

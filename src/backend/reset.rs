@@ -8,12 +8,13 @@ use std::rc::Rc;
 
 use super::connection::{Carried, Server};
 use crate::net;
-use crate::relay::answer::{Answer, Event, Expect};
 use crate::wire::frame::{self, HEADER_BYTES};
-use crate::wire::reply::{self, TransactionStatus};
+use crate::wire::reply;
 
-/// The longest answer to a question of pgsteer's own.
+/// The longest message in an answer to a question of pgsteer's own.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// Most rows of one.
+const ROWS_MAX: usize = 16 * 1024;
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -44,42 +45,10 @@ pub async fn reset_settings(server: &mut Server) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Runs the commands, each as a Query of its own, and waits for all of them.
-/// Not cancel-safe: dropped in the middle, the connection must be closed.
-pub async fn run(server: &mut Server, commands: &[String]) -> Result<(), CommandError> {
-    let mut bytes = Vec::new();
-    let mut answer = Answer::new(vec![0; 8192].into_boxed_slice());
-    for command in commands {
-        reply::put_query(&mut bytes, command);
-        answer.expect(Expect::Preamble);
-    }
-    net::write_all(&server.link.stream, &bytes).await?;
-    loop {
-        match answer.scan().map_err(io::Error::other)? {
-            Event::Complete(status) => {
-                return match answer.preamble_error() {
-                    Some(error) => Err(CommandError::Refused(error.to_vec())),
-                    None if status == TransactionStatus::Idle => Ok(()),
-                    None => Err(io::Error::other("the connection was inside a transaction").into()),
-                };
-            }
-            Event::NeedMore => {}
-            Event::ParameterStatus | Event::Notice(_) => {
-                answer.accept();
-                continue;
-            }
-            Event::Error(_) | Event::CopyIn | Event::Settled => {
-                return Err(io::Error::other("the server ended the session").into());
-            }
-        }
-        server.link.stream.readable().await?;
-        match net::try_read(&server.link.stream, answer.spare()) {
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            Ok(count) => answer.advance(count),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+/// Runs the commands, each as a Query of its own, and waits for all of them. Gives the notifications that came meanwhile, for
+/// the client. Not cancel-safe: dropped in the middle, the connection must be closed.
+pub async fn run(server: &mut Server, commands: &[String]) -> Result<Vec<u8>, CommandError> {
+    converse(server, commands).await.map(|asked| asked.notifications)
 }
 
 /// The answer to a question.
@@ -94,32 +63,37 @@ pub struct Asked {
 /// Runs one query of pgsteer's own and gives its rows. The connection must be idle outside of a transaction.
 /// Not cancel-safe: dropped in the middle, the connection must be closed.
 pub async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+    converse(server, &[sql.to_owned()]).await
+}
+
+async fn converse(server: &mut Server, queries: &[String]) -> Result<Asked, CommandError> {
     let mut bytes = Vec::new();
-    reply::put_query(&mut bytes, sql);
+    for query in queries {
+        reply::put_query(&mut bytes, query);
+    }
     server.carried.unnamed = None;
     net::write_all(&server.link.stream, &bytes).await?;
-    let (mut received, mut asked, mut refused) = (Vec::new(), Asked::default(), None);
+    let mut answer = Conversation { left: queries.len(), ..Conversation::default() };
+    let mut received = Vec::new();
     let mut chunk = vec![0u8; 8192];
     loop {
-        while let Some(header) = frame::header(&received).map_err(io::Error::other)? {
-            let Some(whole) = received.get(..header.frame_bytes) else { break };
-            let body = whole.get(HEADER_BYTES..).unwrap_or_default();
-            match header.kind {
-                b'D' => asked.rows.push(row(body).ok_or_else(|| io::Error::other("a malformed row"))?),
-                b'A' => asked.notifications.extend_from_slice(whole),
-                b'E' => refused = Some(whole.to_vec()),
-                b'Z' => {
-                    return match (refused, body.first()) {
-                        (Some(error), _) => Err(CommandError::Refused(error)),
-                        (None, Some(b'I')) => Ok(asked),
-                        (None, _) => Err(io::Error::other("the connection was inside a transaction").into()),
-                    };
-                }
-                _ => {}
-            }
-            received.drain(..header.frame_bytes);
+        let mut taken = 0;
+        while let Some(header) =
+            frame::header(received.get(taken..).unwrap_or_default()).map_err(io::Error::other)?
+            && let Some(whole) = received.get(taken..taken + header.frame_bytes)
+        {
+            answer.on(header.kind, whole)?;
+            taken += header.frame_bytes;
         }
-        if received.len() > ANSWER_BYTES_MAX || asked.rows.len() > ANSWER_BYTES_MAX / 64 {
+        received.drain(..taken);
+        // Behind the last answer there may be the beginning of a notification, which is nobody's to throw away.
+        if answer.left == 0 && received.is_empty() {
+            return match answer.refused {
+                Some(error) => Err(CommandError::Refused(error)),
+                None => Ok(answer.asked),
+            };
+        }
+        if received.len() > ANSWER_BYTES_MAX || answer.asked.rows.len() > ROWS_MAX {
             return Err(io::Error::other("the answer is too long").into());
         }
         net::readable(&server.link.stream).await?;
@@ -129,6 +103,35 @@ pub async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> 
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// What has been answered so far.
+#[derive(Debug, Default)]
+struct Conversation {
+    /// Queries whose ReadyForQuery has not come.
+    left: usize,
+    asked: Asked,
+    refused: Option<Vec<u8>>,
+}
+
+impl Conversation {
+    fn on(&mut self, kind: u8, whole: &[u8]) -> io::Result<()> {
+        let body = whole.get(HEADER_BYTES..).unwrap_or_default();
+        match kind {
+            b'D' => self.asked.rows.push(row(body).ok_or_else(|| io::Error::other("a malformed row"))?),
+            b'A' => self.asked.notifications.extend_from_slice(whole),
+            b'E' if reply::error_fields(body).ends_session => {
+                return Err(io::Error::other(reply::error_message(body)));
+            }
+            b'E' => self.refused = self.refused.take().or_else(|| Some(whole.to_vec())),
+            b'Z' if self.left == 0 || body.first() != Some(&b'I') => {
+                return Err(io::Error::other("the connection was inside a transaction"));
+            }
+            b'Z' => self.left -= 1,
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -152,7 +155,25 @@ fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::row;
+    use super::{Conversation, row};
+    use crate::wire::frame;
+
+    /// G08: a notification that comes with the answer, before or behind its end, is kept; a failed query fails the whole.
+    #[test]
+    fn notifications_are_kept_beside_the_answer() {
+        let message = |kind: u8, body: &[u8]| {
+            let mut out = Vec::new();
+            frame::put(&mut out, kind, &[body]);
+            out
+        };
+        let mut answer = Conversation { left: 1, ..Conversation::default() };
+        let note = message(b'A', b"\0\0\0\x01c\0p\0");
+        for (kind, body) in [(b'A', &note[5..]), (b'E', b"C42501\0\0"), (b'Z', b"I"), (b'A', &note[5..])] {
+            answer.on(kind, &message(kind, body)).unwrap();
+        }
+        assert_eq!((answer.left, answer.asked.notifications), (0, [note.clone(), note].concat()));
+        assert!(answer.refused.is_some());
+    }
 
     #[test]
     fn rows_are_read_and_malformed_ones_refused() {

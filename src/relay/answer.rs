@@ -34,10 +34,12 @@ pub enum Expect {
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
     Execute,
-    /// CloseComplete.
-    Close {
-        /// Whether the client asked for it.
-        forward: bool,
+    /// CloseComplete of the client's own Close.
+    Close,
+    /// CloseComplete of a Close that pgsteer put in; `token` is told back when it was not carried out.
+    OwnClose {
+        /// The caller's number for it.
+        token: u32,
     },
     /// Nothing comes from the server; these bytes are the reply. `token` is told back when an error skips it.
     Local {
@@ -93,7 +95,6 @@ pub struct Answer {
     body_left: usize,
     expect: VecDeque<Expect>,
     failed_parses: Vec<u32>,
-    own_close_failed: bool,
     deallocated: bool,
     /// What becomes of the `body_left` bytes of a large frame.
     tail: Tail,
@@ -115,7 +116,6 @@ impl Answer {
             body_left: 0,
             expect: VecDeque::new(),
             failed_parses: Vec::new(),
-            own_close_failed: false,
             deallocated: false,
             tail: Tail::PassOn,
             preamble_error: None,
@@ -134,8 +134,7 @@ impl Answer {
         self.failed_parses.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
-        (self.own_close_failed, self.deallocated, self.rows_begun, self.discarding) =
-            (false, false, false, false);
+        (self.deallocated, self.rows_begun, self.discarding) = (false, false, false);
         self.preamble_error = None;
         self.last_status = None;
     }
@@ -155,14 +154,9 @@ impl Answer {
         self.last_status
     }
 
-    /// Tokens of Parse messages that the server did not carry out, and of local replies that an error skipped.
+    /// Tokens of Parse and own Close messages that the server did not carry out, and of local replies that an error skipped.
     pub fn failed_parses(&mut self) -> &mut Vec<u32> {
         &mut self.failed_parses
-    }
-
-    /// A Close that pgsteer put in was not carried out: the server has more prepared statements than is believed.
-    pub fn own_close_failed(&self) -> bool {
-        self.own_close_failed
     }
 
     /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no prepared statements any more.
@@ -352,21 +346,28 @@ impl Answer {
         frame::header(rest).ok().flatten().map(|header| (header.kind, header.frame_bytes))
     }
 
+    /// After an error: a Query's own ends with its ReadyForQuery; behind one in the extended protocol the server skips everything
+    /// up to the Sync, Queries too.
     fn skip_to_sync(&mut self) {
-        while let Some(&next) = self.expect.front() {
-            if matches!(next, Expect::Sync | Expect::Simple | Expect::Preamble) {
-                break;
-            }
+        if matches!(self.expect.front(), Some(Expect::Simple | Expect::Preamble)) {
+            return;
+        }
+        self.skip_up_to(|next| next == Expect::Sync);
+    }
+
+    fn skip_up_to(&mut self, end: impl Fn(Expect) -> bool) {
+        while let Some(&next) = self.expect.front()
+            && !end(next)
+        {
             self.note_failed(next);
             self.expect.pop_front();
         }
     }
 
     fn note_failed(&mut self, reply: Expect) {
-        match reply {
-            Expect::Parse { token, .. } | Expect::Local { token, .. } => self.failed_parses.push(token),
-            Expect::Close { forward: false } => self.own_close_failed = true,
-            _ => {}
+        if let Expect::Parse { token, .. } | Expect::Local { token, .. } | Expect::OwnClose { token } = reply
+        {
+            self.failed_parses.push(token);
         }
     }
 
@@ -378,6 +379,8 @@ impl Answer {
         let status =
             self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
         self.last_status = Some(status);
+        // Whatever was expected before it and has not come was skipped.
+        self.skip_up_to(|next| matches!(next, Expect::Sync | Expect::Simple | Expect::Preamble));
         let expected = self.expect.pop_front();
         if matches!(expected, Some(Expect::Preamble)) || self.discarding {
             self.drop_frame(frame_bytes);
@@ -391,8 +394,10 @@ impl Answer {
     fn reply(&mut self, kind: u8) -> bool {
         let matched = match (self.expect.front(), kind) {
             (Some(Expect::Preamble), _) => return false,
-            (Some(Expect::Parse { forward, .. }), b'1') | (Some(Expect::Close { forward }), b'3') => *forward,
-            (Some(Expect::Bind), b'2')
+            (Some(Expect::Parse { forward, .. }), b'1') => *forward,
+            (Some(Expect::OwnClose { .. }), b'3') => false,
+            (Some(Expect::Close), b'3')
+            | (Some(Expect::Bind), b'2')
             | (Some(Expect::Describe), b'n' | b'T')
             | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
             _ => return true,

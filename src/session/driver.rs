@@ -156,6 +156,8 @@ pub struct Session {
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
     pub(super) pins: Vec<PinReason>,
+    /// Channels that are listened to.
+    pub(super) channels: Vec<String>,
     pub(super) attached: Option<Attached>,
     pub(super) skip_to_sync: bool,
     /// A COMMIT was bound in this transaction: a portal bound earlier may be it.
@@ -195,6 +197,7 @@ impl Session {
             transaction: Transaction::None,
             freshness: Freshness::default(),
             pins: Vec::new(),
+            channels: Vec::new(),
             attached: None,
             skip_to_sync: false,
             commit_bound: false,
@@ -366,7 +369,7 @@ impl Session {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         self.control.forget_cancels();
         if attached.batch.is_some() {
-            return net::readable(&self.client).await.map_err(|_| End::Client);
+            return self.wait_in_batch().await;
         }
         let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
             return Ok(());
@@ -379,6 +382,29 @@ impl Session {
         let waited = self.wait_beside(&link.stream).await;
         self.control.idle.set(false);
         waited
+    }
+
+    /// Waits for the rest of a batch. Nobody reads the server meanwhile; a standby that has something to say and can't would keep
+    /// replay waiting, so there the client has only so long.
+    async fn wait_in_batch(&mut self) -> Flow<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if attached.side == Side::Primary {
+            return net::readable(&self.client).await.map_err(|_| End::Client);
+        }
+        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
+            return Ok(());
+        };
+        let limit = self.shard.shared.settings.standby_stall_timeout;
+        loop {
+            if let Ok(ready) = tokio::time::timeout(limit, net::readable(&self.client)).await {
+                return ready.map_err(|_| End::Client);
+            }
+            let talks = poll_fn(|context| Poll::Ready(link.stream.poll_read_ready(context).is_ready())).await;
+            if talks {
+                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
+                return Err(End::Client);
+            }
+        }
     }
 
     /// Waits for the client, passing on what the held server says by itself.
@@ -402,7 +428,7 @@ impl Session {
             self.shard.buffers.give_answer(answer);
             match result? {
                 None => {}
-                Some(cause) => return self.lost_while_idle(&cause),
+                Some(cause) => return self.lost_while_idle(&cause).await,
             }
         }
     }
@@ -467,8 +493,11 @@ impl Session {
         }
     }
 
-    fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
+    async fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
         self.detach_lost(SuspectCause::ConnectionLost);
+        if self.only_listens() {
+            return Box::pin(self.listen_again(cause)).await;
+        }
         if !self.pins.is_empty() {
             return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
         }
@@ -532,20 +561,23 @@ impl Session {
         self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
     }
 
+    pub(super) fn is_in_failed_batch(&self) -> bool {
+        self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed))
+    }
+
     /// Runs one unit that stands whole at the front of the window.
     async fn unit(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         if self.skip_to_sync {
             window.consume(bytes);
-            if matches!(kind, Kind::Synced | Kind::Simple) {
+            // A Query is skipped, too: only a Sync ends this.
+            if kind == Kind::Synced {
                 self.skip_to_sync = false;
                 return self.send_client(self.transaction.status().ready_for_query()).await;
             }
             return Ok(());
         }
         self.control.forget_cancels();
-        let failed =
-            self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed));
-        let bytes = if failed {
+        let bytes = if self.is_in_failed_batch() {
             // As the server would: nothing but the Sync counts.
             let ignored = if kind == Kind::Synced { bytes - reply::SYNC.len() } else { bytes };
             window.consume(ignored);

@@ -302,9 +302,15 @@ impl<'a> Exchange<'a> {
                     self.flush().await?;
                     return Err(Ended::Dismissed);
                 }
-                Event::Error(fields) => self.error(fields)?,
+                Event::Error(fields) => {
+                    if fields.ends_session {
+                        self.end_frame().await?;
+                    }
+                    self.error(fields)?;
+                }
                 Event::Notice(fields) => {
                     if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
+                        self.end_frame().await?;
                         let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
                         return Err(Ended::ServerLost { cause, announced: true });
                     }
@@ -330,7 +336,8 @@ impl<'a> Exchange<'a> {
                     self.finishing = Some(status);
                 }
                 Event::Settled => {
-                    if self.goal == Goal::Settled {
+                    // Or a Query that the server skips, since a message before it failed and a Sync is still to come.
+                    if self.goal == Goal::Settled || (self.goal == Goal::Ready && self.failed.is_some()) {
                         self.settle().await?;
                     }
                     break;
@@ -342,6 +349,12 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    /// The server is about to be given up. Of a frame of which the client has a part, the rest may be here: it must have it
+    /// before anything else can be said.
+    async fn end_frame(&mut self) -> Result<(), Ended> {
+        if self.delivered { self.flush().await } else { Ok(()) }
     }
 
     /// All replies to a batch without Sync have come: ends the exchange, at once or at the end of a frame under way.

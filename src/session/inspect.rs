@@ -42,7 +42,7 @@ pub fn is_asked(pin: PinReason) -> bool {
     ASKED_PINS.contains(&pin)
 }
 
-/// One row for each reason to stay: `pin`, its name. Outside of a transaction only holdable cursors are left. Objects depend
+/// One row for each reason to stay: `pin`, its name; for each channel that is listened to: `listen`, its name. Outside of a transaction only holdable cursors are left. Objects depend
 /// on their schema, so that the temporary ones are found by an index.
 const PINS: &str = "\
     SELECT 'pin', 'temp_object' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND EXISTS (\
@@ -51,7 +51,7 @@ const PINS: &str = "\
     UNION ALL SELECT 'pin', 'advisory_lock' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE \
     locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
     UNION ALL SELECT 'pin', 'hold_cursor' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors) \
-    UNION ALL SELECT 'pin', 'listen' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+    UNION ALL SELECT 'listen', c FROM pg_catalog.pg_listening_channels() c \
     UNION ALL SELECT 'pin', 'sql_prepare' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
 
 /// One row for each setting that the session has: its name and value. The two that say who it acts as are not in `pg_settings`.
@@ -111,6 +111,7 @@ impl Session {
             Touched::DiscardAll => {
                 let pairs = startup.clone();
                 server.applied = std::rc::Rc::default();
+                self.channels.clear();
                 // Libraries and the random seed stay.
                 self.pins.retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed));
                 attached.inspect = Inspect::Nothing;
@@ -146,14 +147,19 @@ impl Session {
         self.pass_notifications(&asked).await?;
         let mut told = Pairs::new();
         let mut pins = Vec::new();
+        self.channels.clear();
         for row in asked.rows {
             match <[Option<String>; 2]>::try_from(row) {
                 Ok([Some(kind), Some(value)]) if kind == "pin" => {
                     pins.extend(ASKED_PINS.iter().find(|pin| pin.as_str() == value));
                 }
+                Ok([Some(kind), Some(channel)]) if kind == "listen" => self.channels.push(channel),
                 Ok([Some(name), Some(value)]) => told.push((name, value)),
                 _ => {}
             }
+        }
+        if !self.channels.is_empty() {
+            pins.push(PinReason::Listen);
         }
         if all {
             told.sort();

@@ -49,7 +49,8 @@ impl Session {
                 Transaction::Deferred { sql, serializable: before, .. },
                 TransactionEffect::SetTransaction { access, serializable },
             ) if access != AccessMode::Default || serializable => {
-                let sql = format!("{sql};{}", self.statement_text(unit)?);
+                // On a line of its own: the first may end in a comment.
+                let sql = format!("{sql}\n;{}", self.statement_text(unit)?);
                 let serializable = serializable || *before;
                 ("SET", Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
             }
@@ -137,11 +138,7 @@ impl Session {
             self.local_replies(unit, "ROLLBACK", &mut out)?;
             self.transaction = Transaction::None;
         } else if unit != reply::SYNC {
-            let report = if told {
-                outcome::block_failed()
-            } else {
-                outcome::transaction_lost("The server of this transaction was lost")
-            };
+            let report = outcome::in_lost_transaction(told);
             self.shard.counters.error(report.code.as_str());
             report.put(&mut out);
             // A COMMIT ends the block even where it fails.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::classify::PinReason;
-use crate::wire::reply::Report;
+use crate::wire::reply::{Report, Severity};
 use crate::wire::sqlstate as state;
 
 /// A transaction whose server is gone and whose COMMIT was never sent.
@@ -76,6 +76,19 @@ pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
     .hint("Connect again and set the session up anew.")
 }
 
+/// The channels of a session whose server was lost are listened to on another one.
+pub fn listening_again(cause: &str) -> Report {
+    Report {
+        severity: Severity::Warning,
+        ..Report::error(
+            state::WARNING,
+            "pgsteer: the server was lost; the session listens on the new primary",
+        )
+    }
+    .detail(format!("{cause}. Notifications sent meanwhile may have been missed."))
+    .hint("Look at what the notifications are about.")
+}
+
 /// A unit that would leave session state on the standby that its READ ONLY transaction runs on.
 pub fn no_state_on_standby() -> Report {
     Report::error(
@@ -93,6 +106,11 @@ pub fn settings_refused(message: &str) -> Report {
     )
     .detail(format!("The server said: {message}. The statement was not run."))
     .hint("Look at the connection's startup options; they may not be valid for this user or node any more.")
+}
+
+/// Anything in a transaction whose server was lost; the first time the client is told why.
+pub fn in_lost_transaction(told: bool) -> Report {
+    if told { block_failed() } else { transaction_lost("The server of this transaction was lost") }
 }
 
 /// Commands in a failed transaction block whose server is gone.

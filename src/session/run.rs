@@ -33,7 +33,7 @@ use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate;
 
 /// A unit whose servers are lost one after the other before anything is sent is given up after so many.
-const TRIES_MAX: usize = 16;
+pub(super) const TRIES_MAX: usize = 16;
 
 /// Why a unit is run again. The index is that of the metric's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,18 +79,18 @@ enum Waited {
 }
 
 /// A unit and what has been tried.
-struct Task<'w> {
-    window: &'w mut Window,
-    kind: Kind,
-    bytes: usize,
+pub(super) struct Task<'w> {
+    pub(super) window: &'w mut Window,
+    pub(super) kind: Kind,
+    pub(super) bytes: usize,
     /// The rest of a single large frame that is not in the window.
-    beyond: usize,
-    needs: Needs,
+    pub(super) beyond: usize,
+    pub(super) needs: Needs,
     /// When it was last looked at the clock for it: at its beginning and after each wait.
-    now: Instant,
-    excluded: Vec<NodeId>,
+    pub(super) now: Instant,
+    pub(super) excluded: Vec<NodeId>,
     /// How often it has been run again.
-    tries: usize,
+    pub(super) tries: usize,
 }
 
 impl Session {
@@ -133,10 +133,18 @@ impl Session {
 
     /// Runs a unit of one frame that is larger than its buffer may become: to the primary, streaming.
     pub(super) async fn oversized(&mut self, window: &mut Window, kind: u8, frame_bytes: usize) -> Flow<()> {
+        let simple = matches!(kind, b'Q' | b'F');
+        // As the server would: nothing but a Sync counts, and that is never this large.
+        if self.skip_to_sync || self.is_in_failed_batch() {
+            return self.skip(window, frame_bytes).await;
+        }
+        self.control.forget_cancels();
+        if let Transaction::Lost { told } = self.transaction {
+            return self.oversized_in_lost(window, simple, frame_bytes, told).await;
+        }
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
             self.read_more(window).await?;
         }
-        let simple = matches!(kind, b'Q' | b'F');
         let here = window.filled().len().min(frame_bytes);
         let needs =
             Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::Other), ..Needs::unknown() };
@@ -152,6 +160,28 @@ impl Session {
             tries: 0,
         };
         self.run_task(task).await
+    }
+
+    /// A frame larger than its buffer in a transaction whose server was lost: none of it may run anywhere.
+    async fn oversized_in_lost(
+        &mut self,
+        window: &mut Window,
+        simple: bool,
+        frame_bytes: usize,
+        told: bool,
+    ) -> Flow<()> {
+        self.skip(window, frame_bytes).await?;
+        let report = outcome::in_lost_transaction(told);
+        self.shard.counters.error(report.code.as_str());
+        let mut out = Vec::new();
+        report.put(&mut out);
+        self.transaction = Transaction::Lost { told: true };
+        if simple {
+            out.extend_from_slice(self.transaction.status().ready_for_query());
+        } else {
+            self.skip_to_sync = true;
+        }
+        self.send_client(&out).await
     }
 
     async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
@@ -227,7 +257,7 @@ impl Session {
     }
 
     /// Gets a server connection for the task; `false` when the client has been told why there is none.
-    async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+    pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
         let deadline = task.now + self.shard.pools.settings().query_wait_timeout;
         loop {
@@ -368,7 +398,7 @@ impl Session {
     /// Brings the attached server to this session's settings and waits for that: a statement must never run under other
     /// settings than its session's. Costs a round trip, and only where the last session had others. `false` when the client
     /// has been told that it failed; attached to nothing when the server was lost.
-    async fn apply_settings(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+    pub(super) async fn apply_settings(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let Some(attached) = self.attached.as_mut().filter(|attached| attached.batch.is_none()) else {
             return Ok(true);
         };
@@ -378,7 +408,7 @@ impl Session {
         }
         let commands = difference(&server.applied.pairs, &self.settings.pairs);
         let applied = if commands.is_empty() {
-            Ok(())
+            Ok(Vec::new())
         } else {
             match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
                 Ok(applied) => applied,
@@ -386,8 +416,9 @@ impl Session {
             }
         };
         match applied {
-            Ok(()) => {
+            Ok(notifications) => {
                 server.applied = Rc::clone(&self.settings);
+                self.send_client(&notifications).await?;
                 Ok(true)
             }
             Err(CommandError::Io(_)) => {
@@ -518,8 +549,10 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
         let fresh = attached.batch.is_none();
         let mut copies_ended = 0;
+        let mut failed_before = false;
         let (mut answer, mut journal) = match attached.batch.take() {
             Some(batch) => {
+                failed_before = batch.failed;
                 // What was sent of the batch before counts when it is lost now.
                 task.needs.commits |= batch.commits;
                 task.needs.repeatable &= batch.repeatable;
@@ -576,15 +609,10 @@ impl Session {
                 copying: matches!(exchange.through, Through::Copy { .. }),
                 beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
                 fresh,
-                failed: exchange.failed.is_some(),
+                failed: failed_before || exchange.failed.is_some(),
                 server_ended: exchange.server_ended,
                 copies_ended: exchange.copies_ended,
             };
-            if exchange.failed == Some(sqlstate::SYNTAX_ERROR) && task.needs.statements <= 1 {
-                // Nothing of it ran, so it left nothing behind.
-                task.needs.pin = None;
-                task.needs.unseen = false;
-            }
             self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
             (ended, sent)
         };
@@ -695,9 +723,7 @@ impl Session {
                 if let Some(server) = attached.lease.server() {
                     journal.correct(&failed, &mut server.carried);
                 }
-                let clean =
-                    answer.last_status() == Some(TransactionStatus::Idle) && !answer.own_close_failed();
-                attached.spoiled |= !clean;
+                attached.spoiled |= answer.last_status() != Some(TransactionStatus::Idle);
                 self.shard.buffers.give_answer(answer);
                 journal.undo(&mut self.names);
                 let (node, side) = (attached.node, attached.side);
@@ -775,7 +801,7 @@ impl Session {
         journal: &mut Journal,
     ) {
         let failed = std::mem::take(answer.failed_parses());
-        attached.spoiled |= answer.own_close_failed() || answer.preamble_error().is_some();
+        attached.spoiled |= answer.preamble_error().is_some();
         self.commit_bound |= task.needs.commits;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
@@ -873,6 +899,10 @@ impl Session {
         cause: &str,
         (side, sent): (Side, Sent),
     ) -> Flow<Tried> {
+        if sent.inside_frame {
+            // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
+            return Err(End::Client);
+        }
         if !self.pins.is_empty() {
             let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed)
                 && !task.needs.commits
@@ -901,10 +931,6 @@ impl Session {
         if alone && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
-        }
-        if sent.inside_frame {
-            // The client has the beginning of a message: nothing can be said inside it.
-            return Err(End::Client);
         }
         let report = if alone && repeatable {
             outcome::read_interrupted(cause)

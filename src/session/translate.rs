@@ -32,6 +32,8 @@ enum Change {
 enum Promise {
     /// The statement of this identity is on the server, and may have the client's name.
     Prepared(u64, Option<Box<[u8]>>),
+    /// The statement of this identity, of this generation, is not there any more.
+    Gone(u64, u32),
     /// The unnamed statement is there.
     Unnamed,
     /// The client's name is free again.
@@ -54,9 +56,11 @@ impl Journal {
 
     /// These promises were not kept: what the server does not have after all.
     pub fn correct(&self, failed: &[u32], carried: &mut Carried) {
+        // The last first: of a Close and a Parse that were both skipped, what was there before stays.
         for promise in self.promised(failed) {
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
+                Promise::Gone(id, generation) => carried.prepared.insert(*id, *generation),
                 Promise::Unnamed => carried.unnamed = None,
                 Promise::Closed(..) | Promise::Nothing => {}
             }
@@ -71,7 +75,7 @@ impl Journal {
                 Promise::Prepared(_, Some(name)) => names.remove(name),
                 Promise::Unnamed => names.unnamed = None,
                 Promise::Closed(name, statement) => names.insert(name, Rc::clone(statement)),
-                Promise::Prepared(_, None) | Promise::Nothing => {}
+                Promise::Prepared(_, None) | Promise::Gone(..) | Promise::Nothing => {}
             }
         }
         self.changes.clear();
@@ -79,7 +83,10 @@ impl Journal {
     }
 
     fn promised<'j>(&'j self, failed: &'j [u32]) -> impl Iterator<Item = &'j Promise> {
-        failed.iter().filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
+        failed
+            .iter()
+            .rev()
+            .filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
     }
 
     fn promise(&mut self, promise: Promise) -> u32 {
@@ -208,9 +215,9 @@ impl Translator<'_> {
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
         // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
         statement.generation.set(statement.generation.get().wrapping_add(1));
-        if self.carried.prepared.generation(statement.id).is_some() {
+        if let Some(generation) = self.carried.prepared.generation(statement.id) {
             self.carried.prepared.remove(statement.id);
-            self.close_carried(&statement.name);
+            self.close_carried(&statement.name, Promise::Gone(statement.id, generation));
         }
         self.prepare(&statement, Some(parse.name));
     }
@@ -224,8 +231,8 @@ impl Translator<'_> {
 
     /// Prepares a statement on the server; `name` when the client asked for it.
     fn prepare(&mut self, statement: &Statement, name: Option<&[u8]>) {
-        if let Some(oldest) = self.carried.prepared.evict(self.prepared_max) {
-            self.close_carried(&self.table.name_of(oldest));
+        if let Some((oldest, generation)) = self.carried.prepared.evict(self.prepared_max) {
+            self.close_carried(&self.table.name_of(oldest), Promise::Gone(oldest, generation));
         }
         let token = self.journal.promise(Promise::Prepared(statement.id, name.map(Into::into)));
         frame::put(
@@ -238,9 +245,10 @@ impl Translator<'_> {
     }
 
     /// Closes a statement on the server.
-    fn close_carried(&mut self, name: &str) {
+    fn close_carried(&mut self, name: &str, gone: Promise) {
         frame::put(self.out, b'C', &[b"S", name.as_bytes(), b"\0"]);
-        self.answer.expect(Expect::Close { forward: false });
+        let token = self.journal.promise(gone);
+        self.answer.expect(Expect::OwnClose { token });
     }
 
     fn ensure(&mut self, statement: &Rc<Statement>) {
@@ -248,16 +256,20 @@ impl Translator<'_> {
         if here == Some(statement.generation.get()) {
             return;
         }
-        if here.is_some() {
+        if let Some(generation) = here {
             // A client has prepared it anew elsewhere since: what stands here may be of before a DDL.
             self.carried.prepared.remove(statement.id);
-            self.close_carried(&statement.name);
+            self.close_carried(&statement.name, Promise::Gone(statement.id, generation));
         }
         self.prepare(statement, None);
     }
 
     fn ensure_unnamed(&mut self) {
-        let Some(unnamed) = &self.names.unnamed else { return };
+        let Some(unnamed) = &self.names.unnamed else {
+            // The client has none; whatever is there is another session's. The server is to say that there is none.
+            self.carried.unnamed = None;
+            return self.close_carried("", Promise::Nothing);
+        };
         let wanted = Some((self.session, unnamed.count));
         if self.carried.unnamed == wanted {
             return;
@@ -324,9 +336,9 @@ impl Translator<'_> {
             Some(Named::Statement(_)) => {
                 self.names.unnamed = None;
                 self.carried.unnamed = None;
-                self.raw(b'C', body, Some(Expect::Close { forward: true }));
+                self.raw(b'C', body, Some(Expect::Close));
             }
-            _ => self.raw(b'C', body, Some(Expect::Close { forward: true })),
+            _ => self.raw(b'C', body, Some(Expect::Close)),
         }
     }
 }

@@ -33,6 +33,8 @@ macro_rules! states {
 }
 
 states! {
+    /// Not an error.
+    WARNING = b"01000";
     /// A FATAL or ERROR that named none.
     UNSPECIFIED = b"XX000";
     /// The connection to the server could not be used.

@@ -1,0 +1,76 @@
+//! LISTEN across the loss of its server: the same channels on the next primary, and a word that something may have been missed.
+//!
+//! Invariant: only for a session of which nothing but its channels was lost: between transactions, nothing under way, no other
+//! pin. Must not know: how the primary is found.
+
+use std::time::Instant;
+
+use super::driver::{End, Flow, Session};
+use super::run::{TRIES_MAX, Task};
+use super::transaction::Transaction;
+use super::unit::{Kind, Needs};
+use super::{RESET_TIMEOUT, outcome};
+use crate::backend::reset::{self, CommandError};
+use crate::classify::PinReason;
+use crate::net;
+use crate::relay::buffer::Window;
+use crate::route::Need;
+use crate::wire::reply;
+
+impl Session {
+    /// Whether listening is all that keeps the session on its server.
+    pub(super) fn only_listens(&self) -> bool {
+        matches!(self.transaction, Transaction::None)
+            && self.pins == [PinReason::Listen]
+            && !self.channels.is_empty()
+    }
+
+    /// Listens on the primary again, as soon as there is one. The client's bytes wait in its socket meanwhile.
+    pub(super) async fn listen_again(&mut self, cause: &str) -> Flow<()> {
+        let commands: Vec<String> =
+            self.channels.iter().map(|name| format!("LISTEN \"{}\"", name.replace('"', "\"\""))).collect();
+        // Nothing is read from the client while this has no room.
+        let mut nothing = Window::new(Box::default());
+        for _ in 0..TRIES_MAX {
+            let needs = Needs { need: Need::Primary, repeatable: false, ..Needs::default() };
+            let mut task = Task {
+                window: &mut nothing,
+                kind: Kind::Partial,
+                bytes: 0,
+                beyond: 0,
+                needs,
+                now: Instant::now(),
+                excluded: Vec::new(),
+                tries: 0,
+            };
+            let ready = self.attach(&mut task).await? && self.apply_settings(&mut task).await?;
+            self.control.begin_pending.set(false);
+            if !ready {
+                break;
+            }
+            let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.server()) else {
+                continue;
+            };
+            match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
+                Ok(Ok(notifications)) => {
+                    let mut out = Vec::new();
+                    outcome::listening_again(cause).put(&mut out);
+                    out.extend_from_slice(&notifications);
+                    return net::write_all(&self.client, &out).await.map_err(|_| End::Client);
+                }
+                Ok(Err(CommandError::Refused(error))) => {
+                    let said = reply::error_message(error.get(5..).unwrap_or_default());
+                    return Err(self.not_listening(&format!("{cause}. The next one said: {said}")));
+                }
+                Ok(Err(CommandError::Io(_))) | Err(_) => {
+                    self.detach_lost(super::shard::SuspectCause::ConnectionLost);
+                }
+            }
+        }
+        Err(self.not_listening(cause))
+    }
+
+    fn not_listening(&self, cause: &str) -> End {
+        End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause)))
+    }
+}

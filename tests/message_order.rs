@@ -1,0 +1,156 @@
+//! Messages in an order that few drivers send them in: after errors, without Sync, larger than a buffer, behind a lost server.
+//! Each is answered as PostgreSQL answers it, and what was skipped has done nothing. The hazards' numbers stand at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{
+    Message, RawClient, Running, bind, close, errors, execute, flush, kinds, parse, query, sync, values,
+};
+
+/// Larger than a unit may become in memory.
+const LARGE: usize = 1_500_000;
+
+async fn single() -> (Sandbox, Running) {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let args = ["--auth", "trust", "--shards", "1", "--pool-size", "1"];
+    let proxy = Running::start(&sandbox, &args).await;
+    (sandbox, proxy)
+}
+
+async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
+    let answer = client.query(sql).await;
+    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
+    answer
+}
+
+async fn answered(client: &mut RawClient, messages: &[Vec<u8>]) -> Vec<Message> {
+    client.send(&messages.concat()).await;
+    client.read_until(b'Z').await
+}
+
+/// Ends the server process of the one transaction that is open.
+async fn lose_server(sandbox: &Sandbox) {
+    let direct = sandbox.connect(0).await.unwrap();
+    let sql = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity \
+               WHERE state = 'idle in transaction' AND pid <> pg_backend_pid()";
+    assert!(direct.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
+}
+
+/// G05: the unnamed statement is each session's own, and where a session has none there is none.
+#[tokio::test]
+async fn another_session_s_unnamed_statement_is_not_to_be_had() {
+    let (sandbox, proxy) = single().await;
+    let mut one = proxy.raw_logged_in().await;
+    let mut two = proxy.raw_logged_in().await;
+    run(&mut one, "CREATE TABLE t (v text)").await;
+    let insert = parse("", "INSERT INTO t VALUES ('one') RETURNING v");
+    for before in [None, Some(query("SELECT 1")), Some([parse("", "selec"), sync()].concat())] {
+        if let Some(before) = before {
+            answered(&mut two, &[before]).await;
+        }
+        assert_eq!(kinds(&answered(&mut one, &[insert.clone(), sync()]).await), "1Z");
+        let answer = answered(&mut two, &[bind("", "", &[]), execute(""), sync()]).await;
+        assert_eq!((kinds(&answer).as_str(), errors(&answer)), ("EZ", vec!["26000".to_owned()]));
+        // Its own is still there.
+        assert_eq!(values(&answered(&mut one, &[bind("", "", &[]), execute(""), sync()]).await), ["one"]);
+    }
+    let direct = sandbox.connect(0).await.unwrap();
+    assert_eq!(direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0), 3);
+}
+
+/// P07, X08: what belongs to a transaction whose server was lost runs nowhere, however large it is.
+#[tokio::test]
+async fn a_large_message_in_a_lost_transaction_is_not_run() {
+    let (sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TABLE t (v text)").await;
+    let large = "x".repeat(LARGE);
+    for extended in [false, true] {
+        run(&mut client, "BEGIN").await;
+        run(&mut client, "INSERT INTO t VALUES ('first half')").await;
+        lose_server(&sandbox).await;
+        let answer = if extended {
+            client.send(&parse("", "INSERT INTO t VALUES ($1)")).await;
+            answered(&mut client, &[bind("", "", &[&large]), execute(""), sync()]).await
+        } else {
+            client.query(&format!("INSERT INTO t VALUES ('{large}')")).await
+        };
+        assert_eq!(errors(&answer), ["40001"], "{}", kinds(&answer));
+        assert_eq!(answer.last().unwrap().body, b"E");
+        assert_eq!(errors(&client.query(&format!("SELECT '{large}'")).await), ["25P02"]);
+        assert!(run(&mut client, "COMMIT").await[0].body.starts_with(b"ROLLBACK"));
+        assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["0"]);
+    }
+}
+
+/// P01, P07: after an error everything up to the Sync is skipped, large messages and Queries too.
+#[tokio::test]
+async fn what_follows_an_error_is_skipped_up_to_the_sync() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TABLE t (v text CHECK (v <> 'bad'))").await;
+    let large = "x".repeat(LARGE);
+    // Known before the large message is sent.
+    client.send(&[parse("", "selec"), flush()].concat()).await;
+    client.read_until(b'E').await;
+    let answer = answered(&mut client, &[bind("", "", &[&large]), execute(""), sync()]).await;
+    assert_eq!(kinds(&answer), "Z");
+    assert_eq!(values(&run(&mut client, "SELECT 1").await), ["1"]);
+    // Not known yet.
+    let insert = parse("i", "INSERT INTO t VALUES ($1)");
+    assert_eq!(kinds(&answered(&mut client, &[insert, sync()]).await), "1Z");
+    let messages = [
+        [bind("", "i", &["bad"]), execute("")].concat(),
+        [bind("", "i", &[&large]), execute("")].concat(),
+        [bind("", "i", &[&large]), execute(""), sync()].concat(),
+    ];
+    let answer = answered(&mut client, &messages).await;
+    assert_eq!((kinds(&answer).as_str(), errors(&answer)), ("2EZ", vec!["23514".to_owned()]));
+    assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["0"]);
+    // A Query.
+    let answer =
+        answered(&mut client, &[parse("", "selec"), query("INSERT INTO t VALUES ('q')"), sync()]).await;
+    assert_eq!(kinds(&answer), "EZ");
+    assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["0"]);
+    // Without an error it is run.
+    let answer =
+        answered(&mut client, &[parse("", "SELECT 1"), query("INSERT INTO t VALUES ('q')"), sync()]).await;
+    assert_eq!(kinds(&answer), "1CZ");
+    assert_eq!(kinds(&client.read_until(b'Z').await), "Z");
+    assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["1"]);
+}
+
+/// G05: of statements in a batch that failed before them nothing has happened, in pgsteer's memory as on the server.
+#[tokio::test]
+async fn what_a_failed_batch_skipped_has_not_happened() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TEMP TABLE pins (i int)").await;
+    let runs = |name: &str| [bind("", name, &[]), execute(""), sync()];
+    assert_eq!(kinds(&answered(&mut client, &[parse("s", "SELECT 7"), sync()]).await), "1Z");
+    for _ in 0..2 {
+        let answer = answered(&mut client, &[parse("", "selec"), parse("u", "SELECT 7"), sync()]).await;
+        assert_eq!(kinds(&answer), "EZ");
+        assert_eq!(values(&answered(&mut client, &runs("s")).await), ["7"]);
+        assert_eq!(errors(&answered(&mut client, &runs("u")).await), ["26000"]);
+    }
+    assert_eq!(kinds(&answered(&mut client, &[parse("u", "SELECT 7"), sync()]).await), "1Z");
+    let again = [parse("", "selec"), close("s"), parse("s", "SELECT 8"), sync()];
+    assert_eq!(kinds(&answered(&mut client, &again).await), "EZ");
+    assert_eq!(values(&answered(&mut client, &runs("s")).await), ["7"]);
+}
+
+/// S23, S26: a BEGIN that ends in a comment does not hide what is put behind it.
+#[tokio::test]
+async fn a_comment_behind_begin_hides_nothing() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "BEGIN -- it").await;
+    run(&mut client, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ -- too").await;
+    assert_eq!(values(&run(&mut client, "SHOW transaction_isolation").await), ["repeatable read"]);
+    run(&mut client, "COMMIT").await;
+}
