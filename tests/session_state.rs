@@ -262,3 +262,33 @@ async fn a_failure_inside_a_function_leaves_no_state_behind() {
     run(&mut all.one, "SELECT pg_advisory_unlock_all()").await;
     all.two_gets_through().await;
 }
+
+/// G03: a prepared statement means what it meant under the settings it was prepared with, whoever else prepares the same text.
+#[tokio::test]
+async fn statements_are_shared_only_under_the_same_search_path() {
+    let mut all = Two::start().await;
+    run(
+        &mut all.one,
+        "CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE a.t (v text); CREATE TABLE b.t (v bit(8))",
+    )
+    .await;
+    let insert = "INSERT INTO t VALUES ($1)";
+    run(&mut all.one, "SET search_path = a").await;
+    run(&mut all.two, "BEGIN").await;
+    run(&mut all.two, "SET search_path = b").await;
+    // Inside of the transaction that sets it nothing is shared yet.
+    assert_eq!(kinds(&all.two.extended(&[parse("s", insert)]).await), "1Z");
+    run(&mut all.two, "COMMIT").await;
+    assert_eq!(kinds(&all.one.extended(&[parse("s", insert)]).await), "1Z");
+    assert_eq!(kinds(&all.two.extended(&[parse("u", insert)]).await), "1Z");
+    for _ in 0..2 {
+        for (first, name, value) in [(true, "s", "words"), (false, "s", "10101010"), (false, "u", "10101010")]
+        {
+            let client = if first { &mut all.one } else { &mut all.two };
+            let answer = client.extended(&[bind("", name, &[value]), execute("")]).await;
+            assert_eq!(kinds(&answer), "2CZ", "{name} {answer:?}");
+        }
+    }
+    assert_eq!(values(&run(&mut all.one, "SELECT count(*) FROM t WHERE v = 'words'").await), ["2"]);
+    assert_eq!(values(&run(&mut all.two, "SELECT count(*) FROM t WHERE v = B'10101010'").await), ["4"]);
+}

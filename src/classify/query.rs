@@ -310,6 +310,9 @@ impl Body {
                 after_operand: self.operand,
             },
         };
+        if name.parts == u8::MAX {
+            self.attribute(scan, token);
+        }
         if token.kind == Kind::Unicode {
             scan.write(Reason::NotUnderstood);
             scan.pin(PinReason::Unseen);
@@ -319,6 +322,17 @@ impl Body {
         self.word = token.word;
         self.last = Last::Name;
         self.operand = true;
+    }
+
+    /// `(expression).name`: a field, or a call of the function of that name, which need no parenthesis then.
+    fn attribute(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        let function = scan.folded(token);
+        if !builtins::is_builtin(&function) {
+            if let Some(pin) = pin_of(&function) {
+                scan.pin(pin);
+            }
+            scan.write(Reason::Function);
+        }
     }
 
     /// Temporary schemas, and views whose content is the node's own.

@@ -146,6 +146,8 @@ pub struct Session {
     pub(super) serializable: bool,
     /// What the session is to find on its server, between transactions.
     pub(super) settings: Rc<SettingValues>,
+    /// Those of `settings` that decide what a text means: statements are shared only among sessions that have the same.
+    pub(super) scope: Rc<SettingValues>,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -183,6 +185,7 @@ impl Session {
             secret: identity.secret,
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
+            scope: Rc::default(),
             startup: Rc::clone(&settings),
             settings,
             touched: Touched::default(),
@@ -306,7 +309,9 @@ impl Session {
                     )))));
                 }
                 // Behind an Execute of COPY the data may come before the server has asked for it.
-                Front::Stray { bytes } if self.is_in_batch() => self.copy_data(&mut window, bytes).await?,
+                Front::Stray { bytes } if self.is_in_batch() && !self.is_in_failed_batch() => {
+                    self.copy_data(&mut window, bytes).await?
+                }
                 Front::Stray { bytes } => self.skip(&mut window, bytes).await?,
                 Front::Unit { kind, bytes } => self.unit(&mut window, kind, bytes).await?,
                 Front::Oversized { kind, bytes } => self.oversized(&mut window, kind, bytes).await?,

@@ -267,6 +267,7 @@ impl Session {
             value("client_encoding").map_or(self.first.opaque_encoding, settings::is_opaque_encoding);
         self.read_only =
             value("default_transaction_read_only").map_or(self.first.read_only, settings::is_true);
+        self.scope = self.shard.intern_settings(settings::scope(pairs));
         self.serializable =
             value("default_transaction_isolation").is_some_and(|it| it.eq_ignore_ascii_case("serializable"));
     }

@@ -105,7 +105,8 @@ impl Session {
                     } else if self.names.named(parse.name).is_some() {
                         return None;
                     } else {
-                        let statement = self.shard.statements.intern(parse.sql, parse.types, || class);
+                        let statement =
+                            self.shard.statements.intern(self.scope_now(), parse.sql, parse.types, || class);
                         self.names.insert(parse.name, statement);
                     }
                     out.extend_from_slice(reply::PARSE_COMPLETE);

@@ -1,6 +1,6 @@
 //! Virtual prepared statements: what a client prepared, by its own names; what a shard knows, by text and types.
 //!
-//! Invariant: a statement's identity is its text and parameter types; names on servers are pgsteer's own and carry the
+//! Invariant: a statement's identity is its text, its parameter types, and the settings that decide what they mean; names on servers are pgsteer's own and carry the
 //! shard, so that two shards' statements never share a name. Must not know: sockets, which server has what.
 
 use std::cell::{Cell, RefCell};
@@ -51,9 +51,16 @@ impl Table {
         format!("{NAME_PREFIX}{}_{id}", self.shard)
     }
 
-    /// The statement of this text and these types; `class` is asked only when it is new.
-    pub fn intern(&self, sql: &[u8], types: &[u8], class: impl FnOnce() -> Classification) -> Rc<Statement> {
-        let mut key = Vec::with_capacity(sql.len() + 1 + types.len());
+    /// The statement of this text and these types under settings of this identity; `class` is asked only when it is new.
+    pub fn intern(
+        &self,
+        scope: u64,
+        sql: &[u8],
+        types: &[u8],
+        class: impl FnOnce() -> Classification,
+    ) -> Rc<Statement> {
+        let mut key = Vec::with_capacity(8 + sql.len() + 1 + types.len());
+        key.extend_from_slice(&scope.to_be_bytes());
         key.extend_from_slice(sql);
         key.push(0);
         key.extend_from_slice(types);

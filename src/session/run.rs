@@ -654,6 +654,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) {
         let standby = attached.side == Side::Standby;
+        let scope = self.scope_now();
         let Some(server) = attached.lease.server() else { return };
         if let Transaction::Deferred { sql, .. } = &self.transaction {
             reply::put_query(out, sql);
@@ -669,6 +670,7 @@ impl Session {
             session: self.number << 8 | (self.shard.number as u64 & 0xff),
             out,
             answer,
+            scope,
             carried: &mut server.carried,
             names: &mut self.names,
             table: &self.shard.statements,
@@ -685,6 +687,12 @@ impl Session {
         for (kind, body) in unit::frames(unit) {
             translator.frame(kind, body);
         }
+    }
+
+    /// Under which settings texts are parsed now. While a change is not known yet (a SET in this transaction) what is prepared is
+    /// shared with nobody.
+    pub(super) fn scope_now(&self) -> u64 {
+        if self.touched == Touched::Nothing { self.scope.id } else { self.shard.own_scope() }
     }
 
     /// Draws the consequences of an exchange.

@@ -187,6 +187,25 @@ fn split_words(text: &str) -> Vec<String> {
     words
 }
 
+/// Settings that decide nothing about what a text means when it is parsed: they are looked at when it runs, or when its answer is
+/// written. All others may (`search_path` above all; `TimeZone` decides what a constant is).
+const WITHOUT_MEANING: [&str; 8] = [
+    "application_name",
+    "bytea_output",
+    "client_min_messages",
+    "extra_float_digits",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+];
+
+/// The settings that decide what a text means.
+pub fn scope(pairs: &[(String, String)]) -> Pairs {
+    let decides = |name: &str| !name.contains('.') && !WITHOUT_MEANING.contains(&name);
+    pairs.iter().filter(|(name, _)| decides(name)).cloned().collect()
+}
+
 /// The commands that bring a server from the settings `applied` to `wanted`, in order, each a Query of its own: a SET that
 /// fails must not take the RESETs before it back. What has the wanted value already is left alone.
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {

@@ -289,12 +289,17 @@ impl Shard {
             settings.retain(|_, value| Rc::strong_count(value) > 1);
         }
         // Unique over shards, since connections are handed over with the identity of what was applied.
-        let id = self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff);
+        let id = self.own_scope();
         Rc::clone(
             settings
                 .entry(pairs)
                 .or_insert_with_key(|pairs| Rc::new(SettingValues { id, pairs: pairs.clone() })),
         )
+    }
+
+    /// An identity of settings that nobody else has or will have.
+    pub fn own_scope(&self) -> u64 {
+        self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff)
     }
 
     /// Remembers that a standby refused statements of this shape.

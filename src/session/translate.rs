@@ -105,6 +105,8 @@ pub struct Translator<'a> {
     pub out: &'a mut Vec<u8>,
     /// The answer to come.
     pub answer: &'a mut Answer,
+    /// Identity of the settings under which the texts are parsed.
+    pub scope: u64,
     /// What is on the server.
     pub carried: &'a mut Carried,
     /// What the client has named.
@@ -209,7 +211,8 @@ impl Translator<'_> {
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
-        let statement = self.table.intern(parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let statement =
+            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
         self.names.insert(parse.name, Rc::clone(&statement));
         self.journal.changes.push(Change::Named(parse.name.into()));
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
