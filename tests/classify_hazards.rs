@@ -304,6 +304,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("G05", "DEALLOCATE PREPARE \"X\"", "W deallocate"),
     ("F03", "SELECT (1).pg_try_advisory_lock", "W advisory_lock"),
     ("F06", "SELECT (0.5::float8).setseed", "W seed"),
+    ("F03", "SELECT x.pg_try_advisory_lock FROM generate_series(1::int8, 1) x", "W advisory_lock"),
     ("F18", "SELECT ($1).unknown", "W"),
     ("F18", "SELECT $1.unknown", "W"),
     ("F18", "SELECT a[1].unknown FROM t", "W"),

@@ -553,3 +553,25 @@ async fn a_listening_session_listens_on_the_new_primary() {
     }
     assert_eq!(values(&listener.query("SELECT 2").await), ["2"]);
 }
+
+/// P1: a 25006 that comes after something has been committed is no reason to run that again.
+#[tokio::test]
+async fn a_refusal_behind_a_commit_runs_nothing_again() {
+    let sandbox = Sandbox::builder().auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust", "--max-lag", "1m"]).await;
+    sandbox.connect(0).await.unwrap().batch_execute("CREATE TABLE once (v text)").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    // Connections to both standbys, which keep their last word on recovery over the promotion.
+    for _ in 0..20 {
+        let mut reader = proxy.raw_logged_in().await;
+        assert_eq!(values(&reader.query("SELECT count(*) FROM once").await), ["0"]);
+    }
+    sandbox.primary().kill9().await.unwrap();
+    let (primary, _) = promote(&sandbox).await;
+    let several =
+        "BEGIN; INSERT INTO once VALUES ('x'); COMMIT; BEGIN READ ONLY; INSERT INTO once VALUES ('no')";
+    let answer = proxy.raw_logged_in().await.query(several).await;
+    assert_eq!(errors(&answer), ["25006"], "{answer:?}");
+    let direct = sandbox.connect(primary).await.unwrap();
+    assert_eq!(direct.query_one("SELECT count(*) FROM once", &[]).await.unwrap().get::<_, i64>(0), 1);
+}

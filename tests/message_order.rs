@@ -154,3 +154,44 @@ async fn a_comment_behind_begin_hides_nothing() {
     assert_eq!(values(&run(&mut client, "SHOW transaction_isolation").await), ["repeatable read"]);
     run(&mut client, "COMMIT").await;
 }
+
+/// X08: behind a ROLLBACK in the same text or batch a new transaction begins, which may be committed when the server is lost: that is
+/// not "rolled back".
+#[tokio::test]
+async fn what_follows_a_rollback_may_have_been_committed() {
+    let (sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TABLE t (v text)").await;
+    let body =
+        "LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES ('x'); COMMIT; PERFORM pg_sleep(600); END $$";
+    run(&mut client, &format!("CREATE PROCEDURE commits() {body}")).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let together = [
+        [parse("", "ROLLBACK"), bind("", "", &[]), execute("")].concat(),
+        [parse("", "CALL commits()"), bind("", "", &[]), execute(""), sync()].concat(),
+    ];
+    let apart = [
+        [parse("", "ROLLBACK"), bind("", "", &[]), execute(""), flush()].concat(),
+        [parse("", "CALL commits()"), bind("", "", &[]), execute(""), sync()].concat(),
+    ];
+    for (round, messages) in [together, apart].into_iter().enumerate() {
+        run(&mut client, "BEGIN").await;
+        run(&mut client, "INSERT INTO t VALUES ('rolled back')").await;
+        client.send(&messages[0]).await;
+        if round == 1 {
+            client.read_until(b'C').await;
+        }
+        client.send(&messages[1]).await;
+        let count = i64::try_from(round + 1).unwrap();
+        running::eventually("the procedure has committed", async || {
+            direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0) == count
+        })
+        .await;
+        let sql =
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        assert!(direct.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
+        let answer = client.read_until(b'Z').await;
+        assert_eq!(errors(&answer), ["08007"], "{answer:?}");
+        assert_eq!(answer.last().unwrap().body, b"I");
+    }
+}

@@ -310,7 +310,7 @@ impl Body {
                 after_operand: self.operand,
             },
         };
-        if name.parts == u8::MAX {
+        if name.parts == u8::MAX || (name.parts > 1 && is_unsafe(&scan.folded(token))) {
             self.attribute(scan, token);
         }
         if token.kind == Kind::Unicode {
@@ -502,6 +502,13 @@ fn is_join_prefix(word: Word) -> bool {
         word,
         Word::Inner | Word::Outer | Word::Left | Word::Right | Word::Full | Word::Cross | Word::Natural
     )
+}
+
+/// Functions of PostgreSQL that must not be called by the way of `alias.name`, which looks like a column.
+fn is_unsafe(name: &Folded<'_>) -> bool {
+    let letters = b"cilnpst";
+    letters.iter().any(|&letter| name.may_begin(letter))
+        && (builtins::is_writing(name) || builtins::is_node_local(name))
 }
 
 /// Types whose modifiers are known to be harmless.

@@ -22,6 +22,8 @@ pub(super) struct Scanner<'a> {
     session: SessionEffect,
     transaction: TransactionEffect,
     pub(super) commits: bool,
+    /// A plain ROLLBACK is among the statements.
+    pub(super) rolls_back: bool,
     pub(super) copies: bool,
     pub(super) databases: bool,
     statements: u16,
@@ -38,6 +40,7 @@ impl<'a> Scanner<'a> {
             session: SessionEffect::None,
             transaction: TransactionEffect::None,
             commits: false,
+            rolls_back: false,
             copies: false,
             databases: false,
             statements: 0,
@@ -181,7 +184,8 @@ impl<'a> Scanner<'a> {
             unseen: self.unseen,
             session,
             transaction,
-            commits: self.commits,
+            // What follows a ROLLBACK is a transaction of its own, which ends with the text.
+            commits: self.commits || (self.rolls_back && self.statements > 1),
             statements: self.statements,
             databases: self.databases,
             copies: self.copies,

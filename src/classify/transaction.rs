@@ -48,6 +48,7 @@ pub(super) fn commit(scan: &mut Scanner<'_>) {
 /// After ROLLBACK or ABORT.
 pub(super) fn rollback(scan: &mut Scanner<'_>) {
     let plain = end_of_block(scan);
+    scan.rolls_back |= plain;
     if !plain && scan.token().word == Word::Chain {
         scan.commits = true;
     }

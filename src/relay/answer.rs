@@ -99,7 +99,7 @@ pub struct Answer {
     /// What becomes of the `body_left` bytes of a large frame.
     tail: Tail,
     preamble_error: Option<Vec<u8>>,
-    rows_begun: bool,
+    results: bool,
     discarding: bool,
     last_status: Option<TransactionStatus>,
 }
@@ -119,7 +119,7 @@ impl Answer {
             deallocated: false,
             tail: Tail::PassOn,
             preamble_error: None,
-            rows_begun: false,
+            results: false,
             discarding: false,
             last_status: None,
         }
@@ -134,7 +134,7 @@ impl Answer {
         self.failed_parses.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
-        (self.deallocated, self.rows_begun, self.discarding) = (false, false, false);
+        (self.deallocated, self.results, self.discarding) = (false, false, false);
         self.preamble_error = None;
         self.last_status = None;
     }
@@ -223,9 +223,9 @@ impl Answer {
         self.ahead.extend_from_slice(bytes);
     }
 
-    /// A row or COPY data has been scanned since the answer began.
-    pub fn rows_begun(&self) -> bool {
-        self.rows_begun
+    /// A row, COPY data or the end of a statement of the client's has been scanned: something has run.
+    pub fn has_results(&self) -> bool {
+        self.results
     }
 
     /// The body of the message at the scan position (as far as it is in the buffer).
@@ -269,7 +269,7 @@ impl Answer {
     fn frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
         match kind {
             b'D' | b'd' => {
-                self.rows_begun = true;
+                self.results |= !self.in_preamble();
                 self.take(frame_bytes);
             }
             b'E' => return self.error(frame_bytes),
@@ -290,6 +290,7 @@ impl Answer {
                 if kind == b'C' && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
                     self.deallocated = true;
                 }
+                self.results |= matches!(kind, b'C' | b'I' | b's') && !self.in_preamble();
                 let forward = self.reply(kind);
                 if forward && !self.discarding {
                     self.take(frame_bytes)

@@ -112,6 +112,8 @@ pub(super) struct Batch {
     pub(super) journal: Journal,
     /// A COMMIT is among what was sent.
     pub(super) commits: bool,
+    /// A ROLLBACK is: what comes behind it is a transaction of its own.
+    pub(super) rolls_back: bool,
     /// All that was sent only reads.
     pub(super) repeatable: bool,
     /// An error came: the server ignores everything up to Sync.
@@ -162,7 +164,7 @@ pub struct Session {
     pub(super) channels: Vec<String>,
     pub(super) attached: Option<Attached>,
     pub(super) skip_to_sync: bool,
-    /// A COMMIT was bound in this transaction: a portal bound earlier may be it.
+    /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
 }
 

@@ -429,7 +429,9 @@ impl<'a> Exchange<'a> {
                         | sqlstate::UNSPECIFIED
                 ) || &code.class() == b"42"
             }
-            Rules::FirstOnDoubtful => code == sqlstate::READ_ONLY_SQL_TRANSACTION,
+            Rules::FirstOnDoubtful => {
+                code == sqlstate::READ_ONLY_SQL_TRANSACTION && !self.answer.has_results()
+            }
         }
     }
 

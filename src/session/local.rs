@@ -111,7 +111,11 @@ impl Session {
                     }
                     out.extend_from_slice(reply::PARSE_COMPLETE);
                 }
-                b'B' => out.extend_from_slice(reply::BIND_COMPLETE),
+                // Values for a statement that takes none are the server's to refuse.
+                b'B' if extended::bind(body)?.is_without_values() => {
+                    out.extend_from_slice(reply::BIND_COMPLETE);
+                }
+                b'B' => return None,
                 b'D' => {
                     if let Named::Statement(_) = extended::named(body)? {
                         out.extend_from_slice(reply::NO_PARAMETERS);

@@ -554,7 +554,8 @@ impl Session {
             Some(batch) => {
                 failed_before = batch.failed;
                 // What was sent of the batch before counts when it is lost now.
-                task.needs.commits |= batch.commits;
+                task.needs.commits |= batch.commits || (batch.rolls_back && task.needs.statements > 0);
+                task.needs.rolls_back |= batch.rolls_back;
                 task.needs.repeatable &= batch.repeatable;
                 copies_ended = batch.copies_ended;
                 (batch.answer, batch.journal)
@@ -641,7 +642,9 @@ impl Session {
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
             && attached.lease.server().is_some_and(|server| server.in_hot_standby);
-        if first && ends && doubtful { Rules::FirstOnDoubtful } else { Rules::PassOn }
+        // Of one statement, a 25006 undoes all; of several, or of code that can't be seen, a part may be committed by then.
+        let single = task.needs.statements <= 1 && !task.needs.unseen && !task.needs.commits;
+        if first && ends && doubtful && single { Rules::FirstOnDoubtful } else { Rules::PassOn }
     }
 
     /// Writes the task's unit as the server is to see it, with what must go before it.
@@ -788,12 +791,13 @@ impl Session {
             self.transaction = Transaction::Open;
         }
         self.note_state(task, &mut attached);
-        self.commit_bound |= task.needs.commits;
-        let Needs { commits, repeatable, .. } = task.needs;
+        self.commit_bound |= task.needs.commits || task.needs.rolls_back;
+        let Needs { commits, rolls_back, repeatable, .. } = task.needs;
         attached.batch = Some(Box::new(Batch {
             answer,
             journal,
             commits,
+            rolls_back,
             repeatable,
             failed: sent.failed,
             copies_ended: sent.copies_ended,
@@ -810,7 +814,7 @@ impl Session {
     ) {
         let failed = std::mem::take(answer.failed_parses());
         attached.spoiled |= answer.preamble_error().is_some();
-        self.commit_bound |= task.needs.commits;
+        self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
             journal.settle(&failed, &mut self.names, &mut server.carried);

@@ -131,8 +131,10 @@ pub struct Needs {
     pub databases: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
-    /// It contains a COMMIT.
+    /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
     pub commits: bool,
+    /// It contains a ROLLBACK.
+    pub rolls_back: bool,
     /// It runs code whose effects on the session can't be seen in its text: the server is reset before its next session.
     pub unseen: bool,
     /// It executes a portal that an earlier unit bound.
@@ -156,6 +158,7 @@ impl Default for Needs {
             databases: false,
             transaction: TransactionEffect::None,
             commits: false,
+            rolls_back: false,
             unseen: false,
             earlier_portal: false,
             statements: 0,
@@ -191,6 +194,7 @@ impl Needs {
         let undoes = matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);
         self.may_unpin |= (undoes && !class.unseen) || class.pin == Some(PinReason::AdvisoryLock);
         self.commits |= class.commits;
+        self.rolls_back |= class.transaction == TransactionEffect::Rollback;
         self.target = self.target.or(class.hint.target);
         self.max_lag = self.max_lag.or(class.hint.max_lag);
     }
@@ -246,6 +250,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             _ => return Needs::unknown(),
         }
     }
+    needs.commits |= needs.rolls_back && needs.statements > 1;
     needs.transaction = effects.of(needs.statements);
     needs
 }

@@ -50,6 +50,19 @@ pub fn bind(body: &[u8]) -> Option<Bind<'_>> {
     Some(Bind { portal, statement, rest })
 }
 
+impl Bind<'_> {
+    /// Whether it is well-formed and binds no values.
+    pub fn is_without_values(&self) -> bool {
+        fn after_formats(rest: &[u8]) -> Option<&[u8]> {
+            let count = usize::from(u16::from_be_bytes(*rest.first_chunk::<2>()?));
+            rest.get(2 + 2 * count..)
+        }
+        let Some(rest) = after_formats(self.rest) else { return false };
+        let Some(results) = rest.strip_prefix(&[0, 0]) else { return false };
+        after_formats(results).is_some_and(<[u8]>::is_empty)
+    }
+}
+
 /// What Describe and Close speak of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named<'a> {
