@@ -62,6 +62,23 @@ async fn another_session_s_unnamed_statement_is_not_to_be_had() {
     assert_eq!(direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0), 3);
 }
 
+/// G05, P07: an unnamed statement whose text is larger than a unit is there all the same, until the next one.
+#[tokio::test]
+async fn a_large_unnamed_statement_is_there() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    let large = format!("SELECT length('{}')", "x".repeat(LARGE));
+    let expected = [LARGE.to_string()];
+    for _ in 0..2 {
+        let answer = answered(&mut client, &[parse("", &large), sync()]).await;
+        assert_eq!(kinds(&answer), "1Z");
+        assert_eq!(values(&answered(&mut client, &[bind("", "", &[]), execute(""), sync()]).await), expected);
+        run(&mut client, "SELECT 1").await;
+        let answer = answered(&mut client, &[bind("", "", &[]), execute(""), sync()]).await;
+        assert_eq!(errors(&answer), ["26000"]);
+    }
+}
+
 /// P07, X08: what belongs to a transaction whose server was lost runs nowhere, however large it is.
 #[tokio::test]
 async fn a_large_message_in_a_lost_transaction_is_not_run() {

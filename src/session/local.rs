@@ -87,7 +87,7 @@ impl Session {
         for (kind, body) in unit::frames(unit) {
             match kind {
                 b'Q' => {
-                    self.names.unnamed = None;
+                    self.names.drop_unnamed();
                     reply::put_command_complete(out, tag);
                 }
                 b'E' => reply::put_command_complete(out, tag),
@@ -96,6 +96,7 @@ impl Session {
                     let class = classify::classify(parse.sql, self.strings);
                     if parse.name.is_empty() {
                         self.names.unnamed_count += 1;
+                        self.names.unnamed_streamed = false;
                         self.names.unnamed = Some(Unnamed {
                             count: self.names.unnamed_count,
                             sql: parse.sql.to_vec(),

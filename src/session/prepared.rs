@@ -104,6 +104,8 @@ pub struct Names {
     named: HashMap<Box<[u8]>, Rc<Statement>>,
     /// The unnamed statement.
     pub unnamed: Option<Unnamed>,
+    /// The unnamed statement went to the server unseen, in a message larger than a unit: the session stays there.
+    pub unnamed_streamed: bool,
     /// Unnamed Parse messages so far.
     pub unnamed_count: u64,
 }
@@ -127,7 +129,7 @@ impl Names {
     /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
     pub fn clear(&mut self) {
         self.named.clear();
-        self.unnamed = None;
+        self.drop_unnamed();
     }
 
     /// The text of the statement of that name.
@@ -137,6 +139,12 @@ impl Names {
         } else {
             self.named(name).map(|statement| statement.sql.to_vec())
         }
+    }
+
+    /// There is no unnamed statement any more.
+    pub fn drop_unnamed(&mut self) {
+        self.unnamed = None;
+        self.unnamed_streamed = false;
     }
 
     /// What the statement of that name needs; `None` when there is none.

@@ -73,7 +73,7 @@ impl Journal {
         for promise in self.promised(failed) {
             match promise {
                 Promise::Prepared(_, Some(name)) => names.remove(name),
-                Promise::Unnamed => names.unnamed = None,
+                Promise::Unnamed => names.drop_unnamed(),
                 Promise::Closed(name, statement) => names.insert(name, Rc::clone(statement)),
                 Promise::Prepared(_, None) | Promise::Gone(..) | Promise::Nothing => {}
             }
@@ -141,7 +141,8 @@ impl Translator<'_> {
         let reply = match kind {
             b'P' => {
                 let token = self.journal.promise(Promise::Nothing);
-                self.names.unnamed = None;
+                self.names.drop_unnamed();
+                self.names.unnamed_streamed = body.first() == Some(&0);
                 self.carried.unnamed = None;
                 Expect::Parse { forward: true, token }
             }
@@ -157,7 +158,7 @@ impl Translator<'_> {
     pub fn frame(&mut self, kind: u8, body: &[u8]) {
         match kind {
             b'Q' => {
-                self.names.unnamed = None;
+                self.names.drop_unnamed();
                 self.carried.unnamed = None;
                 self.raw(kind, body, Some(Expect::Simple));
             }
@@ -187,6 +188,7 @@ impl Translator<'_> {
         if parse.name.is_empty() {
             let class = classify::classify(parse.sql, self.strings);
             self.names.unnamed_count += 1;
+            self.names.unnamed_streamed = false;
             let count = self.names.unnamed_count;
             let mut unnamed = self.names.unnamed.take().unwrap_or(Unnamed {
                 count,
@@ -268,6 +270,9 @@ impl Translator<'_> {
     }
 
     fn ensure_unnamed(&mut self) {
+        if self.names.unnamed_streamed {
+            return;
+        }
         let Some(unnamed) = &self.names.unnamed else {
             // The client has none; whatever is there is another session's. The server is to say that there is none.
             self.carried.unnamed = None;
@@ -337,7 +342,7 @@ impl Translator<'_> {
                 self.answer.expect(Expect::Local { reply: reply::CLOSE_COMPLETE, token });
             }
             Some(Named::Statement(_)) => {
-                self.names.unnamed = None;
+                self.names.drop_unnamed();
                 self.carried.unnamed = None;
                 self.raw(b'C', body, Some(Expect::Close));
             }
