@@ -105,6 +105,18 @@ const KNOWN: &[Known] = &[
         reason: "the chained transaction is on the standby of the first",
     },
     Known {
+        script: "the unnamed statement outlives a begin of the extended protocol",
+        direct: r#"2 "#,
+        through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,
+        reason: "a bug: the BEGIN that was put off is sent as a Query, which takes the unnamed statement away",
+    },
+    Known {
+        script: "set_config with a bound name of its own",
+        direct: r#"D [x]"#,
+        through: r#"D []"#,
+        reason: "names with a dot are learnt from a statement's text, not from what is bound",
+    },
+    Known {
         script: "invalid name of a statement",
         direct: r#"E S=ERROR V=ERROR C=22021 M=invalid byte sequence for encoding \"UTF8\": 0xff"#,
         through: "1 ",
