@@ -1,0 +1,342 @@
+//! Each script of raw messages is answered through pgsteer as PostgreSQL itself answers it, message by message.
+//!
+//! Invariant: what differs stands in [`KNOWN`] with its reason, and what stands there differs.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+#[path = "parity/transcript.rs"]
+mod transcript;
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{Message, RawClient, Running, eventually};
+use transcript::{PATIENCE, SILENCE};
+
+/// A difference that is accepted: the first line of the answer that differs.
+struct Known {
+    script: &'static str,
+    direct: &'static str,
+    through: &'static str,
+    reason: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        script: "an error skips a query too",
+        direct: "Z I",
+        through: SILENCE,
+        reason: "a bug: the Query is skipped by the server, and its answer is waited for",
+    },
+    Known {
+        script: "statement name twice",
+        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
+        through: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"_pgsteer_\" already exists"#,
+        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
+    },
+    Known {
+        script: "a failed bind leaves the statement",
+        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 0 parameters, but prepared statement \"s\" requires 1"#,
+        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 0 parameters, but prepared statement \"_pgsteer_\" requires 1"#,
+        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
+    },
+    Known {
+        script: "wrong parameter counts",
+        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 1 parameters, but prepared statement \"s\" requires 2"#,
+        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 1 parameters, but prepared statement \"_pgsteer_\" requires 2"#,
+        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
+    },
+    Known {
+        script: "malformed bind",
+        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 5 parameters, but prepared statement \"s\" requires 1"#,
+        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 5 parameters, but prepared statement \"_pgsteer_\" requires 1"#,
+        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
+    },
+    Known {
+        script: "reported parameters in the extended protocol",
+        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
+        through: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"_pgsteer_\" already exists"#,
+        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
+    },
+    Known {
+        script: "names of sql and protocol are the same",
+        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
+        through: r#"1 "#,
+        reason: "statements of SQL-level PREPARE and of Parse are kept apart",
+    },
+    Known {
+        script: "sql sees the protocol's statements",
+        direct: r#"T ?column?(0.0 23 4 -1 0)"#,
+        through: r#"E S=ERROR V=ERROR C=26000 M=prepared statement \"s\" does not exist"#,
+        reason: "statements of SQL-level PREPARE and of Parse are kept apart",
+    },
+    Known {
+        script: "commit and chain in a failed block",
+        direct: r#"D [off]"#,
+        through: r#"D [on]"#,
+        reason: "a bug: PostgreSQL forgets READ ONLY when a block fails, but the chained one is still on the standby",
+    },
+    Known {
+        script: "termination by itself",
+        direct: r#"T pg_terminate_backend(0.0 16 1 -1 0)"#,
+        through: r#"E S=ERROR V=ERROR C=08007 M=pgsteer: the server was lost before it answered; the outcome of the statement is unknown D=The server said: terminating connection due to administrator command (57P01). The statement had been sent and may have been carried out and committed. H=Look whether its effect is there before running it again."#,
+        reason: "a lost server costs an error, not the session",
+    },
+    Known {
+        script: "the unnamed statement outlives a parse that is skipped",
+        direct: r#"E S=ERROR V=ERROR C=22012 M=division by zero"#,
+        through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,
+        reason: "a bug: a Parse that an error skips takes the unnamed statement with it",
+    },
+    Known {
+        script: "a skipped close and a skipped parse",
+        direct: r#"2 "#,
+        through: r#"E S=ERROR V=ERROR C=26000 M=prepared statement \"s\" does not exist"#,
+        reason: "a bug: what an error skips is undone in the wrong order",
+    },
+    Known {
+        script: "a chained read only block is made writable",
+        direct: r#"C SET\x00"#,
+        through: r#"E S=ERROR V=ERROR C=0A000 M=cannot set transaction read-write mode during recovery"#,
+        reason: "the chained transaction is on the standby of the first",
+    },
+    Known {
+        script: "the unnamed statement outlives a begin of the extended protocol",
+        direct: r#"2 "#,
+        through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,
+        reason: "a bug: the BEGIN that was put off is sent as a Query, which takes the unnamed statement away",
+    },
+    Known {
+        script: "set_config with a bound name of its own",
+        direct: r#"D [x]"#,
+        through: r#"D []"#,
+        reason: "names with a dot are learnt from a statement's text, not from what is bound",
+    },
+    Known {
+        script: "invalid name of a statement",
+        direct: r#"E S=ERROR V=ERROR C=22021 M=invalid byte sequence for encoding \"UTF8\": 0xff"#,
+        through: "1 ",
+        reason: "names of statements do not reach the server and may be any bytes",
+    },
+    Known {
+        script: "unknown message",
+        direct: "E S=FATAL V=FATAL C=08P01 M=invalid frontend message type 121",
+        through: r#"E S=FATAL V=FATAL C=08P01 M=pgsteer: invalid frontend message type 121 H=The connection is closed because the messages after this one can\'t be told apart."#,
+        reason: "it is pgsteer that refuses it, and says so",
+    },
+];
+
+/// What scripts may use without making it. Nothing of it is ever changed.
+const FIXTURE: &str = "
+    CREATE ROLE parity_other;
+    CREATE SCHEMA fix;
+    GRANT USAGE ON SCHEMA fix TO parity_other;
+    CREATE TABLE fix.numbers (n int PRIMARY KEY, word text NOT NULL);
+    INSERT INTO fix.numbers SELECT n, 'word ' || n FROM generate_series(1, 10) AS n;
+    CREATE TYPE fix.mood AS ENUM ('good', 'bad');
+    CREATE DOMAIN fix.positive AS int CONSTRAINT is_positive CHECK (VALUE > 0);
+    CREATE FUNCTION fix.fails(what text) RETURNS int LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'it fails: %', what USING ERRCODE = 'P0042', DETAIL = 'the detail', HINT = 'the hint',
+                COLUMN = 'a_column', CONSTRAINT = 'a_constraint', DATATYPE = 'a_type', TABLE = 'a_table', SCHEMA = 'a_schema';
+        END $$;
+    CREATE FUNCTION fix.notices() RETURNS int LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE DEBUG 'a debug';
+            RAISE LOG 'a log';
+            RAISE INFO 'an info';
+            RAISE NOTICE 'a notice' USING HINT = 'nothing to do';
+            RAISE WARNING 'a warning' USING ERRCODE = '01042';
+            RETURN 1;
+        END $$;
+    CREATE PROCEDURE fix.commits(INOUT total int) LANGUAGE plpgsql AS $$
+        BEGIN
+            COMMIT;
+            total := total + 1;
+            ROLLBACK;
+            total := total + 1;
+        END $$;
+";
+
+struct Script {
+    name: String,
+    lines: Vec<String>,
+}
+
+fn scripts() -> Vec<Script> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "script"))
+        .collect();
+    files.sort();
+    let mut scripts: Vec<Script> = Vec::new();
+    for file in files {
+        for line in std::fs::read_to_string(&file).unwrap().lines() {
+            if let Some(name) = line.strip_prefix("== ") {
+                assert!(scripts.iter().all(|script| script.name != name), "{name} is there twice");
+                scripts.push(Script { name: name.to_owned(), lines: Vec::new() });
+            } else if !line.is_empty() && !line.starts_with('#') {
+                scripts.last_mut().expect("a name before the first line").lines.push(line.to_owned());
+            }
+        }
+    }
+    scripts
+}
+
+/// All answers. At the end one Sync must bring one ReadyForQuery and nothing else, unless the connection ended.
+async fn transcript(client: &mut RawClient, script: &Script, patience: Duration) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in script.lines.iter().map(String::as_str).chain(["S"]) {
+        lines.push(format!("> {line}"));
+        let answer = transcript::step(client, line, patience).await;
+        let over = answer.last().is_some_and(|last| last.starts_with('('));
+        lines.extend(answer);
+        if over {
+            break;
+        }
+    }
+    lines
+}
+
+/// The first lines that are not equal, with the line of the script before.
+fn difference<'a>(direct: &'a [String], through: &'a [String]) -> Option<(&'a str, &'a str, &'a str)> {
+    let at = |lines: &'a [String], index: usize| lines.get(index).map_or("(nothing)", String::as_str);
+    let index =
+        (0..direct.len().max(through.len())).find(|index| direct.get(*index) != through.get(*index))?;
+    let step = direct[..index.min(direct.len())].iter().rfind(|line| line.starts_with("> "))?;
+    Some((step, at(direct, index), at(through, index)))
+}
+
+/// Whether this difference, or none, is as the table has it; or else the complaint.
+fn judge(name: &str, difference: Option<(&str, &str, &str)>) -> Option<String> {
+    let known = KNOWN.iter().find(|known| known.script == name);
+    match (difference, known) {
+        (None, None) => None,
+        (Some((_, direct, through)), Some(known)) if direct == known.direct && through == known.through => {
+            None
+        }
+        (Some((step, direct, through)), _) => {
+            Some(format!("{name}: {step}\n  direct:  {direct}\n  through: {through}\n"))
+        }
+        (None, Some(known)) => {
+            Some(format!("{name}: no longer differs, so KNOWN must not have it: {}\n", known.reason))
+        }
+    }
+}
+
+/// What a session is told at its login, in the order of names.
+fn login(mut messages: Vec<Message>) -> Vec<String> {
+    messages.retain(|message| message.kind == b'S');
+    let mut lines: Vec<String> = messages.iter().map(|message| format!("{message:?}")).collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn every_script_is_answered_as_by_postgresql() {
+    let sandbox = Sandbox::builder()
+        .standbys(2)
+        .auth(Auth::Trust)
+        .setting("max_prepared_transactions", "5")
+        .start()
+        .await
+        .unwrap();
+    let mut admin = RawClient::direct(sandbox.primary()).await;
+    let made = admin.query(FIXTURE).await;
+    assert!(made.iter().all(|message| message.kind != b'E'), "{made:?}");
+    for node in sandbox.nodes() {
+        let mut client = RawClient::direct(node).await;
+        eventually("the fixture is everywhere", async || {
+            let answer = client.query("SELECT to_regprocedure('fix.commits(int)') IS NOT NULL").await;
+            running::values(&answer) == ["t"]
+        })
+        .await;
+    }
+    let proxies = [
+        Running::start(&sandbox, &["--auth", "trust"]).await,
+        Running::start(&sandbox, &["--auth", "trust", "--shards", "1", "--pool-size", "1"]).await,
+    ];
+    let mut complaints = String::new();
+    let scripts = scripts();
+    for known in KNOWN {
+        assert!(scripts.iter().any(|script| script.name == known.script), "no script: {}", known.script);
+    }
+    let only = std::env::var("PGSTEER_SCRIPT").ok();
+    for script in scripts.iter().filter(|script| only.as_ref().is_none_or(|only| *only == script.name)) {
+        let mut direct = RawClient::direct(sandbox.primary()).await;
+        let expected = transcript(&mut direct, script, PATIENCE).await;
+        if only.is_some() {
+            println!("{}", expected.join("\n"));
+        }
+        drop(direct);
+        for (proxy, mode) in proxies.iter().zip(["default", "one connection"]) {
+            renew(&mut admin).await;
+            let mut client = proxy.raw_logged_in().await;
+            // What is known not to come is not waited for long.
+            let silent = KNOWN.iter().any(|known| known.script == script.name && known.through == SILENCE);
+            let patience = if silent { Duration::from_secs(1) } else { PATIENCE };
+            let got = transcript(&mut client, script, patience).await;
+            if let Some(complaint) = judge(&script.name, difference(&expected, &got)) {
+                write!(complaints, "({mode}) {complaint}").unwrap();
+            }
+        }
+        renew(&mut admin).await;
+        if expected.iter().any(|line| line == SILENCE) {
+            writeln!(complaints, "{}: waits for what PostgreSQL does not send", script.name).unwrap();
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+    println!("{} scripts", scripts.len());
+}
+
+/// What a script has made is gone before the next run.
+async fn renew(admin: &mut RawClient) {
+    let clients = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock'
+        AND pid <> pg_backend_pid()";
+    eventually("no script holds a lock", async || running::values(&admin.query(clients).await) == ["0"])
+        .await;
+    let answer = admin
+        .query("SET client_min_messages = error; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        .await;
+    assert!(answer.iter().all(|message| message.kind != b'E'), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_login_is_told_the_same_parameters() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    for further in [
+        &[][..],
+        &[("application_name", "parity"), ("TimeZone", "Asia/Tokyo"), ("DateStyle", "German")],
+        &[("options", "-c work_mem=5MB --search_path=fix,public"), ("client_encoding", "LATIN1")],
+    ] {
+        let parameters = [&[("user", "postgres"), ("database", "postgres")], further].concat();
+        let mut direct =
+            RawClient { stream: tokio::net::TcpStream::connect(sandbox.primary().address()).await.unwrap() };
+        let expected = login(direct.log_in_with(&parameters).await);
+        let mut client = proxy.raw().await;
+        assert_eq!(login(client.log_in_with(&parameters).await), expected, "{further:?}");
+    }
+}
+
+#[test]
+fn a_difference_must_be_in_the_table_and_nothing_else() {
+    let lines = |text: &str| text.split(';').map(str::to_owned).collect::<Vec<_>>();
+    let (direct, through) = (lines("> Q x;C SET;Z I"), lines("> Q x;C SET;Z T"));
+    assert_eq!(difference(&direct, &direct), None);
+    assert_eq!(difference(&direct, &through), Some(("> Q x", "Z I", "Z T")));
+    assert_eq!(difference(&direct, &direct[..2]), Some(("> Q x", "Z I", "(nothing)")));
+    assert_eq!(judge("none", None), None);
+    assert!(judge("none", difference(&direct, &through)).is_some());
+    for known in KNOWN {
+        assert!(judge(known.script, None).is_some(), "{} may vanish unseen", known.script);
+        assert!(judge(known.script, Some(("", known.direct, "other"))).is_some());
+        assert!(!known.reason.is_empty());
+    }
+}
