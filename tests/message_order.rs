@@ -62,6 +62,26 @@ async fn another_session_s_unnamed_statement_is_not_to_be_had() {
     assert_eq!(direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0), 3);
 }
 
+/// G05: what pgsteer itself sends to the server leaves the client's unnamed statement alone.
+#[tokio::test]
+async fn the_unnamed_statement_survives_what_pgsteer_does() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    let runs = |name: &str| [bind("", name, &[]), execute(""), sync()];
+    // A BEGIN that is put off is sent later, as a Query.
+    let prepare = [parse("b", "BEGIN"), parse("", "SELECT 1"), sync()];
+    assert_eq!(kinds(&answered(&mut client, &prepare).await), "11Z");
+    answered(&mut client, &runs("b")).await;
+    assert_eq!(values(&answered(&mut client, &runs("")).await), ["1"]);
+    run(&mut client, "COMMIT").await;
+    // Settings go back and forth.
+    let mut other = proxy.raw_logged_in().await;
+    run(&mut client, "SET work_mem = '6MB'").await;
+    answered(&mut client, &[parse("", "SELECT 2"), sync()]).await;
+    answered(&mut other, &[parse("s", "SELECT 3"), sync()]).await;
+    assert_eq!(values(&answered(&mut client, &runs("")).await), ["2"]);
+}
+
 /// G05, P07: an unnamed statement whose text is larger than a unit is there all the same, until the next one.
 #[tokio::test]
 async fn a_large_unnamed_statement_is_there() {

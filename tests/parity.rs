@@ -27,12 +27,6 @@ struct Known {
 
 const KNOWN: &[Known] = &[
     Known {
-        script: "an error skips a query too",
-        direct: "Z I",
-        through: SILENCE,
-        reason: "a bug: the Query is skipped by the server, and its answer is waited for",
-    },
-    Known {
         script: "statement name twice",
         direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
         through: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"_pgsteer_\" already exists"#,
@@ -93,28 +87,10 @@ const KNOWN: &[Known] = &[
         reason: "a bug: a Parse that an error skips takes the unnamed statement with it",
     },
     Known {
-        script: "a skipped close and a skipped parse",
-        direct: r#"2 "#,
-        through: r#"E S=ERROR V=ERROR C=26000 M=prepared statement \"s\" does not exist"#,
-        reason: "a bug: what an error skips is undone in the wrong order",
-    },
-    Known {
         script: "a chained read only block is made writable",
         direct: r#"C SET\x00"#,
         through: r#"E S=ERROR V=ERROR C=0A000 M=cannot set transaction read-write mode during recovery"#,
         reason: "the chained transaction is on the standby of the first",
-    },
-    Known {
-        script: "the unnamed statement outlives a begin of the extended protocol",
-        direct: r#"2 "#,
-        through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,
-        reason: "a bug: the BEGIN that was put off is sent as a Query, which takes the unnamed statement away",
-    },
-    Known {
-        script: "set_config with a bound name of its own",
-        direct: r#"D [x]"#,
-        through: r#"D []"#,
-        reason: "names with a dot are learnt from a statement's text, not from what is bound",
     },
     Known {
         script: "invalid name of a statement",

@@ -148,6 +148,21 @@ async fn set_config_with_bound_values() {
     }
 }
 
+/// F04: the name is bound as well, and that of a setting which the server does not list.
+#[tokio::test]
+async fn set_config_with_a_bound_name() {
+    let mut all = Two::start().await;
+    let text = parse("s", "SELECT set_config($1, $2, $3)");
+    let once = [text, bind("", "s", &["app.one", "x", "false"]), execute("")];
+    assert_eq!(kinds(&all.one.extended(&once).await), "12DCZ");
+    let again = [bind("", "s", &["app.two", "y", "false"]), execute("")];
+    assert_eq!(kinds(&all.one.extended(&again).await), "2DCZ");
+    for (name, value) in [("app.one", "x"), ("app.two", "y")] {
+        assert_eq!(show(&mut all.two, name).await, "");
+        assert_eq!(show(&mut all.one, name).await, value);
+    }
+}
+
 /// G01: RESET goes to the value of the startup packet, not to the server's.
 #[tokio::test]
 async fn reset_goes_to_the_startup_value() {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::processes::{Process, remove_shared_memory};
@@ -244,7 +245,13 @@ impl Node {
     /// It is not a standby, or does not answer.
     pub async fn resume_replay(&self) -> Result<(), Error> {
         let client = self.connect().await?;
-        self.execute(&client, "SELECT pg_wal_replay_resume()").await
+        match self.execute(&client, "SELECT pg_wal_replay_resume()").await {
+            // Replay that goes on may cancel the very statement that had it go on: it has done its work then.
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// What a standby must know of it.

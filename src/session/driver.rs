@@ -651,7 +651,12 @@ impl Session {
         }
         let between = matches!(self.transaction, Transaction::None);
         let mut touched = std::mem::take(&mut self.touched);
+        let mut unknown = false;
         for (kind, body) in unit::frames(unit) {
+            if let (true, b'B', Some(bind)) = (unknown, kind, extended::bind(body)) {
+                // `set_config($1, $2, $3)`: the name is a value.
+                self.note_custom_settings(settings::dotted_words(bind.rest));
+            }
             let text = match kind {
                 b'Q' => extended::query(body).map(<[u8]>::to_vec),
                 b'P' => extended::parse(body).map(|parse| parse.sql.to_vec()),
@@ -661,7 +666,11 @@ impl Session {
             let Some(text) = text else { continue };
             let class = classify::classify(&text, self.strings);
             if class.unseen || class.session == SessionEffect::Unknown {
+                unknown = true;
                 self.note_custom_settings(settings::dotted_words(&text));
+                if let (b'B', Some(bind)) = (kind, extended::bind(body)) {
+                    self.note_custom_settings(settings::dotted_words(bind.rest));
+                }
             }
             match class.session {
                 SessionEffect::None | SessionEffect::Deallocate(_) => {}

@@ -662,10 +662,13 @@ impl Session {
         if let Transaction::Deferred { sql, .. } = &self.transaction {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
+            // A Query takes the server's unnamed statement away; the client may have prepared its own before.
+            server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
         if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.needs.pin, task.kind) {
             // It would leave state on a standby that later writes of the session need on the primary.
+            server.carried.unnamed = None;
             reply::put_query(out, &refusal_on_standby(pin.as_str()));
             return answer.expect(Expect::Simple);
         }
