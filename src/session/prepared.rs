@@ -12,7 +12,7 @@ use crate::classify::Classification;
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
 
-/// Statements that a shard remembers beyond those in use.
+/// Statements that a shard remembers before it first looks for those that nobody uses any more.
 const TABLE_SWEEP_AT: usize = 4096;
 
 /// A prepared statement.
@@ -36,14 +36,21 @@ pub struct Statement {
 #[derive(Debug)]
 pub struct Table {
     shard: usize,
-    next_id: RefCell<u64>,
+    next_id: Cell<u64>,
+    /// At this size it is swept; then at twice what is left, so that a sweep is paid for by what came since.
+    sweep_at: Cell<usize>,
     by_text: RefCell<HashMap<Box<[u8]>, Weak<Statement>>>,
 }
 
 impl Table {
     /// For shard number `shard`.
     pub fn new(shard: usize) -> Self {
-        Self { shard, next_id: RefCell::new(1), by_text: RefCell::default() }
+        Self {
+            shard,
+            next_id: Cell::new(1),
+            sweep_at: Cell::new(TABLE_SWEEP_AT),
+            by_text: RefCell::default(),
+        }
     }
 
     /// The name on servers of the statement with this identity.
@@ -68,10 +75,11 @@ impl Table {
         if let Some(statement) = by_text.get(key.as_slice()).and_then(Weak::upgrade) {
             return statement;
         }
-        if by_text.len() >= TABLE_SWEEP_AT {
+        if by_text.len() >= self.sweep_at.get() {
             by_text.retain(|_, statement| statement.strong_count() > 0);
+            self.sweep_at.set(TABLE_SWEEP_AT.max(by_text.len() * 2));
         }
-        let id = self.next_id.replace_with(|id| *id + 1);
+        let id = self.next_id.replace(self.next_id.get() + 1);
         let statement = Rc::new(Statement {
             id,
             name: self.name_of(id),
