@@ -50,7 +50,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("application_name", &["'one'", "'two'", "''"]),
     ("app.tenant", &["'1'", "'2'", "''"]),
     ("app.other", &["'x'", "'it''s'"]),
-    ("search_path", &["pg_catalog, public", "public", "'nowhere', public"]),
+    ("search_path", &["pg_catalog, public", "public", "nowhere, public"]),
     ("DateStyle", &["'German'", "'SQL, DMY'"]),
     ("TimeZone", &["'Asia/Tokyo'", "'UTC'"]),
     ("extra_float_digits", &["0", "2"]),
@@ -262,11 +262,7 @@ impl Side {
         let mut clients = [self.connect().await, self.connect().await];
         let mut answers = Vec::new();
         for (client, line) in steps {
-            let mut answer = transcript::step(&mut clients[client - 1], line, PATIENCE).await;
-            // Which of several parameters is reported first depends on the order in which a server met them.
-            answer
-                .chunk_by_mut(|one, two| one.starts_with("S ") && two.starts_with("S "))
-                .for_each(<[_]>::sort);
+            let answer = transcript::step(&mut clients[client - 1], line, PATIENCE).await;
             let over = answer.last().is_some_and(|last| last.starts_with('('));
             answers.push(answer);
             if over {

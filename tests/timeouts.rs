@@ -73,7 +73,16 @@ async fn an_idle_transaction_is_ended_by_a_startup_option_in_the_servers_words()
 /// G21.
 #[tokio::test]
 async fn an_idle_pinned_session_is_ended_in_the_servers_words() {
+    let pinned = ["CREATE TEMP TABLE pins (i int)", "SET idle_session_timeout = '200ms'"];
+    is_ended_as_by_the_server("57P05", &pinned).await;
+}
+
+/// G21: while the session holds no server, nobody but pgsteer can look at its time-outs.
+#[tokio::test]
+async fn an_idle_session_without_a_server_is_ended_in_the_servers_words() {
     is_ended_as_by_the_server("57P05", &["SET idle_session_timeout = '200ms'"]).await;
+    let put_off = ["SET idle_in_transaction_session_timeout = '200ms'", "BEGIN"];
+    is_ended_as_by_the_server("25P03", &put_off).await;
 }
 
 /// G21: only from PostgreSQL 17 on is there such a time-out.
@@ -93,9 +102,12 @@ async fn a_long_transaction_is_ended_in_the_servers_words() {
 #[tokio::test]
 async fn a_session_time_out_of_an_idle_server_connection_is_not_seen() {
     let (sandbox, proxy) = single().await;
-    let mut client = proxy.raw().await;
-    client.log_in_with(&[("user", "postgres"), ("options", "-c idle_session_timeout=50ms")]).await;
+    let mut client = proxy.raw_logged_in().await;
     let direct = sandbox.connect(0).await.unwrap();
+    // Of the servers' own configuration: it is meant for connections that nobody uses.
+    direct.batch_execute("SET idle_session_timeout = 0").await.unwrap();
+    direct.batch_execute("ALTER SYSTEM SET idle_session_timeout = '50ms'").await.unwrap();
+    direct.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS mine'";
     for round in 0..5 {
         assert_eq!(values(&client.query(&format!("SELECT {round} AS mine")).await), [round.to_string()]);

@@ -146,6 +146,10 @@ pub struct Session {
     pub(super) read_only: bool,
     /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
     pub(super) serializable: bool,
+    /// `idle_session_timeout`, for while no server is held that would look at it.
+    pub(super) idle_limit: Option<Duration>,
+    /// `idle_in_transaction_session_timeout`, for a transaction that was put off.
+    pub(super) idle_in_transaction_limit: Option<Duration>,
     /// What the session is to find on its server, between transactions.
     pub(super) settings: Rc<SettingValues>,
     /// Those of `settings` that decide what a text means: statements are shared only among sessions that have the same.
@@ -193,6 +197,8 @@ impl Session {
             touched: Touched::default(),
             read_only: identity.read_only,
             serializable: false,
+            idle_limit: None,
+            idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,
                 opaque_encoding: identity.opaque_encoding,
@@ -272,9 +278,18 @@ impl Session {
     /// Waits for the client as a session that keeps nothing for its next statement.
     async fn wait_cold(&mut self) -> Flow<()> {
         self.enter_idle()?;
-        let ready = net::readable(&self.client).await;
+        let ready = self.within_idle_limit(net::readable(&self.client)).await;
         self.control.idle.set(false);
-        ready.map_err(|_| End::Client)
+        ready?.map_err(|_| End::Client)
+    }
+
+    /// Waits for the client as long as its own settings allow. Cancel-safe if `wait` is.
+    async fn within_idle_limit<T>(&self, wait: impl Future<Output = T>) -> Flow<T> {
+        let between = matches!(self.transaction, Transaction::None);
+        let limit = if between { self.idle_limit } else { self.idle_in_transaction_limit };
+        let Some(limit) = limit else { return Ok(wait.await) };
+        let waited = tokio::time::timeout(limit, wait).await;
+        waited.map_err(|_| End::Told(Box::new(outcome::idle_too_long(between))))
     }
 
     async fn serve_units(&mut self, early: Vec<u8>) -> Flow<Rest> {
@@ -356,7 +371,7 @@ impl Session {
             return self.wait_attached().await.map(|()| None);
         }
         self.enter_idle()?;
-        let waited = poll_fn(|context| {
+        let wait = poll_fn(|context| {
             if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
                 return Poll::Ready(ready.map(|()| None));
             }
@@ -364,11 +379,11 @@ impl Session {
                 return Poll::Ready(Ok(Some(Rest::Cooled)));
             }
             Poll::Pending
-        })
-        .await;
+        });
+        let waited = self.within_idle_limit(wait).await;
         self.control.idle.set(false);
         self.control.active.set(true);
-        waited.map_err(|_| End::Client)
+        waited?.map_err(|_| End::Client)
     }
 
     /// The same while a server connection is held: what the server says by itself is passed on.

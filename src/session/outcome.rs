@@ -127,6 +127,18 @@ pub fn cancelled() -> Report {
         .detail("pgsteer: the statement was waiting for a server and was not run.")
 }
 
+/// A client that held no server has been idle for longer than its settings allow: in the words of PostgreSQL.
+pub fn idle_too_long(between: bool) -> Report {
+    if between {
+        Report::fatal(state::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout")
+    } else {
+        Report::fatal(
+            state::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            "terminating connection due to idle-in-transaction timeout",
+        )
+    }
+}
+
 /// pgsteer is shutting down.
 pub fn shutting_down() -> Report {
     Report::fatal(state::ADMIN_SHUTDOWN, "terminating connection due to administrator command")

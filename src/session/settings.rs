@@ -5,6 +5,7 @@
 //! are the server's own words for them, asked for when something may have changed them (`inspect`). Must not know: sockets.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::wire::startup::Startup;
 
@@ -138,6 +139,23 @@ pub fn is_opaque_encoding(name: &str) -> bool {
     ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"]
         .iter()
         .any(|opaque| name.eq_ignore_ascii_case(opaque))
+}
+
+/// A time-out as PostgreSQL writes and reads it: a number, in milliseconds unless it has a unit. `None` for none and for 0.
+pub fn time_limit(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(value.len());
+    let number: f64 = value.get(..digits)?.parse().ok()?;
+    let unit_seconds = match value.get(digits..)?.trim() {
+        "us" => 1e-6,
+        "" | "ms" => 1e-3,
+        "s" => 1.0,
+        "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number * unit_seconds).ok().filter(|limit| !limit.is_zero())
 }
 
 /// Whether PostgreSQL takes this value for true (`parse_bool`, bool.c).
@@ -352,6 +370,18 @@ mod tests {
         touched.set(b"A");
         touched.set(b"a");
         assert_eq!(touched, Touched::Set(vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn time_limits_are_read_as_postgresql_writes_them() {
+        for (value, milliseconds) in
+            [("200", 200), ("200ms", 200), ("1.5s", 1500), ("2min", 120_000), ("1 h", 3_600_000)]
+        {
+            assert_eq!(time_limit(value), Some(Duration::from_millis(milliseconds)), "{value}");
+        }
+        for value in ["0", "", "off", "5 parsecs", "-1", "1e9"] {
+            assert_eq!(time_limit(value), None, "{value}");
+        }
     }
 
     /// G03: a list of schemas stays a list.

@@ -173,6 +173,8 @@ pub async fn step(client: &mut RawClient, line: &str, patience: Duration) -> Vec
         }
         answer.push(render(&message));
     }
+    // Which of several parameters is reported first depends on the order in which a server met them.
+    answer.chunk_by_mut(|one, two| one.starts_with("S ") && two.starts_with("S ")).for_each(<[_]>::sort);
     answer
 }
 
