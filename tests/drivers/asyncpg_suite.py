@@ -378,7 +378,9 @@ async def statement_cache():
             assert await connection.fetchval(f"SELECT i + {number} + $1 FROM a_cache", 1) == number + 2
         for number in range(120):
             await connection.execute(f"UPDATE a_cache SET i = i + {number} - $1", number)
-    # What was cached is out of date.
+    # What was cached is out of date. (In a session that keeps its server: on another one the statement is prepared anew, and
+    # whether the old one is refused is chance; see the README, "What it does not do yet".)
+    await connection.execute("CREATE TEMP TABLE a_cache_keeps (i int)")
     await connection.fetch("SELECT * FROM a_cache")
     await connection.execute("ALTER TABLE a_cache ADD j text DEFAULT 'x'")
     assert tuple(await connection.fetchrow("SELECT * FROM a_cache")) == (1, "x")
