@@ -232,7 +232,9 @@ fn judge(name: &str, differences: &[Option<(&str, &str, &str)>]) -> String {
                 .unwrap();
         }
     }
-    if let (Some(known), true) = (known, differences.iter().all(Option::is_none)) {
+    // Whether a read meets a standby is not the script's to say: what differs there need not do so each time.
+    let by_chance = known.is_some_and(|known| known.reason.contains("standby"));
+    if let (Some(known), true, false) = (known, differences.iter().all(Option::is_none), by_chance) {
         writeln!(complaints, "{name}: no longer differs, so KNOWN must not have it: {}", known.reason)
             .unwrap();
     }
@@ -351,7 +353,8 @@ fn a_difference_must_be_in_the_table_and_nothing_else() {
     for known in KNOWN {
         let as_known = Some(("", known.direct, known.through));
         assert_eq!(judge(known.script, &[None, as_known]), "");
-        assert_ne!(judge(known.script, &[None, None]), "", "{} may vanish unseen", known.script);
+        let vanished = judge(known.script, &[None, None]);
+        assert_eq!(vanished.is_empty(), known.reason.contains("standby"), "{}", known.script);
         assert_ne!(judge(known.script, &[as_known, Some(("", known.direct, "other"))]), "");
         assert!(!known.reason.is_empty());
     }
