@@ -322,7 +322,7 @@ impl Session {
                     if !matches!(error, ConnectError::Login(LoginError::Refused { .. }))
                         || side == Side::Primary
                     {
-                        (self.shard.shared.suspect)(node, SuspectCause::ConnectionLost);
+                        self.shard.suspect(node, SuspectCause::ConnectionLost);
                     }
                     if side == Side::Standby {
                         task.excluded.push(node);
@@ -473,6 +473,7 @@ impl Session {
             dice: fastrand::u64(..),
         });
         let (node, side) = match decision.destination {
+            Destination::Primary(node) if self.shard.is_doubted(node, &snapshot) => return None,
             Destination::Primary(node) => (node, Side::Primary),
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return None,
@@ -521,7 +522,7 @@ impl Session {
         if side == Side::Primary {
             if server.in_hot_standby && server.link.epoch.get() == epoch {
                 // Opened under this epoch and in recovery: whatever answers there is not the primary.
-                (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
+                self.shard.suspect(node, SuspectCause::ReadOnly);
                 return Accepted::NotPrimary;
             }
             server.link.epoch.set(epoch);
@@ -748,7 +749,7 @@ impl Session {
                 self.shard.buffers.give_answer(answer);
                 let why =
                     if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
-                (self.shard.shared.suspect)(attached.node, why);
+                self.shard.suspect(attached.node, why);
                 let (node, side) = (attached.node, attached.side);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;
@@ -886,7 +887,7 @@ impl Session {
         side: Side,
     ) -> RetryCause {
         if side == Side::Primary {
-            (self.shard.shared.suspect)(node, SuspectCause::ReadOnly);
+            self.shard.suspect(node, SuspectCause::ReadOnly);
             return RetryCause::NotPrimary;
         }
         if matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED) {
@@ -972,7 +973,7 @@ impl Session {
     /// The attached server is gone while nothing was under way.
     pub(super) fn detach_lost(&mut self, why: SuspectCause) {
         if let Some(attached) = self.attached.take() {
-            (self.shard.shared.suspect)(attached.node, why);
+            self.shard.suspect(attached.node, why);
         }
         *self.control.runs_at.borrow_mut() = None;
     }

@@ -88,6 +88,9 @@ pub struct Shard {
     pub learned: RefCell<HashSet<u64>>,
     /// No new work.
     pub draining: Cell<bool>,
+    /// A node that a session of this shard has seen fail, and when: until it has been looked at since, it gets nothing new as the
+    /// primary. A server that shuts down ends its connections one after the other.
+    doubt: Cell<Option<(NodeId, Instant)>>,
     last_primary: Cell<Option<(NodeId, Epoch)>>,
     last_bell: Cell<Instant>,
     sessions: RefCell<HashMap<u64, Rc<Control>>>,
@@ -122,6 +125,7 @@ impl Shard {
             load: RefCell::new(load),
             learned: RefCell::default(),
             draining: Cell::new(false),
+            doubt: Cell::default(),
             last_primary: Cell::default(),
             last_bell: Cell::new(Instant::now()),
             sessions: RefCell::default(),
@@ -153,11 +157,34 @@ impl Shard {
                 || before.primary.map(|view| view.node) != now.primary.map(|view| view.node)
                 || before.nodes.iter().map(|node| node.role).ne(now.nodes.iter().map(|node| node.role))
         };
+        let cleared = self.doubt.get().is_some() && !self.is_doubted_anywhere();
+        if cleared {
+            self.doubt.set(None);
+        }
         let now = Instant::now();
-        if changed || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
+        if changed || cleared || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
             self.last_bell.set(now);
             self.snapshot_changed.send_replace(version);
         }
+    }
+
+    /// A session has seen this node fail: the monitor looks at it at once, and until then nothing new goes there as to the primary.
+    pub fn suspect(&self, node: NodeId, cause: SuspectCause) {
+        self.doubt.set(Some((node, Instant::now())));
+        (self.shared.suspect)(node, cause);
+    }
+
+    /// The primary is doubted, and has not answered a probe that was sent since.
+    pub fn is_doubted(&self, primary: NodeId, snapshot: &Snapshot) -> bool {
+        self.doubt.get().is_some_and(|(node, since)| {
+            node == primary
+                && snapshot.primary.is_some_and(|view| view.node == node && view.sampled_at <= since)
+        })
+    }
+
+    fn is_doubted_anywhere(&self) -> bool {
+        let snapshot = self.snapshot.borrow();
+        self.doubt.get().is_some_and(|(node, _)| self.is_doubted(node, &snapshot))
     }
 
     /// The snapshot in force.
