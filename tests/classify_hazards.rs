@@ -352,6 +352,24 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("L06", "SELECT 1\0", "W"),
 ];
 
+/// F18: lists of columns are no calls: what runs nothing unknown is not asked about afterwards.
+#[test]
+fn f18_lists_of_columns_are_no_calls() {
+    for (sql, unseen) in [
+        ("INSERT INTO t (a, b) VALUES (1, 2)", false),
+        ("INSERT INTO s.t (a) SELECT 1 ON CONFLICT DO NOTHING", false),
+        ("INSERT INTO t AS x (a) VALUES (1) ON CONFLICT (a) DO UPDATE SET (a, b) = (1, 2)", false),
+        ("UPDATE t SET (a, b) = (1, 2) WHERE c = 3", false),
+        ("INSERT INTO t (a) VALUES (unknown(1))", true),
+        ("INSERT INTO t (a) SELECT unknown(1)", true),
+        ("INSERT INTO t SELECT 1 FROM a JOIN b ON conflict(1)", true),
+        ("UPDATE t SET a = unknown(1)", true),
+        ("SELECT set(1)", true),
+    ] {
+        assert_eq!(on(sql).unseen, unseen, "{sql}");
+    }
+}
+
 #[test]
 fn every_hazard_is_answered_as_its_row_says() {
     let mut faults = Vec::new();

@@ -411,6 +411,13 @@ impl Body {
     /// `name (`: an alias with columns, a type with a modifier, or a call.
     fn after_name(&self, scan: &Scanner<'_>, name: Name) -> Paren {
         let level = &self.levels[self.depth];
+        // `INSERT INTO t (columns)`, and `ON CONFLICT (columns)` where no JOIN can have the ON.
+        let conflict = name.after_word == Word::On
+            && level.clause != Clause::JoinOn
+            && scan.folded(name.token).is(b"conflict");
+        if name.after_word == Word::Into || conflict {
+            return Paren::Opens(Opened::Group, Clause::Expression);
+        }
         let types = name.after == Last::Cast || (name.after == Last::As && level.opened == Opened::Cast);
         let open = if types {
             is_type(scan, name)
@@ -455,6 +462,7 @@ impl Body {
             Varying => group(matches!(before, Char | Character | Nchar | Bit)),
             System | Bernoulli => group(before == Tablesample),
             Materialized => group(clause == Clause::With),
+            Set => group(self.rule.updates),
             Grouping => group(true),
             _ => group(word.takes_parenthesis()),
         }
