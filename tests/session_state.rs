@@ -307,3 +307,25 @@ async fn statements_are_shared_only_under_the_same_search_path() {
     assert_eq!(values(&run(&mut all.one, "SELECT count(*) FROM t WHERE v = 'words'").await), ["2"]);
     assert_eq!(values(&run(&mut all.two, "SELECT count(*) FROM t WHERE v = B'10101010'").await), ["4"]);
 }
+
+/// G01, S21: what was only prepared, or was rolled back in the same batch, has reset nothing.
+#[tokio::test]
+async fn a_reset_that_did_not_happen_is_not_believed() {
+    let mut all = Two::start().await;
+    let run_it = |text: &str| [parse("", text), bind("", "", &[]), execute("")].concat();
+    for text in ["RESET work_mem", "RESET ALL", "DISCARD ALL"] {
+        for messages in [vec![parse("", text)], vec![run_it("RESET work_mem"), run_it("ROLLBACK")]] {
+            run(&mut all.one, "SET work_mem = '8MB'").await;
+            assert_eq!(errors(&all.one.extended(&messages).await), [""; 0], "{text}");
+            all.two_gets_through().await;
+            assert_eq!(show(&mut all.one, "work_mem").await, "8MB", "{text}");
+        }
+        run(&mut all.one, "CREATE TEMP TABLE kept (i int)").await;
+        assert_eq!(kinds(&all.one.extended(&[parse("", text)]).await), "1Z");
+        run(&mut all.one, "INSERT INTO kept VALUES (1)").await;
+        run(&mut all.one, "DROP TABLE kept").await;
+        assert_eq!(kinds(&all.one.extended(&[run_it(text)]).await), "12CZ", "{text}");
+        all.two_gets_through().await;
+        assert_eq!(show(&mut all.one, "work_mem").await, "4MB", "{text}");
+    }
+}

@@ -723,8 +723,14 @@ impl Session {
                 let alone = matches!(self.transaction, Transaction::None);
                 self.transaction = Transaction::from_status(status);
                 let between = !self.transaction.is_on_server();
+                // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
+                // executed may be rolled back in the same batch.
+                let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
+                if !told {
+                    self.touched.ask();
+                }
                 if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
-                    self.take_stock(&mut attached, alone && sent.failed).await?;
+                    self.take_stock(&mut attached, alone && told && sent.failed).await?;
                 }
                 self.keep_or_release(attached, now);
                 Ok(Tried::Over)

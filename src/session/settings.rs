@@ -81,6 +81,13 @@ impl Touched {
         if *self == Self::Nothing { *self = what } else { self.anything() }
     }
 
+    /// What was taken for done may not have been: the server is asked for everything. Values that were set are asked for anyway.
+    pub fn ask(&mut self) {
+        if matches!(self, Self::Reset(_) | Self::ResetAll | Self::DiscardAll) {
+            self.anything();
+        }
+    }
+
     /// What happened is not known.
     pub fn anything(&mut self) {
         *self = Self::Anything;
