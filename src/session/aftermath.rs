@@ -75,6 +75,12 @@ impl Session {
                 self.keep_or_release(attached, now);
                 Ok(Tried::Again(self.refused(task, code, node, side)))
             }
+            Ended::NotFit { code, message } => {
+                self.shard.buffers.give_answer(answer);
+                journal.undo(&mut self.names);
+                task.beyond = sent.beyond;
+                self.not_fit(task, attached, &sent, code, &message).await
+            }
             Ended::ServerLost { cause, announced } => {
                 self.shard.buffers.give_answer(answer);
                 let why =
@@ -207,6 +213,33 @@ impl Session {
         } else {
             attached.lease.release(now);
         }
+    }
+
+    /// The server can't be brought to the session's settings. What is missing on a standby (a role, an extension) may only not
+    /// have arrived there.
+    async fn not_fit(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        sent: &Sent,
+        code: sqlstate::SqlState,
+        message: &str,
+    ) -> Flow<Tried> {
+        let (node, side) = (attached.node, attached.side);
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        if side == Side::Standby && whole && code != sqlstate::QUERY_CANCELED {
+            task.excluded.push(node);
+            return Ok(Tried::Again(RetryCause::Refused));
+        }
+        let report = if code == sqlstate::QUERY_CANCELED {
+            outcome::cancelled()
+        } else {
+            outcome::settings_refused(message)
+        };
+        self.refuse(task, &report).await?;
+        Ok(Tried::Over)
     }
 
     fn refused(

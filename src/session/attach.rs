@@ -10,20 +10,17 @@ use std::time::Instant;
 use super::driver::{Attached, End, Flow, Session};
 use super::hold::Hold;
 use super::inspect::Inspect;
+use super::outcome;
 use super::run::Task;
-use super::settings::difference;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use super::unit::Kind;
-use super::{RESET_TIMEOUT, outcome};
 use crate::backend::login::LoginError;
-use crate::backend::reset::{self, CommandError};
 use crate::backend::{ConnectError, Endpoint};
 use crate::pool::LeaseError;
 use crate::route::{self, Destination, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
-use crate::wire::reply::{self};
 use crate::wire::sqlstate;
 
 /// What became of a lease that was got.
@@ -59,7 +56,7 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool) {
+            let lease = match self.shard.pools.try_claim(&pool, self.settings.id) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
@@ -127,7 +124,7 @@ impl Session {
 
     /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
     async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
-        let lease = self.shard.pools.lease(pool, endpoint);
+        let lease = self.shard.pools.lease(pool, endpoint, self.settings.id);
         let mut lease = std::pin::pin!(lease);
         loop {
             tokio::select! {
@@ -278,49 +275,6 @@ impl Session {
             unlisted: false,
         });
         Accepted::Taken
-    }
-
-    /// Brings the attached server to this session's settings and waits for that: a statement must never run under other
-    /// settings than its session's. Costs a round trip, and only where the last session had others. `false` when the client
-    /// has been told that it failed; attached to nothing when the server was lost.
-    pub(super) async fn apply_settings(&mut self, task: &mut Task<'_>) -> Flow<bool> {
-        let Some(attached) = self.attached.as_mut().filter(|attached| attached.batch.is_none()) else {
-            return Ok(true);
-        };
-        let Some(server) = attached.lease.server() else { return Ok(true) };
-        if server.applied.id == self.settings.id {
-            return Ok(true);
-        }
-        let commands = difference(&server.applied.pairs, &self.settings.pairs);
-        let applied = if commands.is_empty() {
-            Ok(Vec::new())
-        } else {
-            match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
-                Ok(applied) => applied,
-                Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
-            }
-        };
-        match applied {
-            Ok(notifications) => {
-                server.applied = Rc::clone(&self.settings);
-                self.send_client(&notifications).await?;
-                Ok(true)
-            }
-            Err(CommandError::Io(_)) => {
-                let node = server.link.node;
-                if self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby) {
-                    task.excluded.push(node);
-                }
-                self.detach_lost(SuspectCause::ConnectionLost);
-                Ok(true)
-            }
-            Err(CommandError::Refused(error)) => {
-                self.detach();
-                let report =
-                    outcome::settings_refused(&reply::error_message(error.get(5..).unwrap_or_default()));
-                self.refuse(task, &report).await
-            }
-        }
     }
 
     /// Closes the attached server connection.

@@ -6,16 +6,16 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Exchange, Goal, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Rules, Through};
 use super::run::{RetryCause, Task, Tried};
-use super::settings::Touched;
+use super::settings::{Touched, difference};
 use super::transaction::Transaction;
 use super::translate::{Journal, Translator};
 use super::unit::{self, Kind};
 use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
 use crate::telemetry::metrics::Side;
-use crate::wire::reply::{self};
+use crate::wire::reply;
 
 /// What had happened when an exchange ended.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,23 @@ pub(super) struct Sent {
     pub(super) server_ended: bool,
     /// COPY data that was sent to its end before the server asked for it.
     pub(super) copies_ended: usize,
+}
+
+impl Sent {
+    fn of(exchange: &Exchange<'_>, fresh: bool) -> Self {
+        Self {
+            any: exchange.any_sent,
+            delivered: exchange.delivered,
+            inside_frame: exchange.answer.inside_frame() && exchange.delivered,
+            unit_left: exchange.reserved,
+            copying: matches!(exchange.through, Through::Copy { .. }),
+            beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
+            fresh,
+            failed: exchange.failed.is_some(),
+            server_ended: exchange.server_ended,
+            copies_ended: exchange.copies_ended,
+        }
+    }
 }
 
 impl Session {
@@ -70,6 +87,9 @@ impl Session {
             None => (self.shard.buffers.take_answer(), Journal::default()),
         };
         let mut out = self.shard.take_scratch();
+        if fresh && !self.transaction.is_on_server() {
+            self.put_settings(&mut attached, &mut answer, &mut out);
+        }
         self.translate(task, &mut attached, &mut answer, &mut journal, &mut out);
         let (node, side) = (attached.node, attached.side);
         let rules = if fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
@@ -79,13 +99,15 @@ impl Session {
         let out_bytes = out.len() as u64;
         let began = task.now;
         self.shard.begin_load(node);
+        let news;
         let (ended, sent) = {
             let mut exchange = Exchange::new(
                 (&client, &link.stream),
                 task.window,
                 &mut out,
                 &mut answer,
-                &mut server.in_hot_standby,
+                (&mut server.in_hot_standby, &mut server.reported),
+                &self.told,
             );
             exchange.reserved = task.bytes;
             exchange.rules = rules;
@@ -109,18 +131,9 @@ impl Session {
             }
             let ended = exchange.run().await;
             self.control.begin_pending.set(false);
-            let sent = Sent {
-                any: exchange.any_sent,
-                delivered: exchange.delivered,
-                inside_frame: exchange.answer.inside_frame() && exchange.delivered,
-                unit_left: exchange.reserved,
-                copying: matches!(exchange.through, Through::Copy { .. }),
-                beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
-                fresh,
-                failed: failed_before || exchange.failed.is_some(),
-                server_ended: exchange.server_ended,
-                copies_ended: exchange.copies_ended,
-            };
+            let mut sent = Sent::of(&exchange, fresh);
+            sent.failed |= failed_before;
+            news = exchange.news.take();
             self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
             (ended, sent)
         };
@@ -131,6 +144,11 @@ impl Session {
         self.shard.end_load(node, began, now);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
         self.shard.give_scratch(out);
+        if let Some(news) = news
+            && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))
+        {
+            self.told = self.shard.intern_told(news);
+        }
         self.after(task, attached, (answer, journal), ended, sent, now).await
     }
 
@@ -152,6 +170,26 @@ impl Session {
         // Of one statement, a 25006 undoes all; of several, or of code that can't be seen, a part may be committed by then.
         let single = task.needs.statements <= 1 && !task.needs.unseen && !task.needs.commits;
         if first && ends && doubtful && single { Rules::FirstOnDoubtful } else { Rules::PassOn }
+    }
+
+    /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
+    /// in such a way that the unit does not run should any of it fail.
+    fn put_settings(&self, attached: &mut Attached, answer: &mut Answer, out: &mut Vec<u8>) {
+        let Some(server) = attached.lease.server().filter(|server| server.applied.id != self.settings.id)
+        else {
+            return;
+        };
+        let commands = difference(&server.applied.pairs, &self.settings.pairs);
+        server.applied = Rc::clone(&self.settings);
+        if commands.is_empty() {
+            return;
+        }
+        server.carried.unnamed = None;
+        answer.announce_ready();
+        for sql in ["BEGIN"].into_iter().chain(commands.iter().map(String::as_str)).chain(["COMMIT"]) {
+            reply::put_statement(out, sql);
+            answer.expect(Expect::Own);
+        }
     }
 
     /// Writes the task's unit as the server is to see it, with what must go before it.

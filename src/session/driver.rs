@@ -21,7 +21,7 @@ use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::Secret;
-use crate::backend::SettingValues;
+use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::pool::{Lease, PoolGroup};
@@ -44,6 +44,8 @@ pub struct Identity {
     pub database: Arc<str>,
     /// What logs in to servers as this user, where they ask.
     pub secret: Option<Secret<'static>>,
+    /// What the client was told at its login.
+    pub told: Vec<(String, String)>,
     /// Settings of the startup packet.
     pub settings: Vec<(String, String)>,
     /// How string literals are read.
@@ -58,7 +60,7 @@ pub struct Identity {
 pub(super) enum End {
     /// The client said goodbye or vanished.
     Client,
-    /// Told the client this, last.
+    /// Reported the client this, last.
     Told(Box<Report>),
 }
 
@@ -137,6 +139,8 @@ pub struct Session {
     pub(super) settings: Rc<SettingValues>,
     /// Those of `settings` that decide what a text means: statements are shared only among sessions that have the same.
     pub(super) scope: Rc<SettingValues>,
+    /// What the client knows of reported parameters.
+    pub(super) told: Reported,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -172,6 +176,7 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),

@@ -152,12 +152,6 @@ impl Session {
             if self.attached.is_none() && !self.attach(&mut task).await? {
                 return Ok(());
             }
-            if !self.transaction.is_on_server() && !self.apply_settings(&mut task).await? {
-                return Ok(());
-            }
-            if self.attached.is_none() {
-                continue;
-            }
             if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {
                 // It came while the connection was made fit, when there was nothing yet that a server could cancel.
                 if let Some(attached) = self.attached.take() {

@@ -4,7 +4,6 @@
 //! Invariant: after the commands of `difference` the server has exactly these settings and none of another session's. Values
 //! are the server's own words for them, asked for when something may have changed them (`inspect`). Must not know: sockets.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::wire::startup::Startup;
@@ -136,6 +135,11 @@ pub fn reset_all(pairs: &[(String, String)], startup: &[(String, String)]) -> Pa
     with(startup, &pairs.iter().filter(|(name, _)| is_identity(name)).cloned().collect::<Pairs>())
 }
 
+/// Names of settings with a prefix: an extension's, or nobody's but the client's own.
+pub fn prefixed(pairs: &[(String, String)]) -> Vec<String> {
+    pairs.iter().map(|(name, _)| name).filter(|name| name.contains('.')).cloned().collect()
+}
+
 /// Who the session acts as: set after everything else, and never reset by RESET ALL.
 pub fn is_identity(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
@@ -231,28 +235,26 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
     pairs.iter().filter(|(name, _)| decides(name)).cloned().collect()
 }
 
-/// The commands that bring a server from the settings `applied` to `wanted`, in order, each a Query of its own: a SET that
-/// fails must not take the RESETs before it back. What has the wanted value already is left alone.
+/// The statements that bring a server from the settings `applied` to `wanted`, in order. What has the wanted value already is
+/// left alone.
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
-    let mut reset = String::new();
+    let mut commands = Vec::new();
     // Whoever the last session acted as may not be allowed to set what this one has set.
-    let identity_changes = applied.iter().any(|pair| is_identity(&pair.0));
+    if applied.iter().any(|pair| is_identity(&pair.0)) {
+        commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
+    }
     for (name, _) in applied {
         if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
-            let _ = write!(reset, "RESET {};", quoted_name(name));
+            commands.push(format!("RESET {}", quoted_name(name)));
         }
     }
-    if identity_changes {
-        reset.insert_str(0, "RESET SESSION AUTHORIZATION;RESET ROLE;");
-    }
-    let mut set = String::new();
     let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
-        let _ = write!(set, "SET {} TO {};", quoted_name(name), argument(name, value));
+        commands.push(format!("SET {} TO {}", quoted_name(name), argument(name, value)));
     }
-    [reset, set].into_iter().filter(|sql| !sql.is_empty()).collect()
+    commands
 }
 
 /// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`): in one literal, `a, b` would be the
@@ -344,7 +346,11 @@ mod tests {
         let wanted = pairs(&[("app.same", "s"), ("application_name", "it's \\ x"), ("app.t", "1")]);
         assert_eq!(
             difference(&pairs(&[("timezone", "UTC"), ("app.same", "s"), ("app.t", "2")]), &wanted),
-            ["RESET \"timezone\";", "SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"]
+            [
+                "RESET \"timezone\"",
+                "SET \"application_name\" TO E'it''s \\\\ x'",
+                "SET \"app\".\"t\" TO E'1'"
+            ]
         );
         assert!(difference(&[], &[]).is_empty());
         assert!(difference(&wanted, &wanted).is_empty());
@@ -352,8 +358,10 @@ mod tests {
         assert_eq!(
             difference(&acting, &acting),
             [
-                "RESET SESSION AUTHORIZATION;RESET ROLE;",
-                "SET \"session_authorization\" TO E'a';SET \"role\" TO E'b';"
+                "RESET SESSION AUTHORIZATION",
+                "RESET ROLE",
+                "SET \"session_authorization\" TO E'a'",
+                "SET \"role\" TO E'b'"
             ]
         );
     }

@@ -166,7 +166,7 @@ impl Session {
                 }
                 Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
             }
-            let said = Self::scan_unsolicited(answer);
+            let said = self.scan_unsolicited(answer);
             self.send_client(answer.ready_joined()).await?;
             answer.passed_on();
             match said {
@@ -177,7 +177,7 @@ impl Session {
         }
     }
 
-    fn scan_unsolicited(answer: &mut Answer) -> Option<Parting> {
+    fn scan_unsolicited(&mut self, answer: &mut Answer) -> Option<Parting> {
         loop {
             let event = match answer.scan() {
                 Ok(event) => event,
@@ -192,9 +192,23 @@ impl Session {
                 Event::Notice(fields) => {
                     matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
                 }
-                Event::ParameterStatus => false,
+                Event::ParameterStatus => {
+                    match reply::parameter_status(answer.body()) {
+                        // What is held is the primary, as the client knows.
+                        Some(("in_hot_standby", _)) => answer.discard(),
+                        Some((name, value)) if !self.told.is_news(name, value) => answer.discard(),
+                        Some((name, value)) => {
+                            let mut told = self.told.clone();
+                            told.report(name, value);
+                            self.told = self.shard.intern_told(told);
+                            answer.accept();
+                        }
+                        None => answer.accept(),
+                    }
+                    continue;
+                }
                 Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn => {
+                Event::CopyIn | Event::OwnError(_) | Event::Ready => {
                     return Some(Parting::Lost("The server sent something out of turn".to_owned()));
                 }
             };
