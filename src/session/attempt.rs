@@ -186,7 +186,9 @@ impl Session {
         }
         server.carried.unnamed = None;
         answer.announce_ready();
-        for sql in ["BEGIN"].into_iter().chain(commands.iter().map(String::as_str)).chain(["COMMIT"]) {
+        // A standby refuses SELECT where transactions are SERIALIZABLE unless they say otherwise.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        for sql in [begin].into_iter().chain(commands.iter().map(String::as_str)).chain(["COMMIT"]) {
             reply::put_statement(out, sql);
             answer.expect(Expect::Own);
         }

@@ -81,11 +81,12 @@ impl Session {
         let touched = std::mem::take(&mut self.touched);
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let startup = &self.startup.pairs;
-        let prefixed: Vec<String> = match &touched {
+        let mut prefixed: Vec<String> = match &touched {
             Touched::Reset(name) if name.contains('.') => vec![name.clone()],
             Touched::ResetAll | Touched::DiscardAll => settings::prefixed(&self.settings.pairs),
             _ => Vec::new(),
         };
+        prefixed.retain(|name| !startup.iter().any(|(other, _)| other == name));
         match touched {
             Touched::Nothing => {}
             Touched::Anything => attached.inspect = Inspect::All,
