@@ -31,6 +31,8 @@ pub enum RetryCause {
     Unsent,
     /// The node was no primary.
     NotPrimary,
+    /// What was prepared gave other rows by now.
+    PlanChanged,
 }
 
 /// What a try of a unit came to.

@@ -208,7 +208,7 @@ impl Session {
                     continue;
                 }
                 Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn | Event::OwnError(_) | Event::Ready => {
+                Event::CopyIn | Event::OwnError(_) | Event::Ready | Event::Changed => {
                     return Some(Parting::Lost("The server sent something out of turn".to_owned()));
                 }
             };
