@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
-use crate::wire::reply::{self, ErrorFields, TransactionStatus};
+use crate::wire::reply::{self, ErrorFields, OwnProcess, TransactionStatus};
 
 /// What an answer keeps allocated for the next one that uses it.
 const AHEAD_KEPT_BYTES: usize = 64 * 1024;
@@ -110,6 +110,8 @@ pub struct Answer {
     results: bool,
     discarding: bool,
     last_status: Option<TransactionStatus>,
+    /// Whose notifications are the session's own.
+    own_process: Option<OwnProcess>,
 }
 
 impl Answer {
@@ -131,6 +133,7 @@ impl Answer {
             results: false,
             discarding: false,
             last_status: None,
+            own_process: None,
         }
     }
 
@@ -147,6 +150,12 @@ impl Answer {
         self.announces_ready = false;
         self.preamble_error = None;
         self.last_status = None;
+        self.own_process = None;
+    }
+
+    /// Notifications of this process are the session's own, and come under the name that the client knows.
+    pub fn comes_from(&mut self, process: OwnProcess) {
+        self.own_process = Some(process);
     }
 
     /// Adds an expected reply.
@@ -322,7 +331,14 @@ impl Answer {
                     self.drop_frame(frame_bytes)
                 }
             }
-            // CopyOutResponse, CopyDone, ParameterDescription, NotificationResponse, FunctionCallResponse ...
+            b'A' => {
+                let whole = self.bytes.get_mut(self.scanned..self.end).unwrap_or_default();
+                if let Some(own) = self.own_process {
+                    own.rename(whole);
+                }
+                self.take(frame_bytes);
+            }
+            // CopyOutResponse, CopyDone, ParameterDescription, FunctionCallResponse ...
             _ => self.take(frame_bytes),
         }
         None

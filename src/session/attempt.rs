@@ -94,6 +94,7 @@ impl Session {
         let (node, side) = (attached.node, attached.side);
         let rules = if fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
         let Some(server) = attached.lease.server() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
         let client = Rc::clone(&self.client);
         let out_bytes = out.len() as u64;
