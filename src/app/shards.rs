@@ -238,6 +238,7 @@ async fn client_task(
         Box::pin(log_in(&shard, &house, &client, &control, session)).await
     {
         control.logging_in.set(false);
+        control.process_id.set(process_id);
         Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
         house.leave(process_id);
     }

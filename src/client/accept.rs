@@ -78,7 +78,7 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             door.cancel(process_id, &key).await;
             return Ok(Outcome::Over);
         }
-        Ok(Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
+        Ok(Initial::Ssl | Initial::GssEnc | Initial::Terminate) => return Ok(Outcome::Over),
         Err(report) => return refuse(stream, &report).await,
     };
     let request = match handshake::request(&startup) {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
-use crate::wire::reply::{self, ErrorFields, TransactionStatus};
+use crate::wire::reply::{self, ErrorFields, OwnProcess, TransactionStatus};
 
 /// What an answer keeps allocated for the next one that uses it.
 const AHEAD_KEPT_BYTES: usize = 64 * 1024;
@@ -132,6 +132,8 @@ pub struct Answer {
     /// The client has been told of an error: what comes up to ReadyForQuery is kept back.
     muted: bool,
     last_status: Option<TransactionStatus>,
+    /// Whose notifications are the session's own.
+    own_process: Option<OwnProcess>,
 }
 
 impl Answer {
@@ -155,6 +157,7 @@ impl Answer {
             discarding: false,
             muted: false,
             last_status: None,
+            own_process: None,
         }
     }
 
@@ -172,6 +175,12 @@ impl Answer {
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
+        self.own_process = None;
+    }
+
+    /// Notifications of this process are the session's own, and come under the name that the client knows.
+    pub fn comes_from(&mut self, process: OwnProcess) {
+        self.own_process = Some(process);
     }
 
     /// Adds an expected reply.
@@ -379,7 +388,14 @@ impl Answer {
             b't' if matches!(self.expect.front(), Some(Expect::OwnShape { .. })) => {
                 self.drop_frame(frame_bytes);
             }
-            // CopyOutResponse, CopyDone, ParameterDescription, NotificationResponse, FunctionCallResponse ...
+            b'A' => {
+                let whole = self.bytes.get_mut(self.scanned..self.end).unwrap_or_default();
+                if let Some(own) = self.own_process {
+                    own.rename(whole);
+                }
+                self.take(frame_bytes);
+            }
+            // CopyOutResponse, CopyDone, ParameterDescription, FunctionCallResponse ...
             _ => self.take(frame_bytes),
         }
         None

@@ -192,6 +192,7 @@ impl Session {
             let cause = "The connection was taken away".to_owned();
             return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
         };
+        part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;

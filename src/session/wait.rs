@@ -17,7 +17,7 @@ use super::transaction::Transaction;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
 use crate::telemetry::metrics::Side;
-use crate::wire::reply::{self};
+use crate::wire::reply::{self, OwnProcess};
 use crate::wire::sqlstate;
 
 /// How a held server ends while nothing is under way.
@@ -86,15 +86,14 @@ impl Session {
         if attached.batch.is_some() {
             return self.wait_in_batch().await;
         }
-        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
-            return Ok(());
-        };
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let (link, own) = (Rc::clone(&server.link), self.control.own_process(&server.cancel_key));
         let between = matches!(self.transaction, Transaction::None);
         if between && self.shard.draining.get() {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        let waited = self.wait_beside(&link.stream).await;
+        let waited = self.wait_beside(&link.stream, own).await;
         self.control.idle.set(false);
         waited
     }
@@ -123,7 +122,7 @@ impl Session {
     }
 
     /// Waits for the client, passing on what the held server says by itself.
-    async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
+    async fn wait_beside(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
         loop {
             let mut server_ready = false;
             poll_fn(|context| {
@@ -139,6 +138,7 @@ impl Session {
                 return Ok(());
             }
             let mut answer = self.shard.buffers.take_answer();
+            answer.comes_from(own);
             let result = self.unsolicited(stream, &mut answer).await;
             self.shard.buffers.give_answer(answer);
             match result? {

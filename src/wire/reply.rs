@@ -153,6 +153,38 @@ pub fn put_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(&bytes);
 }
 
+/// One server process by two names: a session's server, for the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnProcess {
+    /// The server's own process id.
+    pub server: i32,
+    /// The process id that the client was given at its login.
+    pub client: i32,
+}
+
+impl OwnProcess {
+    /// Gives a NotificationResponse (a whole frame) that this process has sent the process id that the client knows: by that it
+    /// tells its own notifications from others'. What others have sent keeps the number it has.
+    pub fn rename(self, notification: &mut [u8]) {
+        if let Some(id) = notification.get_mut(super::frame::HEADER_BYTES..super::frame::HEADER_BYTES + 4)
+            && *id == self.server.to_be_bytes()
+        {
+            id.copy_from_slice(&self.client.to_be_bytes());
+        }
+    }
+
+    /// The same with several, one behind the other.
+    pub fn rename_all(self, mut notifications: &mut [u8]) {
+        while let Ok(Some(header)) = super::frame::header(notifications)
+            && header.frame_bytes <= notifications.len()
+        {
+            let (first, rest) = notifications.split_at_mut(header.frame_bytes);
+            self.rename(first);
+            notifications = rest;
+        }
+    }
+}
+
 /// Appends a CommandComplete with this tag.
 pub fn put_command_complete(out: &mut Vec<u8>, tag: &str) {
     super::frame::put(out, b'C', &[tag.as_bytes(), b"\0"]);
