@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::names::Names;
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
 use crate::wire::reply::{self, ErrorFields, TransactionStatus};
 
@@ -102,6 +103,7 @@ pub struct Answer {
     results: bool,
     discarding: bool,
     last_status: Option<TransactionStatus>,
+    names: Names,
 }
 
 impl Answer {
@@ -122,6 +124,7 @@ impl Answer {
             results: false,
             discarding: false,
             last_status: None,
+            names: Names::default(),
         }
     }
 
@@ -137,6 +140,12 @@ impl Answer {
         (self.deallocated, self.results, self.discarding) = (false, false, false);
         self.preamble_error = None;
         self.last_status = None;
+        self.names.clear();
+    }
+
+    /// The server knows a statement by another name than the client: errors are to say the client's.
+    pub fn renames(&mut self, server: &[u8], client: &[u8]) {
+        self.names.note(server, client);
     }
 
     /// Adds an expected reply.
@@ -324,6 +333,11 @@ impl Answer {
         if let Some((kind, frame_bytes)) = self.current() {
             if kind == b'E' {
                 self.skip_to_sync();
+                let whole = self.bytes.get(self.scanned..self.scanned + frame_bytes);
+                if let Some(translated) = whole.and_then(|whole| self.names.translated(whole)) {
+                    self.drop_frame(frame_bytes);
+                    return self.put_in(&translated);
+                }
             }
             self.take(frame_bytes);
         }

@@ -210,6 +210,7 @@ impl Translator<'_> {
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
             self.ensure(&existing);
+            self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
@@ -297,6 +298,7 @@ impl Translator<'_> {
         match self.names.named(name).cloned() {
             Some(statement) => {
                 self.ensure(&statement);
+                self.answer.renames(statement.name.as_bytes(), name);
                 statement.name.as_bytes().to_vec()
             }
             // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
@@ -309,6 +311,7 @@ impl Translator<'_> {
         let Some(bind) = extended::bind(body) else { return self.raw(b'B', body, Some(Expect::Bind)) };
         if let Some(statement) = self.names.named(bind.statement).cloned() {
             self.ensure(&statement);
+            self.answer.renames(statement.name.as_bytes(), bind.statement);
             frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
         } else {
             let name = self.server_name(bind.statement);
