@@ -246,66 +246,31 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
     if identity_changes {
         reset.insert_str(0, "RESET SESSION AUTHORIZATION;RESET ROLE;");
     }
-    let mut set = String::new();
+    let (mut lists, mut set) = (String::new(), String::new());
     let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
-        let _ = write!(set, "SET {} TO {};", quoted_name(name), argument(name, value));
+        let value = quoted_value(value);
+        let _ = if is_name_list(name) {
+            write!(lists, "SELECT pg_catalog.set_config({}, {value}, false);", quoted_value(name))
+        } else {
+            write!(set, "SET {} TO {value};", quoted_name(name))
+        };
     }
-    [reset, set].into_iter().filter(|sql| !sql.is_empty()).collect()
+    if !lists.is_empty() {
+        // A SELECT fails on a standby where the default isolation is serializable.
+        lists = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;{lists}COMMIT");
+    }
+    [reset, lists, set].into_iter().filter(|sql| !sql.is_empty()).collect()
 }
 
-/// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`): in one literal, `a, b` would be the
-/// name of one schema. SELECT of `set_config` reads them as the startup packet does, but fails on a standby where the default
-/// isolation is serializable.
+/// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`), which it then quotes anew, and an empty one
+/// it can't make at all. `set_config` takes the value as the server has told it.
 const NAME_LISTS: [&str; 4] =
     ["search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
 
-/// What stands behind `SET name TO`.
-fn argument(name: &str, value: &str) -> String {
-    if NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list))
-        && let Some(names) = name_list(value)
-        && !names.is_empty()
-    {
-        return names.iter().map(|name| quoted_value(name)).collect::<Vec<_>>().join(", ");
-    }
-    quoted_value(value)
-}
-
-/// Splits a list of names as `SplitIdentifierString` (varlena.c) does; `None` if it is none.
-fn name_list(text: &str) -> Option<Vec<String>> {
-    let mut names = Vec::new();
-    let mut rest = text.trim_ascii();
-    while !rest.is_empty() {
-        let name;
-        if let Some(quoted) = rest.strip_prefix('"') {
-            let mut end = 0;
-            loop {
-                end += quoted.get(end..)?.find('"')?;
-                if !quoted.get(end + 1..)?.starts_with('"') {
-                    break;
-                }
-                end += 2;
-            }
-            name = quoted.get(..end)?.replace("\"\"", "\"");
-            rest = quoted.get(end + 1..)?.trim_ascii_start();
-        } else {
-            let end = rest.find(',').unwrap_or(rest.len());
-            let word = rest.get(..end)?.trim_ascii_end();
-            if word.is_empty() || word.contains(|c: char| c.is_ascii_whitespace()) {
-                return None;
-            }
-            name = word.to_ascii_lowercase();
-            rest = rest.get(end..)?;
-        }
-        names.push(name);
-        rest = match rest.strip_prefix(',') {
-            Some(more) if !more.trim_ascii().is_empty() => more.trim_ascii_start(),
-            None if rest.is_empty() => rest,
-            _ => return None,
-        };
-    }
-    Some(names)
+fn is_name_list(name: &str) -> bool {
+    NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list))
 }
 
 fn quoted_name(name: &str) -> String {
@@ -391,16 +356,18 @@ mod tests {
         }
     }
 
-    /// G03: a list of schemas stays a list.
+    /// G03: a list of schemas stays the list that it is, an empty one too.
     #[test]
-    fn lists_of_names_are_set_name_by_name() {
+    fn lists_of_names_are_set_as_the_server_told_them() {
+        let wanted =
+            ["application_name", "search_path"].map(|name| (name.to_owned(), "\"A\", it's".to_owned()));
         assert_eq!(
-            argument("search_path", "public, \"A\"\"b\" ,Pg_Catalog"),
-            "E'public', E'A\"b', E'pg_catalog'"
+            difference(&[], &wanted),
+            [
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;\
+                 SELECT pg_catalog.set_config(E'search_path', E'\"A\", it''s', false);COMMIT",
+                "SET \"application_name\" TO E'\"A\", it''s';"
+            ]
         );
-        assert_eq!(argument("search_path", ""), "E''");
-        assert_eq!(argument("search_path", "a b"), "E'a b'");
-        assert_eq!(argument("search_path", "a,"), "E'a,'");
-        assert_eq!(argument("application_name", "a, b"), "E'a, b'");
     }
 }
