@@ -89,6 +89,58 @@ async fn passwords_are_those_of_the_servers() {
     assert!(proxy.metric("pgsteer_logins_failed_total", &[]).await >= 3.0);
 }
 
+/// PostgreSQL's sessions outlive a change of their role's password, and whoever knows the new one comes in.
+#[tokio::test]
+async fn sessions_outlive_a_change_of_the_password() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'one'").await.unwrap();
+    let proxy = Running::start(&sandbox, &["--shards", "2"]).await;
+    // On both shards, and none of them holds a server when the password is changed.
+    let mut old = Vec::new();
+    for _ in 0..4 {
+        let session = proxy.connect("ann", "one", "postgres").await;
+        session.batch_execute("SELECT 1").await.unwrap();
+        old.push(session);
+    }
+    // The same password set again has another salt: as a key it is another one.
+    for password in ["one", "one", "two"] {
+        let change = format!("ALTER ROLE ann PASSWORD '{password}'");
+        direct.batch_execute(&change).await.unwrap();
+        direct
+            .execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
+                &[],
+            )
+            .await
+            .unwrap();
+        // What is remembered of the password is of before: that is found out by the first who needs a server, and those who
+        // come a second later at the latest are in.
+        let started = Instant::now();
+        eventually("the password is good", async || {
+            match proxy.try_connect("ann", password, "postgres").await {
+                Ok(client) => client.batch_execute("SELECT 1").await.is_ok(),
+                Err(error) => {
+                    assert_eq!(error.code().unwrap().code(), "28P01");
+                    false
+                }
+            }
+        })
+        .await;
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        for session in &old {
+            direct
+                .execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
+                    &[],
+                )
+                .await
+                .unwrap();
+            session.batch_execute("SELECT 1").await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_first_packets() {
     let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();

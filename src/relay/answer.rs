@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::names::Names;
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
 use crate::wire::reply::{self, ErrorFields, OwnProcess, TransactionStatus};
 
@@ -134,6 +135,7 @@ pub struct Answer {
     last_status: Option<TransactionStatus>,
     /// Whose notifications are the session's own.
     own_process: Option<OwnProcess>,
+    names: Names,
 }
 
 impl Answer {
@@ -158,6 +160,7 @@ impl Answer {
             muted: false,
             last_status: None,
             own_process: None,
+            names: Names::default(),
         }
     }
 
@@ -176,11 +179,17 @@ impl Answer {
         self.preamble_error = None;
         self.last_status = None;
         self.own_process = None;
+        self.names.clear();
     }
 
     /// Notifications of this process are the session's own, and come under the name that the client knows.
     pub fn comes_from(&mut self, process: OwnProcess) {
         self.own_process = Some(process);
+    }
+
+    /// The server knows a statement by another name than the client: errors are to say the client's.
+    pub fn renames(&mut self, server: &[u8], client: &[u8]) {
+        self.names.note(server, client);
     }
 
     /// Adds an expected reply.
@@ -450,6 +459,11 @@ impl Answer {
         if let Some((kind, frame_bytes)) = self.current() {
             if kind == b'E' {
                 self.skip_to_sync();
+                let whole = self.bytes.get(self.scanned..self.scanned + frame_bytes);
+                if let Some(translated) = whole.and_then(|whole| self.names.translated(whole)) {
+                    self.drop_frame(frame_bytes);
+                    return self.put_in(&translated);
+                }
             }
             self.take(frame_bytes);
         }

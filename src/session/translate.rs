@@ -287,6 +287,7 @@ impl Translator<'_> {
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
             self.ensure(&existing);
+            self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
@@ -425,6 +426,7 @@ impl Translator<'_> {
         match self.names.named(name).cloned() {
             Some(statement) => {
                 self.ensure(&statement);
+                self.answer.renames(statement.name.as_bytes(), name);
                 statement.name.as_bytes().to_vec()
             }
             // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
@@ -448,6 +450,7 @@ impl Translator<'_> {
             {
                 self.compare(Doubt::Named(Rc::clone(&statement), told), bind.portal);
             }
+            self.answer.renames(statement.name.as_bytes(), bind.statement);
             frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
         } else {
             let name = self.server_name(bind.statement);
