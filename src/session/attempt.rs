@@ -41,8 +41,8 @@ pub(super) struct Sent {
     pub(super) failed: bool,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub(super) copies_ended: usize,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
 }
 
 /// A part of a batch on its way: what is written for the server, what its answer is to be, what can be undone.
@@ -51,7 +51,7 @@ pub(super) struct Part {
     fresh: bool,
     /// An error was passed on in an earlier one.
     failed: bool,
-    copies_ended: usize,
+    copies_ended: isize,
     pub(super) answer: Box<Answer>,
     pub(super) journal: Journal,
     pub(super) out: Vec<u8>,
@@ -141,6 +141,7 @@ impl Session {
         let goal = match task.kind {
             Kind::Simple | Kind::Synced => Goal::Ready,
             Kind::Flushed => Goal::Settled,
+            Kind::Partial if part.out.is_empty() => Goal::Drained,
             Kind::Partial => Goal::Sent,
         };
         let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;

@@ -47,6 +47,8 @@ pub enum Goal {
     Settled,
     /// Everything sent; replies may come later.
     Sent,
+    /// What has come is passed on.
+    Drained,
 }
 
 /// How it ended.
@@ -129,8 +131,9 @@ pub struct Exchange<'a> {
     pub goal: Goal,
     /// The unit is extended: COPY is followed by a Sync.
     pub extended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub copies_ended: usize,
+    /// How often COPY data was sent to its end before the server had asked for it; negative: how often it has asked for what is
+    /// not sent to its end.
+    pub copies_ended: isize,
     /// How much of a retriable answer is held back.
     pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
@@ -245,6 +248,7 @@ impl<'a> Exchange<'a> {
                 return Ended::Settled;
             }
             match self.pull().await {
+                Ok(false) if self.goal == Goal::Drained => return Ended::Settled,
                 Ok(pulled) => moved |= pulled,
                 // The answer is complete; that the server ends behind it is the next statement's matter.
                 Err(Ended::ServerLost { .. }) if self.finishing.is_some() => {
@@ -346,7 +350,9 @@ impl<'a> Exchange<'a> {
                 }
                 Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
-                Event::CopyIn if self.copies_ended > 0 => self.copies_ended -= 1,
+                Event::CopyIn if self.copies_ended > 0 || self.goal == Goal::Drained => {
+                    self.copies_ended -= 1;
+                }
                 Event::CopyIn => {
                     self.copied = true;
                     self.through = Through::Copy { left: 0, sync: self.extended, done: false };
