@@ -187,6 +187,15 @@ async fn the_first_packets() {
         assert_eq!(errors(&raw.read_to_end().await), [code], "{what}");
     }
 
+    // Who has proved itself is told so before it is told what else is wrong.
+    for (name, value, expected) in
+        [("database", "nowhere", "RE"), ("options", "-c no_such=1", "RE"), ("user", "no_such_role", "E")]
+    {
+        let mut raw = proxy.raw().await;
+        raw.send(&startup(PROTOCOL_3_0, &[("user", "postgres"), (name, value)])).await;
+        assert_eq!(kinds(&raw.read_to_end().await), expected, "{name}");
+    }
+
     // What says no in PostgreSQL's words is no replication; a parameter of its own wins over the options.
     for parameters in [
         [("replication", "F"), ("work_mem", "2MB"), ("options", "-c work_mem=1MB")],

@@ -98,7 +98,8 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(parameters) => parameters,
         Err(error) => {
-            net::write_all(stream, &error).await?;
+            handshake::put_refusal(&mut negotiation, &error);
+            net::write_all(stream, &negotiation).await?;
             return Ok(Outcome::Refused);
         }
     };

@@ -131,6 +131,18 @@ pub fn wrong_password(user: &str) -> Report {
     Report::fatal(state::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
 }
 
+/// An ErrorResponse (a whole frame) to a client that has proved itself: behind AuthenticationOk, as from PostgreSQL, unless it is
+/// about the proof itself or about what comes before it there.
+pub fn put_refusal(out: &mut Vec<u8>, error: &[u8]) {
+    let code = reply::error_fields(error.get(frame::HEADER_BYTES..).unwrap_or_default()).code;
+    let before =
+        [state::CANNOT_CONNECT_NOW, state::TOO_MANY_CONNECTIONS].contains(&code) || code.class() == *b"28";
+    if !before {
+        out.extend_from_slice(&encode(&Authentication::Ok));
+    }
+    out.extend_from_slice(error);
+}
+
 /// AuthenticationOk, the parameters, the key, ReadyForQuery.
 pub fn welcome(parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
     let mut out = encode(&Authentication::Ok);
