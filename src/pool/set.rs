@@ -92,6 +92,7 @@ pub struct Parts {
     in_hot_standby: bool,
     opened_at: Instant,
     reported: Vec<(String, String)>,
+    left_by: Option<u64>,
     applied: SettingValues,
 }
 
@@ -129,6 +130,21 @@ impl Registry {
             Some(mailbox) => mailbox.send(mail).map_err(|error| error.0),
             None => Err(mail),
         }
+    }
+}
+
+/// What makes a connection need nothing before a session's statement.
+#[derive(Debug, Clone, Copy)]
+pub struct Fit {
+    /// Identity of the session's settings.
+    pub settings_id: u64,
+    /// The session's number over all shards.
+    pub session: u64,
+}
+
+impl Fit {
+    fn is_met_by(self, server: &Server) -> bool {
+        server.applied.id == self.settings_id && server.left_by.is_none_or(|left_by| left_by == self.session)
     }
 }
 
@@ -276,11 +292,11 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is alive: best one that has the settings of this identity. No system call, no
+    /// An idle connection, if there is one that is alive: best one that fits the session. No system call, no
     /// lock.
-    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, settings_id: u64) -> Option<Lease> {
+    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, session: Fit) -> Option<Lease> {
         loop {
-            let server = pool.state.borrow_mut().claim_fitting(|server| server.applied.id == settings_id)?;
+            let server = pool.state.borrow_mut().claim_fitting(|server| session.is_met_by(server))?;
             self.note_claimed(pool);
             if server.is_quiet() {
                 return Some(self.leased(pool, server));
@@ -294,11 +310,11 @@ impl Pools {
         self: &Rc<Self>,
         pool: &Rc<Pool>,
         endpoint: &Endpoint,
-        settings_id: u64,
+        session: Fit,
     ) -> Result<Lease, LeaseError> {
         let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
         loop {
-            if let Some(lease) = self.try_claim(pool, settings_id) {
+            if let Some(lease) = self.try_claim(pool, session) {
                 return Ok(lease);
             }
             if self.may_open(pool) {
@@ -651,6 +667,7 @@ fn take_apart(server: Server) -> Option<Parts> {
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
+        left_by: server.left_by,
         applied: (*server.applied).clone(),
     })
 }
@@ -663,6 +680,7 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
         in_hot_standby: parts.in_hot_standby,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),
+        left_by: parts.left_by,
         idle_since: Instant::now(),
         carried: backend::connection::Carried::default(),
         applied: Rc::new(parts.applied),

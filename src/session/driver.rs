@@ -35,8 +35,9 @@ use crate::wire::reply::{self, Report};
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long the end of a batch is waited for before what there is of it is sent: longer than a batch takes to arrive.
-const BATCH_PAUSE: Duration = Duration::from_millis(10);
+/// How long the end of a batch is waited for before what there is of it is sent: longer than a batch takes to arrive, even where
+/// the second write of a client waits for an acknowledgement that is put off (40 ms, Linux).
+const BATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who the client is, once logged in. The session keeps user and database by way of its pools.
 #[derive(Debug, Clone)]

@@ -146,6 +146,8 @@ pub struct Exchange<'a> {
     pub told: &'a Reported,
     /// What it knows now, if it was told something else.
     pub news: Option<Reported>,
+    /// The unit may end its own session: then the client hears that from the server.
+    pub may_end_itself: bool,
     /// Bytes of `out` sent.
     pub sent: usize,
     /// Something was sent to the server.
@@ -203,6 +205,7 @@ impl<'a> Exchange<'a> {
             reported,
             told,
             news: None,
+            may_end_itself: false,
             sent: 0,
             any_sent: false,
             delivered: false,
@@ -327,11 +330,7 @@ impl<'a> Exchange<'a> {
                 .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
-                Event::Error(fields)
-                    if fields.ends_session
-                        && sqlstate::dismisses(fields.code)
-                        && fields.code != sqlstate::IDLE_SESSION_TIMEOUT =>
-                {
+                Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
                     self.answer.accept();
                     self.flush().await?;
                     return Err(Ended::Dismissed);
@@ -373,6 +372,12 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    /// Whether an end of the session is no loss of its server: it was meant.
+    fn dismisses(&self, code: SqlState) -> bool {
+        (sqlstate::dismisses(code) && code != sqlstate::IDLE_SESSION_TIMEOUT)
+            || (self.may_end_itself && code == sqlstate::ADMIN_SHUTDOWN)
     }
 
     async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {

@@ -10,6 +10,7 @@ use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
+use crate::classify::PinReason;
 use crate::relay::buffer::Window;
 use crate::route::Need;
 use crate::topology::model::NodeId;
@@ -56,6 +57,14 @@ pub(super) struct Task<'w> {
     pub(super) excluded: Vec<NodeId>,
     /// How often it has been run again.
     pub(super) tries: usize,
+}
+
+impl Task<'_> {
+    /// State that the unit would leave, where later statements of the session need it on the primary. Which process a standby's
+    /// is means something until the end of its transaction.
+    pub(super) fn pin_elsewhere(&self) -> Option<PinReason> {
+        self.needs.pin.filter(|pin| *pin != PinReason::BackendPid)
+    }
 }
 
 impl Session {
@@ -129,8 +138,7 @@ impl Session {
             self.read_more(window).await?;
         }
         let here = window.filled().len().min(frame_bytes);
-        let needs =
-            Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::Other), ..Needs::unknown() };
+        let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let task = Task {
             window,

@@ -142,6 +142,8 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
+    /// It may end its own session.
+    pub terminates: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -169,6 +171,7 @@ impl Default for Needs {
             session: false,
             may_unpin: false,
             databases: false,
+            terminates: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -201,6 +204,7 @@ impl Needs {
             self.repeatable = false;
         }
         self.databases |= class.databases;
+        self.terminates |= class.terminates;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
