@@ -23,6 +23,10 @@ use crate::topology::model::Snapshot;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
+use crate::wire::text;
+
+/// PostgreSQL cuts a longer application name.
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
 /// A cancel request's connection is kept open no longer than this, whatever has become of the request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
@@ -183,6 +187,13 @@ impl Door for ShardDoor<'_> {
             Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);
             out
         })?;
+        // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.
+        let opaque = |(name, value): &&(String, String)| !is_application_name(name) && !text::is_utf8(value);
+        if let Some((name, _)) = pairs.iter().find(opaque) {
+            let mut out = Vec::new();
+            not_utf8(name).put(&mut out);
+            return Err(out);
+        }
         // A name that the server takes as it is makes no question of its own: many clients have one each.
         let (plain_names, settings): (Parameters, Parameters) =
             pairs.into_iter().partition(|(name, value)| is_application_name(name) && is_plain(value));
@@ -207,19 +218,20 @@ impl Door for ShardDoor<'_> {
                 "off".clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
+                value.truncate(APPLICATION_NAME_BYTES_MAX);
             }
         }
         Ok(found)
     }
 
-    fn admit(&self) -> (i32, Vec<u8>) {
+    fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>) {
         let mut keys = self.house.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let process_id = i32::from_be_bytes(random::<4>()) & i32::MAX;
             if process_id == 0 || keys.contains_key(&process_id) {
                 continue;
             }
-            let key = random::<4>().to_vec();
+            let key = random::<32>().get(..key_bytes).unwrap_or_default().to_vec();
             keys.insert(
                 process_id,
                 CancelEntry { key: key.clone(), shard: self.shard, session: self.session },
@@ -243,6 +255,15 @@ impl Door for ShardDoor<'_> {
             let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
         }
     }
+}
+
+fn not_utf8(name: &str) -> Report {
+    Report::fatal(
+        state::CHARACTER_NOT_IN_REPERTOIRE,
+        format!("pgsteer: the value of startup parameter \"{name}\" is not valid UTF-8"),
+    )
+    .detail("Only user, database and application_name may be in another encoding.")
+    .hint("Set it by a SET command after the login.")
 }
 
 fn is_application_name(name: &str) -> bool {

@@ -280,11 +280,16 @@ async fn log_in(
 
 fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
+    let mut settings = settings::from_startup(&startup).unwrap_or_default();
+    // What a server makes of other bytes than printable ASCII depends on its version.
+    for (_, value) in settings.iter_mut().filter(|(name, _)| name == "application_name") {
+        parameter(&parameters, "application_name").clone_into(value);
+    }
     let identity = Identity {
         user: request.user.as_str().into(),
         database: request.database.as_str().into(),
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
-        settings: settings::from_startup(&startup).unwrap_or_default(),
+        settings,
         strings: strings(&parameters),
         opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",

@@ -31,8 +31,8 @@ pub trait Door {
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
     ) -> impl Future<Output = Result<Vec<(String, String)>, Vec<u8>>>;
-    /// Takes the client in: its process id and key.
-    fn admit(&self) -> (i32, Vec<u8>);
+    /// Takes the client in: its process id and a key of so many bytes.
+    fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
     fn distrust(&self, user: &str);
     /// A cancel request came. Resolves when it has taken effect as far as it ever will, so that what the client sends next is
@@ -78,14 +78,17 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             door.cancel(process_id, &key).await;
             return Ok(Outcome::Over);
         }
-        Ok(Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
-        Err(report) => return refuse(stream, &report).await,
-    };
-    let request = match handshake::request(&startup) {
-        Ok(request) => request,
+        Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
         Err(report) => return refuse(stream, &report).await,
     };
     let mut negotiation = handshake::negotiation(&startup);
+    let request = match handshake::request(&startup) {
+        Ok(request) => request,
+        Err(report) => {
+            net::write_all(stream, &negotiation).await?;
+            return refuse(stream, &report).await;
+        }
+    };
     let keys = match door.auth_type() {
         AuthType::Trust => None,
         AuthType::ScramSha256 => {
@@ -98,11 +101,12 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(parameters) => parameters,
         Err(error) => {
-            net::write_all(stream, &error).await?;
+            negotiation.extend_from_slice(&handshake::refused_by_server(&error));
+            net::write_all(stream, &negotiation).await?;
             return Ok(Outcome::Refused);
         }
     };
-    let (process_id, key) = door.admit();
+    let (process_id, key) = door.admit(startup.cancel_key_bytes());
     negotiation.extend_from_slice(&handshake::welcome(&parameters, process_id, &key));
     net::write_all(stream, &negotiation).await?;
     Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, parameters, process_id, early: bytes })))

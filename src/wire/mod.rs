@@ -8,5 +8,6 @@ pub mod frame;
 pub mod reply;
 pub mod sqlstate;
 pub mod startup;
+pub mod text;
 
 pub use sqlstate::SqlState;
