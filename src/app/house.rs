@@ -4,14 +4,15 @@
 //! settings. Must not know: statements.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::cancel_keys::{CancelKeys, Holder};
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
+use super::peers::{Forwarded, Peers};
 use super::shards::Command;
 use super::verifiers::Verifiers;
 use crate::auth::{AuthType, ClientKey, Kind, Verifier};
@@ -19,7 +20,9 @@ use crate::client::Door;
 use crate::client::handshake::Request;
 use crate::config::{AuthMethod, Config};
 use crate::session::settings;
+use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::Snapshot;
+use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
@@ -39,13 +42,8 @@ pub(super) struct House {
     commands: Vec<mpsc::UnboundedSender<Command>>,
     verifiers: Arc<Verifiers>,
     reported: Arc<Reported>,
-    cancel_keys: Mutex<HashMap<i32, CancelEntry>>,
-}
-
-struct CancelEntry {
-    key: Vec<u8>,
-    shard: usize,
-    session: u64,
+    cancel_keys: CancelKeys,
+    peers: Arc<Peers>,
 }
 
 /// Random bytes for nonces, keys and secrets.
@@ -71,6 +69,8 @@ impl House {
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         let role = Arc::new(LoginRole::new(config, snapshots));
+        let cancel_keys = CancelKeys::new();
+        let own = Introduction { token: cancel_keys.token.to_bytes(), identity: random() };
         Arc::new(Self {
             auth_type: match config.auth.method {
                 AuthMethod::ScramSha256 => AuthType::ScramSha256,
@@ -80,8 +80,9 @@ impl House {
             mock_secret: random(),
             commands,
             verifiers: Verifiers::new(config, Arc::clone(&role), control.clone()),
+            peers: Peers::new(config.listen.peers.clone(), own, &control),
             reported: Reported::new(role, control),
-            cancel_keys: Mutex::default(),
+            cancel_keys,
         })
     }
 
@@ -92,20 +93,26 @@ impl House {
 
     /// Forgets a client's cancel key.
     pub(super) fn leave(&self, process_id: i32) {
-        self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&process_id);
+        self.cancel_keys.forget(process_id);
     }
 
-    /// Shard and session that have this key.
-    fn holder(&self, process_id: i32, key: &[u8]) -> Option<(usize, u64)> {
-        let keys = self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = keys.get(&process_id).filter(|entry| entry.key == key)?;
-        Some((entry.shard, entry.session))
+    /// Cancels what the session with this key does and waits until that has taken effect. Gives whether there is such a session.
+    async fn cancel(&self, process_id: i32, key: &[u8]) -> bool {
+        let Some(holder) = self.cancel_keys.holder(process_id, key) else { return false };
+        let Some(commands) = self.commands.get(holder.shard) else { return false };
+        let (taken, answer) = oneshot::channel();
+        // A shard that has ended runs nothing that could be cancelled: it drops its end, and that is an answer, too.
+        if commands.send(Command::Cancel { session: holder.session, taken }).is_ok() {
+            let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
+        }
+        true
     }
 }
 
 /// One connection's door: the house, which shard and session it leads to, and how far the login is.
 pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
+    counters: &'a ShardCounters,
     shard: usize,
     session: u64,
     /// What the login is waiting for, when it waits for a server.
@@ -116,9 +123,15 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: usize, session: u64) -> Self {
+    pub(super) fn new(
+        house: &'a Arc<House>,
+        counters: &'a ShardCounters,
+        shard: usize,
+        session: u64,
+    ) -> Self {
         Self {
             house,
+            counters,
             shard,
             session,
             waits_for: RefCell::default(),
@@ -225,20 +238,10 @@ impl Door for ShardDoor<'_> {
     }
 
     fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>) {
-        let mut keys = self.house.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let process_id = i32::from_be_bytes(random::<4>()) & i32::MAX;
-            if process_id == 0 || keys.contains_key(&process_id) {
-                continue;
-            }
-            let key = random::<32>().get(..key_bytes).unwrap_or_default().to_vec();
-            keys.insert(
-                process_id,
-                CancelEntry { key: key.clone(), shard: self.shard, session: self.session },
-            );
-            self.admitted.set(Some(process_id));
-            return (process_id, key);
-        }
+        let holder = Holder { shard: self.shard, session: self.session };
+        let (process_id, key) = self.house.cancel_keys.give(key_bytes, holder);
+        self.admitted.set(Some(process_id));
+        (process_id, key)
     }
 
     fn distrust(&self, user: &str) {
@@ -247,13 +250,22 @@ impl Door for ShardDoor<'_> {
 
     async fn cancel(&self, process_id: i32, key: &[u8]) {
         self.cancelling.set(true);
-        let Some((shard, session)) = self.house.holder(process_id, key) else { return };
-        let Some(commands) = self.house.commands.get(shard) else { return };
-        let (taken, answer) = oneshot::channel();
-        // A shard that has ended runs nothing that could be cancelled: it drops its end, and that is an answer, too.
-        if commands.send(Command::Cancel { session, taken }).is_ok() {
-            let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
+        if self.house.cancel(process_id, key).await {
+            return;
         }
+        let forwarded = self.house.peers.forward(process_id, key);
+        if let Ok(Forwarded::Taken) = tokio::time::timeout(CANCEL_LIMIT, forwarded).await {
+            self.counters.cancels_forwarded.inc();
+        }
+    }
+
+    async fn forwarded_cancel(&self, process_id: i32, key: &[u8]) -> bool {
+        self.cancelling.set(true);
+        self.house.cancel(process_id, key).await
+    }
+
+    fn introduction(&self) -> Introduction {
+        self.house.peers.own()
     }
 }
 

@@ -4,11 +4,13 @@
 //! has another; they speak by channels. Nothing here decides anything about statements. Only this module and `cli` import
 //! `config`.
 
+mod cancel_keys;
 mod failure;
 mod flights;
 mod house;
 mod login_role;
 mod parameters;
+mod peers;
 mod shards;
 mod status;
 mod verifiers;

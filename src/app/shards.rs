@@ -251,7 +251,7 @@ async fn log_in(
     control: &Control,
     session: u64,
 ) -> Option<(Identity, i32, Vec<u8>)> {
-    let door = ShardDoor::new(house, shard.number, session);
+    let door = ShardDoor::new(house, &shard.counters, shard.number, session);
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {

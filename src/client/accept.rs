@@ -11,6 +11,7 @@ use super::handshake::{self, Request};
 use crate::auth::{AuthType, ClientKey, Kind, ScramServer, Verifier, nonce_from};
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
+use crate::wire::peer::{self, Introduction};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::{self, Initial, STARTUP_BYTES_MAX, Startup};
@@ -38,6 +39,11 @@ pub trait Door {
     /// A cancel request came. Resolves when it has taken effect as far as it ever will, so that what the client sends next is
     /// not hit; bounded.
     fn cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = ()>;
+    /// The same for one that came to another pgsteer process. Gives whether the key is one of this process; where it is not, that
+    /// is all: it is not passed on again.
+    fn forwarded_cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = bool>;
+    /// How this process introduces itself to others.
+    fn introduction(&self) -> Introduction;
 }
 
 /// A client that is in.
@@ -76,6 +82,15 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
         Ok(Initial::Cancel { process_id, key }) => {
             // The end of this connection is the answer: PostgreSQL's clients wait for it before they send anything else.
             door.cancel(process_id, &key).await;
+            return Ok(Outcome::Over);
+        }
+        Ok(Initial::PeerCancel { process_id, key }) => {
+            let is_mine = door.forwarded_cancel(process_id, &key).await;
+            net::write_all(stream, if is_mine { peer::TAKEN } else { peer::NOT_MINE }).await?;
+            return Ok(Outcome::Over);
+        }
+        Ok(Initial::PeerHello) => {
+            net::write_all(stream, &door.introduction().encode()).await?;
             return Ok(Outcome::Over);
         }
         Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),

@@ -170,7 +170,7 @@ mod tests {
             assert!(said(minor, &[]).is_empty(), "3.{minor}");
         }
         assert_eq!(said(3, &[]), *b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0");
-        let grease = b"v\0\0\0\x2c\0\x03\0\x02\0\0\0\x01_pq_.test_protocol_negotiation\0";
+        let grease = b"v\0\0\0\x2b\0\x03\0\x02\0\0\0\x01_pq_.test_protocol_negotiation\0";
         assert_eq!(said(9999, &["_pq_.test_protocol_negotiation"]), *grease);
         assert_eq!(said(0, &["_pq_.x", "_pq_.y"]), *b"v\0\0\0\x1a\0\x03\0\0\0\0\0\x02_pq_.x\0_pq_.y\0");
         assert_eq!(said(1, &["_pq_.x"]), *b"v\0\0\0\x13\0\x03\0\x01\0\0\0\x01_pq_.x\0");

@@ -5,6 +5,7 @@
 
 pub mod extended;
 pub mod frame;
+pub mod peer;
 pub mod reply;
 pub mod sqlstate;
 pub mod startup;

@@ -3,7 +3,7 @@
 //! Invariant: bounded by PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`; strings are taken in any encoding, as stand-ins (`text`).
 //! Must not know: sockets, authentication. Source: "Message Formats" in the protocol documentation.
 
-use super::text;
+use super::{peer, text};
 
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`, which does not count the length field, and that field.
 pub const STARTUP_BYTES_MAX: usize = 10_004;
@@ -37,6 +37,15 @@ pub enum Initial {
     },
     /// A CancelRequest that can't be: PostgreSQL says nothing to it.
     MalformedCancel,
+    /// Another pgsteer process wants to know who this is.
+    PeerHello,
+    /// Another pgsteer process got a client's cancel request.
+    PeerCancel {
+        /// The process id the client was given.
+        process_id: i32,
+        /// The key it was given.
+        key: Vec<u8>,
+    },
     /// Wants to log in.
     Startup(Startup),
 }
@@ -103,16 +112,24 @@ pub fn initial(bytes: &[u8]) -> Result<Option<(Initial, usize)>, StartupError> {
     let initial = match code {
         SSL_REQUEST => Initial::Ssl,
         GSSENC_REQUEST => Initial::GssEnc,
-        CANCEL_REQUEST => cancel(body).unwrap_or(Initial::MalformedCancel),
+        CANCEL_REQUEST => match cancel_key(body) {
+            Some((process_id, key)) => Initial::Cancel { process_id, key },
+            None => Initial::MalformedCancel,
+        },
+        peer::HELLO => Initial::PeerHello,
+        peer::FORWARDED_CANCEL => match cancel_key(body) {
+            Some((process_id, key)) => Initial::PeerCancel { process_id, key },
+            None => Initial::MalformedCancel,
+        },
         _ => Initial::Startup(startup(code, body)?),
     };
     Ok(Some((initial, length)))
 }
 
-fn cancel(body: &[u8]) -> Option<Initial> {
+fn cancel_key(body: &[u8]) -> Option<(i32, Vec<u8>)> {
     let (process_id, key) = body.split_first_chunk::<4>()?;
     let key = (1..=CANCEL_KEY_BYTES_MAX).contains(&key.len()).then(|| key.to_vec())?;
-    Some(Initial::Cancel { process_id: i32::from_be_bytes(*process_id), key })
+    Some((i32::from_be_bytes(*process_id), key))
 }
 
 fn startup(code: u32, body: &[u8]) -> Result<Startup, StartupError> {
