@@ -92,17 +92,16 @@ pub(super) struct Peers {
 impl Peers {
     /// The peers behind these names, which are looked for from now on. `own`: this process.
     pub(super) fn new(names: Vec<NodeAddress>, own: Introduction, control: &Handle) -> Arc<Self> {
-        let peers = Arc::new(Self {
-            names,
-            own,
-            known: watch::Sender::default(),
-            wanted: Notify::new(),
-            seeking: Semaphore::new(SEEKING_MAX),
-        });
+        let peers = Arc::new(Self::unknown(names, own));
         if !peers.names.is_empty() {
             control.spawn(Arc::clone(&peers).look_around());
         }
         peers
+    }
+
+    fn unknown(names: Vec<NodeAddress>, own: Introduction) -> Self {
+        let seeking = Semaphore::new(SEEKING_MAX);
+        Self { names, own, known: watch::Sender::default(), wanted: Notify::new(), seeking }
     }
 
     /// This process.
@@ -281,6 +280,25 @@ mod tests {
         known.meet(at(1), &introduced(2, 8));
         assert_eq!(addresses(&known, 7), [0; 0]);
         assert_eq!(addresses(&known, 8), [1]);
+    }
+
+    /// It may stand behind the name that it is given for its peers.
+    #[tokio::test]
+    async fn this_process_is_no_peer_of_itself() {
+        let listener = tokio::net::TcpListener::bind(at(0)).await.unwrap();
+        let name = NodeAddress { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+        let answer = |introduction: Introduction| {
+            let listener = &listener;
+            async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                net::write_all(&stream, &introduction.encode()).await.unwrap();
+            }
+        };
+        for (met, count) in [(introduced(1, 7), 0), (introduced(2, 7), 1)] {
+            let peers = Peers::unknown(vec![name.clone()], introduced(1, 7));
+            tokio::join!(peers.round(), answer(met));
+            assert_eq!(peers.known.borrow().peers.len(), count);
+        }
     }
 
     /// C05: with nobody to ask, nothing is waited for.
