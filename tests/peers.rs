@@ -193,6 +193,42 @@ async fn a_statement_that_waits_is_cancelled() {
     assert_eq!(values(&waits.query("SELECT 2").await), ["2"]);
 }
 
+/// In a rolling update: the process that drains gets no new clients, but what runs there can be cancelled.
+#[tokio::test]
+async fn a_process_that_drains_takes_cancel_requests() {
+    let sandbox = sandbox().await;
+    let [mut drains, other]: [Running; 2] = start(&sandbox, &[]).await;
+    let mut clients = Vec::new();
+    // Busy on one shard only: the other ends at once.
+    let (mut busy, key) = with_key(&drains, PROTOCOL_3_0).await;
+    busy.query("BEGIN").await;
+    busy.query("SAVEPOINT a").await;
+    begin_to_sleep(&sandbox, &mut busy).await;
+    drains.terminate();
+    eventually("it drains", async || drains.log().contains("draining")).await;
+    for _ in 0..4 {
+        let mut late = drains.raw().await;
+        late.send(&startup(PROTOCOL_3_0, &[("user", "postgres")])).await;
+        assert_eq!(errors(&late.read_to_end().await), ["57P01"]);
+        // Nobody waits long for those that say nothing.
+        clients.push(drains.raw().await);
+    }
+    for asked in [&other, &drains, &other] {
+        cancel(asked, &key).await;
+        assert_eq!(errors(&busy.read_until(b'Z').await), ["57014"]);
+        busy.query("ROLLBACK TO a").await;
+        begin_to_sleep(&sandbox, &mut busy).await;
+    }
+    cancel(&other, &key).await;
+    busy.read_until(b'Z').await;
+    busy.send(&query("ROLLBACK")).await;
+    assert_eq!(errors(&busy.read_to_end().await), ["57P01"]);
+    for mut silent in clients {
+        assert_eq!(errors(&silent.read_to_end().await), ["57P01"]);
+    }
+    assert!(drains.wait_exit().await.success());
+}
+
 /// Peers that are down, that accept and say nothing, and that are no pgsteer at all delay nobody.
 #[tokio::test]
 async fn peers_that_do_not_answer_delay_nobody() {

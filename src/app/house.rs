@@ -19,8 +19,8 @@ use crate::auth::{AuthType, ClientKey, Kind, Verifier};
 use crate::client::Door;
 use crate::client::handshake::Request;
 use crate::config::{AuthMethod, Config};
-use crate::session::settings;
-use crate::telemetry::metrics::ShardCounters;
+use crate::session::shard::Shard;
+use crate::session::{outcome, settings};
 use crate::topology::model::Snapshot;
 use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
@@ -112,8 +112,7 @@ impl House {
 /// One connection's door: the house, which shard and session it leads to, and how far the login is.
 pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
-    counters: &'a ShardCounters,
-    shard: usize,
+    shard: &'a Shard,
     session: u64,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
@@ -123,15 +122,9 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(
-        house: &'a Arc<House>,
-        counters: &'a ShardCounters,
-        shard: usize,
-        session: u64,
-    ) -> Self {
+    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64) -> Self {
         Self {
             house,
-            counters,
             shard,
             session,
             waits_for: RefCell::default(),
@@ -178,6 +171,10 @@ impl<'a> ShardDoor<'a> {
 impl Door for ShardDoor<'_> {
     fn auth_type(&self) -> AuthType {
         self.house.auth_type
+    }
+
+    fn closed(&self) -> Option<Box<Report>> {
+        self.shard.draining.get().then(|| Box::new(outcome::shutting_down()))
     }
 
     async fn verifier(&self, user: &str) -> Result<(Verifier, Kind), Box<Report>> {
@@ -238,7 +235,7 @@ impl Door for ShardDoor<'_> {
     }
 
     fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>) {
-        let holder = Holder { shard: self.shard, session: self.session };
+        let holder = Holder { shard: self.shard.number, session: self.session };
         let (process_id, key) = self.house.cancel_keys.give(key_bytes, holder);
         self.admitted.set(Some(process_id));
         (process_id, key)
@@ -255,7 +252,7 @@ impl Door for ShardDoor<'_> {
         }
         let forwarded = self.house.peers.forward(process_id, key);
         if let Ok(Forwarded::Taken) = tokio::time::timeout(CANCEL_LIMIT, forwarded).await {
-            self.counters.cancels_forwarded.inc();
+            self.shard.counters.cancels_forwarded.inc();
         }
     }
 

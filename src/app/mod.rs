@@ -103,7 +103,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
     tracing::info!(signal, timeout = ?config.shutdown.timeout, "draining: no new clients, transactions end");
     shutdown.begin();
-    accepting.abort();
+    if config.listen.peers.is_empty() {
+        // Whoever comes next may take the addresses.
+        accepting.abort();
+    }
     let again = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

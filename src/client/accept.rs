@@ -23,6 +23,8 @@ const AUTH_BYTES_MAX: usize = 65_535;
 pub trait Door {
     /// How clients prove themselves.
     fn auth_type(&self) -> AuthType;
+    /// Why nobody is let in any more, if that is so.
+    fn closed(&self) -> Option<Box<Report>>;
     /// The user's verifier; a mock one for a user that does not exist or may not log in.
     fn verifier(&self, user: &str) -> impl Future<Output = Result<(Verifier, Kind), Box<Report>>>;
     /// The parameters to report, from a server that accepted this user, database and settings; else its ErrorResponse.
@@ -96,6 +98,9 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
         Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
         Err(report) => return refuse(stream, &report).await,
     };
+    if let Some(report) = door.closed() {
+        return refuse(stream, &report).await;
+    }
     let mut negotiation = handshake::negotiation(&startup);
     let request = match handshake::request(&startup) {
         Ok(request) => request,
