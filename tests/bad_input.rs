@@ -9,7 +9,9 @@ mod running;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, bind, errors, execute, frame, kinds, parse, query, sync, values};
+use running::{
+    Message, RawClient, Running, bind, errors, execute, frame, in_time, kinds, parse, query, sync, values,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -292,6 +294,9 @@ async fn half_messages_and_silence_harm_nobody() {
         batch[..batch.len() - 2].to_vec(),
         batch,
         values[..800_000].to_vec(),
+        // What is announced is nearly a gibibyte.
+        b"Q\x3f\0\0\0".to_vec(),
+        [&b"B\x3f\0\0\0\0"[..], &[b'x'; 400_000]].concat(),
     ];
     let mut silent = Vec::new();
     for number in 0..CLIENTS {
@@ -300,7 +305,8 @@ async fn half_messages_and_silence_harm_nobody() {
         silent.push(client);
     }
     for number in 0..20 {
-        let row = witness.query_one("SELECT $1::int", &[&number]).await.unwrap();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&number];
+        let row = in_time("a free server", witness.query_one("SELECT $1::int", &values)).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), number);
     }
     let grown = proxy.resident_bytes().saturating_sub(before);
