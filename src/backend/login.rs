@@ -109,7 +109,7 @@ impl Login {
                 Err(LoginError::Refused { code, message: reply::error_message(body), frame: whole })
             }
             b'S' => {
-                if let Some((name, value)) = reply::parameter_status(body) {
+                if let Some((name, value)) = reply::parameter_status_bytes(body) {
                     self.greeting.parameters.push((text::from_bytes(name), text::from_bytes(value)));
                 }
                 Ok(Action::Wait)

@@ -437,7 +437,7 @@ impl<'a> Exchange<'a> {
 
     fn parameter_status(&mut self) {
         let hot_standby = match reply::parameter_status(self.answer.body()) {
-            Some((b"in_hot_standby", value)) => Some(value == b"on"),
+            Some(("in_hot_standby", value)) => Some(value == "on"),
             _ => None,
         };
         match hot_standby {

@@ -198,8 +198,14 @@ pub fn error_message(body: &[u8]) -> String {
     String::new()
 }
 
-/// Splits the body of a ParameterStatus into name and value.
-pub fn parameter_status(body: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Splits the body of a ParameterStatus.
+pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let (name, value) = parameter_status_bytes(body)?;
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
+/// The same in whatever encoding.
+pub fn parameter_status_bytes(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let body = body.strip_suffix(b"\0")?;
     let middle = body.iter().position(|&byte| byte == 0)?;
     let (name, value) = body.split_at(middle);
@@ -230,7 +236,7 @@ mod tests {
 
     #[test]
     fn parameter_status_is_split() {
-        assert_eq!(parameter_status(b"TimeZone\0UTC\0"), Some((&b"TimeZone"[..], &b"UTC"[..])));
+        assert_eq!(parameter_status(b"TimeZone\0UTC\0"), Some(("TimeZone", "UTC")));
         assert_eq!(parameter_status(b"TimeZone"), None);
     }
 }
