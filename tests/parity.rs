@@ -93,18 +93,6 @@ const KNOWN: &[Known] = &[
         reason: "the chained transaction is on the standby of the first",
     },
     Known {
-        script: "a search path of odd names",
-        direct: r#"D [Mixed, \"Quoted\", public]"#,
-        through: r#"D [mixed, \"Quoted\", public]"#,
-        reason: "a list of names is carried over name by name, and may be quoted otherwise",
-    },
-    Known {
-        script: "a search path with a quote in a name",
-        direct: r#"D [it\'s, public]"#,
-        through: r#"D [\"it\'s\", public]"#,
-        reason: "a list of names is carried over name by name, and may be quoted otherwise",
-    },
-    Known {
         script: "a sequence in a read only block on a standby",
         direct: r#"E S=ERROR V=ERROR C=42P01 M=relation \"pg_catalog.nothing\" does not exist P=16"#,
         through: r#"E S=ERROR V=ERROR C=25006 M=pgsteer: this READ ONLY transaction runs on a standby, which can\'t keep session state (sequence) H=Begin it with /* pgsteer: target=primary */, or set the state outside of the transaction. W=PL/pgSQL function inline_code_block line 1 at RAISE"#,

@@ -298,6 +298,7 @@ fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
         strings: strings(&parameters),
         opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",
+        told: parameters,
     };
     (identity, process_id, early)
 }

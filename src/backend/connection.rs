@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::login::{Action, Login, LoginError, startup_message};
+use super::reported::Reported;
 use crate::auth::Secret;
 use crate::net;
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
@@ -93,6 +94,8 @@ pub struct Server {
     pub idle_since: Instant,
     /// Prepared statements there.
     pub carried: Carried,
+    /// What it last reported.
+    pub reported: Reported,
     /// The settings it has been brought to.
     pub applied: Rc<SettingValues>,
 }
@@ -209,6 +212,7 @@ async fn open_unbounded(
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),
+                        reported: Reported::new(greeting.parameters.clone()),
                         applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));

@@ -17,7 +17,7 @@ use super::Settings;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
 use crate::backend::connection::Link;
-use crate::backend::{self, ConnectError, Endpoint, Server, SettingValues};
+use crate::backend::{self, ConnectError, Endpoint, Reported, Server, SettingValues};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId};
 
@@ -87,6 +87,7 @@ pub struct Parts {
     cancel_key: backend::connection::CancelKey,
     in_hot_standby: bool,
     opened_at: Instant,
+    reported: Vec<(String, String)>,
     applied: SettingValues,
 }
 
@@ -270,10 +271,11 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is fit. No system call, no lock.
-    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>) -> Option<Lease> {
+    /// An idle connection, if there is one that is alive: best one that has the settings of this identity. No system call, no
+    /// lock.
+    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, settings_id: u64) -> Option<Lease> {
         loop {
-            let server = pool.state.borrow_mut().claim()?;
+            let server = pool.state.borrow_mut().claim_fitting(|server| server.applied.id == settings_id)?;
             self.note_claimed(pool);
             if server.is_quiet() {
                 return Some(self.leased(pool, server));
@@ -283,10 +285,15 @@ impl Pools {
     }
 
     /// A connection: idle, new, or handed over; waits at most `query_wait_timeout`. Cancel-safe.
-    pub async fn lease(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
+    pub async fn lease(
+        self: &Rc<Self>,
+        pool: &Rc<Pool>,
+        endpoint: &Endpoint,
+        settings_id: u64,
+    ) -> Result<Lease, LeaseError> {
         let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
         loop {
-            if let Some(lease) = self.try_claim(pool) {
+            if let Some(lease) = self.try_claim(pool, settings_id) {
                 return Ok(lease);
             }
             if self.may_open(pool) {
@@ -637,6 +644,7 @@ fn take_apart(server: Server) -> Option<Parts> {
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
+        reported: server.reported.pairs().to_vec(),
         applied: (*server.applied).clone(),
     })
 }
@@ -648,6 +656,7 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
         opened_at: parts.opened_at,
+        reported: Reported::new(parts.reported),
         idle_since: Instant::now(),
         carried: backend::connection::Carried::default(),
         applied: Rc::new(parts.applied),

@@ -5,6 +5,9 @@
 
 use std::collections::VecDeque;
 
+/// So many idle connections are looked at for one that fits better than the last.
+const LOOKED_AT_MAX: usize = 16;
+
 /// Idle connections `C` and waiters `W`.
 #[derive(Debug)]
 pub struct PoolState<C, W> {
@@ -31,6 +34,15 @@ impl<C, W> PoolState<C, W> {
     /// The most recently used idle connection.
     pub fn claim(&mut self) -> Option<C> {
         self.idle.pop()
+    }
+
+    /// Of the most recently used idle connections the last one for which `fits` says so, else the last one.
+    pub fn claim_fitting(&mut self, fits: impl Fn(&C) -> bool) -> Option<C> {
+        let found = self.idle.iter().rev().take(LOOKED_AT_MAX).position(fits);
+        match found {
+            None | Some(0) => self.idle.pop(),
+            Some(from_end) => Some(self.idle.remove(self.idle.len() - 1 - from_end)),
+        }
     }
 
     /// Queues a waiter, behind all others.
@@ -82,6 +94,12 @@ mod tests {
         assert_eq!(pool.give(1), Given::Idle);
         assert_eq!(pool.give(2), Given::Idle);
         assert_eq!((pool.claim(), pool.claim(), pool.claim()), (Some(2), Some(1), None));
+        for connection in 1..=3 {
+            pool.give(connection);
+        }
+        assert_eq!(pool.claim_fitting(|&it| it == 2), Some(2));
+        assert_eq!(pool.claim_fitting(|&it| it == 2), Some(3));
+        assert_eq!((pool.claim_fitting(|_| true), pool.claim()), (Some(1), None));
         pool.wait("first");
         pool.wait("second");
         assert_eq!(pool.give(2), Given::To("first", 2));

@@ -19,6 +19,8 @@ const EXPECT_KEPT: usize = 256;
 pub enum Expect {
     /// The whole answer of a Query that pgsteer put in: kept back, up to ReadyForQuery.
     Preamble,
+    /// ParseComplete, BindComplete and CommandComplete of a statement that pgsteer put in (`reply::put_statement`): kept back.
+    Own,
     /// The whole answer of the client's Query or FunctionCall, up to ReadyForQuery.
     Simple,
     /// ParseComplete; `token` is told back when it failed.
@@ -59,6 +61,10 @@ pub enum Event {
     NeedMore,
     /// An ErrorResponse stands at the scan position: `accept` or `discard` it.
     Error(ErrorFields),
+    /// An ErrorResponse of a statement that pgsteer put in stands at the scan position: nothing behind it has run or will run.
+    OwnError(ErrorFields),
+    /// The ReadyForQuery that was to be announced is next: `put_in` what must stand before it.
+    Ready,
     /// A NoticeResponse stands at the scan position: `accept` or `discard` it.
     Notice(ErrorFields),
     /// A ParameterStatus stands at the scan position: `accept` or `discard` it.
@@ -96,6 +102,8 @@ pub struct Answer {
     expect: VecDeque<Expect>,
     failed_parses: Vec<u32>,
     deallocated: bool,
+    /// The client's next ReadyForQuery is an event of its own.
+    announces_ready: bool,
     /// What becomes of the `body_left` bytes of a large frame.
     tail: Tail,
     preamble_error: Option<Vec<u8>>,
@@ -117,6 +125,7 @@ impl Answer {
             expect: VecDeque::new(),
             failed_parses: Vec::new(),
             deallocated: false,
+            announces_ready: false,
             tail: Tail::PassOn,
             preamble_error: None,
             results: false,
@@ -135,6 +144,7 @@ impl Answer {
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
         (self.deallocated, self.results, self.discarding) = (false, false, false);
+        self.announces_ready = false;
         self.preamble_error = None;
         self.last_status = None;
     }
@@ -142,6 +152,11 @@ impl Answer {
     /// Adds an expected reply.
     pub fn expect(&mut self, reply: Expect) {
         self.expect.push_back(reply);
+    }
+
+    /// The client's next ReadyForQuery is to be announced (`Event::Ready`).
+    pub fn announce_ready(&mut self) {
+        self.announces_ready = true;
     }
 
     /// Everything expected has come.
@@ -223,6 +238,11 @@ impl Answer {
         self.ahead.extend_from_slice(bytes);
     }
 
+    /// What comes now is thrown away, up to the end of the answer.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
+    }
+
     /// A row, COPY data or the end of a statement of the client's has been scanned: something has run.
     pub fn has_results(&self) -> bool {
         self.results
@@ -281,6 +301,10 @@ impl Answer {
                 return Some(Event::Notice(reply::error_fields(self.body())));
             }
             b'S' => return Some(Event::ParameterStatus),
+            b'Z' if self.announces_ready && !self.in_preamble() => {
+                self.announces_ready = false;
+                return Some(Event::Ready);
+            }
             b'Z' => return self.ready_for_query(frame_bytes),
             b'G' => {
                 self.take(frame_bytes);
@@ -306,7 +330,13 @@ impl Answer {
 
     fn error(&mut self, frame_bytes: usize) -> Option<Event> {
         let fields = reply::error_fields(self.body());
-        if self.in_preamble() && !fields.ends_session {
+        if fields.ends_session {
+            return Some(Event::Error(fields));
+        }
+        if self.expect.front() == Some(&Expect::Own) {
+            return Some(Event::OwnError(fields));
+        }
+        if self.in_preamble() {
             self.preamble_error =
                 self.bytes.get(self.scanned..self.scanned + frame_bytes).map(<[u8]>::to_vec);
             self.drop_frame(frame_bytes);
@@ -373,7 +403,7 @@ impl Answer {
     }
 
     fn in_preamble(&self) -> bool {
-        matches!(self.expect.front(), Some(Expect::Preamble))
+        matches!(self.expect.front(), Some(Expect::Preamble | Expect::Own))
     }
 
     fn ready_for_query(&mut self, frame_bytes: usize) -> Option<Event> {
@@ -394,7 +424,8 @@ impl Answer {
     /// Notes a reply other than an error; whether the client is to see it.
     fn reply(&mut self, kind: u8) -> bool {
         let matched = match (self.expect.front(), kind) {
-            (Some(Expect::Preamble), _) => return false,
+            (Some(Expect::Preamble), _) | (Some(Expect::Own), b'1' | b'2') => return false,
+            (Some(Expect::Own), b'C') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
             (Some(Expect::OwnClose { .. }), b'3') => false,
             (Some(Expect::Close), b'3')

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::backend::Reported;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
@@ -53,6 +54,13 @@ pub enum Ended {
     Settled,
     /// Refused before anything had reached the client; the server is ready for another statement.
     Refused(SqlState),
+    /// The server refused a statement that pgsteer put in before the unit, of which therefore nothing has run.
+    NotFit {
+        /// SQLSTATE of the error.
+        code: SqlState,
+        /// Its text.
+        message: String,
+    },
     /// The server is gone.
     ServerLost {
         /// How that showed.
@@ -122,6 +130,12 @@ pub struct Exchange<'a> {
     pub stall_timeout: Option<Duration>,
     /// What the server last said of `in_hot_standby`.
     pub in_hot_standby: &'a mut bool,
+    /// What the server last reported.
+    pub reported: &'a mut Reported,
+    /// What the client knows of reported parameters.
+    pub told: &'a Reported,
+    /// What it knows now, if it was told something else.
+    pub news: Option<Reported>,
     /// Bytes of `out` sent.
     pub sent: usize,
     /// Something was sent to the server.
@@ -155,7 +169,8 @@ impl<'a> Exchange<'a> {
         input: &'a mut Window,
         out: &'a mut Vec<u8>,
         answer: &'a mut Answer,
-        in_hot_standby: &'a mut bool,
+        (in_hot_standby, reported): (&'a mut bool, &'a mut Reported),
+        told: &'a Reported,
     ) -> Self {
         Self {
             client,
@@ -172,6 +187,9 @@ impl<'a> Exchange<'a> {
             hold_back_bytes: usize::MAX,
             stall_timeout: None,
             in_hot_standby,
+            reported,
+            told,
+            news: None,
             sent: 0,
             any_sent: false,
             delivered: false,
@@ -308,14 +326,12 @@ impl<'a> Exchange<'a> {
                     }
                     self.error(fields)?;
                 }
-                Event::Notice(fields) => {
-                    if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
-                        self.end_frame().await?;
-                        let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
-                        return Err(Ended::ServerLost { cause, announced: true });
-                    }
-                    self.answer.accept();
+                Event::Ready => self.tell(),
+                Event::OwnError(fields) => {
+                    let message = reply::error_message(self.answer.body());
+                    return Err(Ended::NotFit { code: fields.code, message });
                 }
+                Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
                 Event::CopyIn if self.copies_ended > 0 => self.copies_ended -= 1,
                 Event::CopyIn => {
@@ -349,6 +365,16 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
+        if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
+            self.end_frame().await?;
+            let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
+            return Err(Ended::ServerLost { cause, announced: true });
+        }
+        self.answer.accept();
+        Ok(())
     }
 
     /// The server is about to be given up. Of a frame of which the client has a part, the rest may be here: it must have it
@@ -436,18 +462,41 @@ impl<'a> Exchange<'a> {
     }
 
     fn parameter_status(&mut self) {
-        let hot_standby = match reply::parameter_status(self.answer.body()) {
-            Some(("in_hot_standby", value)) => Some(value == "on"),
-            _ => None,
-        };
-        match hot_standby {
+        let passes = match reply::parameter_status(self.answer.body()) {
             // The client's endpoint is not a standby, wherever a read of its ran.
-            Some(on) => {
-                *self.in_hot_standby = on;
-                self.answer.discard();
+            Some(("in_hot_standby", value)) => {
+                *self.in_hot_standby = value == "on";
+                false
             }
-            None => self.answer.accept(),
+            Some((name, value)) => {
+                self.reported.report(name, value);
+                let news = !self.answer.is_discarding()
+                    && self.news.as_ref().unwrap_or(self.told).is_news(name, value);
+                if news {
+                    self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
+                }
+                news
+            }
+            None => true,
+        };
+        if passes { self.answer.accept() } else { self.answer.discard() }
+    }
+
+    /// The client's ReadyForQuery is next. What pgsteer's own statements and the client's changed and changed back, the server
+    /// does not report; to the client it may be news.
+    fn tell(&mut self) {
+        if self.answer.is_discarding() {
+            return;
         }
+        let known = self.news.as_ref().unwrap_or(self.told);
+        let beyond: Vec<(String, String)> =
+            self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut out = Vec::new();
+        for (name, value) in &beyond {
+            reply::put_parameter_status(&mut out, name, value);
+            self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
+        }
+        self.answer.put_in(&out);
     }
 
     /// Passes on all that is ready.

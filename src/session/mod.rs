@@ -4,10 +4,15 @@
 //! not sent is held, not failed (P4). The machines (`unit`, `transaction`, `prepared`, `translate`, `settings`) do no
 //! I/O; `driver`, `exchange` and `hold` only move bytes and wait. Must not know: configuration files, HTTP.
 
+mod aftermath;
+mod attach;
+mod attempt;
 pub mod control;
 pub mod driver;
+mod effects;
 pub mod exchange;
 pub mod hold;
+mod input;
 mod inspect;
 mod last_words;
 mod listen;
@@ -20,6 +25,7 @@ pub mod shard;
 pub mod transaction;
 pub mod translate;
 pub mod unit;
+mod wait;
 
 use std::time::Duration;
 

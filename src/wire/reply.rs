@@ -154,6 +154,14 @@ pub fn put_query(out: &mut Vec<u8>, sql: &str) {
     frame::put(out, b'Q', &[&text::to_bytes(sql), b"\0"]);
 }
 
+/// Appends one statement in the extended protocol, through the unnamed statement and portal, without a Sync: should it fail,
+/// nothing behind it runs (`ignore_till_sync`, postgres.c), not even a Query.
+pub fn put_statement(out: &mut Vec<u8>, sql: &str) {
+    super::frame::put(out, b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"]);
+    super::frame::put(out, b'B', &[b"\0\0\0\0\0\0\0\0"]);
+    super::frame::put(out, b'E', &[b"\0\0\0\0\0"]);
+}
+
 /// What pgsteer needs to know of an ErrorResponse or NoticeResponse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorFields {

@@ -1,0 +1,236 @@
+//! Waits for the client, beside whatever else may speak meanwhile: a held server, a time limit, the drain.
+//!
+//! Invariant: between transactions a session without a server keeps nothing but its wait. Must not know: what the client
+//! sends.
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use tokio::net::TcpStream;
+
+use super::driver::{End, Flow, Rest, Session};
+use super::outcome;
+use super::shard::SuspectCause;
+use super::transaction::Transaction;
+use crate::net;
+use crate::relay::answer::{Answer, Event};
+use crate::telemetry::metrics::Side;
+use crate::wire::reply::{self};
+use crate::wire::sqlstate;
+
+/// How a held server ends while nothing is under way.
+enum Parting {
+    /// It is gone; why.
+    Lost(String),
+    /// It ended the session on purpose, and its words are ready for the client.
+    Dismissed,
+}
+
+impl Session {
+    /// Waits for the client as a session that keeps nothing for its next statement.
+    pub(super) async fn wait_cold(&mut self) -> Flow<()> {
+        self.enter_idle()?;
+        let ready = self.within_idle_limit(net::readable(&self.client)).await;
+        self.control.idle.set(false);
+        ready?.map_err(|_| End::Client)
+    }
+
+    /// Waits for the client as long as its own settings allow. Cancel-safe if `wait` is.
+    async fn within_idle_limit<T>(&self, wait: impl Future<Output = T>) -> Flow<T> {
+        let between = matches!(self.transaction, Transaction::None);
+        let limit = if between { self.idle_limit } else { self.idle_in_transaction_limit };
+        let Some(limit) = limit else { return Ok(wait.await) };
+        let waited = tokio::time::timeout(limit, wait).await;
+        waited.map_err(|_| End::Told(Box::new(outcome::idle_too_long(between))))
+    }
+
+    /// Between transactions: the drain ends the session, a cancel request finds nothing to cancel.
+    fn enter_idle(&self) -> Flow<()> {
+        // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
+        let between = !matches!(self.transaction, Transaction::Deferred { .. });
+        if self.shard.draining.get() && between {
+            return Err(End::Told(Box::new(outcome::shutting_down())));
+        }
+        self.control.idle.set(between);
+        self.control.forget_cancels();
+        Ok(())
+    }
+
+    /// Waits for the client's next bytes; between transactions without holding anything. `Some`: there were none for a while.
+    pub(super) async fn wait_idle(&mut self) -> Flow<Option<Rest>> {
+        if self.attached.is_some() {
+            return self.wait_attached().await.map(|()| None);
+        }
+        self.enter_idle()?;
+        let wait = poll_fn(|context| {
+            if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
+                return Poll::Ready(ready.map(|()| None));
+            }
+            if self.control.cooling.replace(false) {
+                return Poll::Ready(Ok(Some(Rest::Cooled)));
+            }
+            Poll::Pending
+        });
+        let waited = self.within_idle_limit(wait).await;
+        self.control.idle.set(false);
+        self.control.active.set(true);
+        waited?.map_err(|_| End::Client)
+    }
+
+    /// The same while a server connection is held: what the server says by itself is passed on.
+    async fn wait_attached(&mut self) -> Flow<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        self.control.forget_cancels();
+        if attached.batch.is_some() {
+            return self.wait_in_batch().await;
+        }
+        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
+            return Ok(());
+        };
+        let between = matches!(self.transaction, Transaction::None);
+        if between && self.shard.draining.get() {
+            return Err(End::Told(Box::new(outcome::shutting_down())));
+        }
+        self.control.idle.set(between);
+        let waited = self.wait_beside(&link.stream).await;
+        self.control.idle.set(false);
+        waited
+    }
+
+    /// Waits for the rest of a batch. Nobody reads the server meanwhile; a standby that has something to say and can't would keep
+    /// replay waiting, so there the client has only so long.
+    async fn wait_in_batch(&mut self) -> Flow<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if attached.side == Side::Primary {
+            return net::readable(&self.client).await.map_err(|_| End::Client);
+        }
+        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
+            return Ok(());
+        };
+        let limit = self.shard.shared.settings.standby_stall_timeout;
+        loop {
+            if let Ok(ready) = tokio::time::timeout(limit, net::readable(&self.client)).await {
+                return ready.map_err(|_| End::Client);
+            }
+            let talks = poll_fn(|context| Poll::Ready(link.stream.poll_read_ready(context).is_ready())).await;
+            if talks {
+                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
+                return Err(End::Client);
+            }
+        }
+    }
+
+    /// Waits for the client, passing on what the held server says by itself.
+    async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
+        loop {
+            let mut server_ready = false;
+            poll_fn(|context| {
+                server_ready = stream.poll_read_ready(context).is_ready();
+                if server_ready || self.client.poll_read_ready(context).is_ready() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
+            if !server_ready {
+                return Ok(());
+            }
+            let mut answer = self.shard.buffers.take_answer();
+            let result = self.unsolicited(stream, &mut answer).await;
+            self.shard.buffers.give_answer(answer);
+            match result? {
+                None => {}
+                Some(cause) => return self.lost_while_idle(&cause).await,
+            }
+        }
+    }
+
+    /// Reads what a held server says by itself, to the end of a message; `Some` when it is gone.
+    async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
+        loop {
+            match net::try_read(stream, answer.spare()) {
+                Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
+                Ok(count) => answer.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !answer.has_unscanned() {
+                        return Ok(None);
+                    }
+                    // Half a message: the rest is on its way.
+                    if let Err(error) = stream.readable().await {
+                        return Ok(Some(format!("The connection to the server failed: {error}")));
+                    }
+                    continue;
+                }
+                Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
+            }
+            let said = self.scan_unsolicited(answer);
+            self.send_client(answer.ready_joined()).await?;
+            answer.passed_on();
+            match said {
+                None => {}
+                Some(Parting::Lost(cause)) => return Ok(Some(cause)),
+                Some(Parting::Dismissed) => return Err(End::Client),
+            }
+        }
+    }
+
+    fn scan_unsolicited(&mut self, answer: &mut Answer) -> Option<Parting> {
+        loop {
+            let event = match answer.scan() {
+                Ok(event) => event,
+                Err(error) => return Some(Parting::Lost(error.to_string())),
+            };
+            let ends = match event {
+                Event::Error(fields) if fields.ends_session && sqlstate::dismisses(fields.code) => {
+                    answer.accept();
+                    return Some(Parting::Dismissed);
+                }
+                Event::Error(fields) => fields.ends_session,
+                Event::Notice(fields) => {
+                    matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
+                }
+                Event::ParameterStatus => {
+                    match reply::parameter_status(answer.body()) {
+                        // What is held is the primary, as the client knows.
+                        Some(("in_hot_standby", _)) => answer.discard(),
+                        Some((name, value)) if !self.told.is_news(name, value) => answer.discard(),
+                        Some((name, value)) => {
+                            let mut told = self.told.clone();
+                            told.report(name, value);
+                            self.told = self.shard.intern_told(told);
+                            answer.accept();
+                        }
+                        None => answer.accept(),
+                    }
+                    continue;
+                }
+                Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
+                Event::CopyIn | Event::OwnError(_) | Event::Ready => {
+                    return Some(Parting::Lost("The server sent something out of turn".to_owned()));
+                }
+            };
+            if ends {
+                return Some(Parting::Lost(format!(
+                    "The server said: {}",
+                    reply::error_message(answer.body())
+                )));
+            }
+            answer.accept();
+        }
+    }
+
+    async fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
+        self.detach_lost(SuspectCause::ConnectionLost);
+        if self.only_listens() {
+            return Box::pin(self.listen_again(cause)).await;
+        }
+        if !self.pins.is_empty() {
+            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+        }
+        self.transaction = Transaction::Lost { told: false };
+        Ok(())
+    }
+}
