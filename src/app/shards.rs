@@ -168,6 +168,7 @@ impl ShardThread {
         shard.publish(snapshot);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         let mut cool = tokio::time::interval(COOL_INTERVAL);
+        let mut is_closing = false;
         loop {
             tokio::select! {
                 biased;
@@ -178,7 +179,7 @@ impl ShardThread {
                     }
                     Err(_) => return,
                 },
-                command = self.commands.recv() => match command {
+                command = self.commands.recv(), if !is_closing => match command {
                     Some(command) => self.command(&shard, command),
                     None => return,
                 },
@@ -188,7 +189,15 @@ impl ShardThread {
             }
             // Looked at with every turn, which the ticks alone bring soon enough.
             if shard.draining.get() && shard.is_empty() {
-                return;
+                // Who has come meanwhile is heard; whoever comes now is given to a shard that goes on.
+                is_closing = true;
+                self.commands.close();
+                while let Ok(command) = self.commands.try_recv() {
+                    self.command(&shard, command);
+                }
+                if shard.is_empty() {
+                    return;
+                }
             }
         }
     }
