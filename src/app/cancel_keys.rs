@@ -18,6 +18,10 @@ const NUMBER_BITS: u32 = 20;
 /// What is left of a positive process id. Two processes may draw the same token: both are asked then.
 const TOKEN_BITS: u32 = i32::BITS - 1 - NUMBER_BITS;
 
+/// Process ids of clients are above those that any operating system gives (Linux: 2^22 at most): whoever has a server signal what it
+/// takes for its own server process must not hit somebody else's.
+const TOKEN_MIN: u16 = 8;
+
 /// Which process gave out a process id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Token(u16);
@@ -40,9 +44,7 @@ impl Token {
     }
 
     fn draw() -> Self {
-        // Never 0: no process id is 0.
-        let token = u16::from_be_bytes(random()) & ((1 << TOKEN_BITS) - 1);
-        Self(token.max(1))
+        Self(TOKEN_MIN + u16::from_be_bytes(random()) % ((1 << TOKEN_BITS) - TOKEN_MIN))
     }
 
     fn process_id(self, number: u32) -> i32 {
@@ -131,7 +133,7 @@ mod tests {
         let keys = CancelKeys::new();
         for session in 0..100 {
             let (process_id, _) = keys.give(4, Holder { shard: 0, session });
-            assert!(process_id > 0);
+            assert!(process_id >= 1 << 23);
             assert_eq!(Token::of(process_id), keys.token);
         }
         assert_eq!(Token::from_bytes(keys.token.to_bytes()), keys.token);

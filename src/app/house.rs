@@ -91,6 +91,11 @@ impl House {
         self.reported.forget_database(database);
     }
 
+    /// A server has refused this user's keys: the password may have been set again.
+    pub(super) fn doubt(&self, user: &str) {
+        self.verifiers.doubt(user);
+    }
+
     /// Forgets a client's cancel key.
     pub(super) fn leave(&self, process_id: i32) {
         self.cancel_keys.forget(process_id);

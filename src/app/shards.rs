@@ -16,7 +16,7 @@ use crate::auth::Secret;
 use crate::classify::StandardConformingStrings;
 use crate::client::{self, LoggedIn, Outcome};
 use crate::net;
-use crate::pool::{self, Mail, Pools, Registry};
+use crate::pool::{self, LoginKeys, Mail, Pools, Registry};
 use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
@@ -86,7 +86,9 @@ impl Shards {
         metrics: &Metrics,
         monitor: &MonitorHandle,
     ) -> std::io::Result<Self> {
-        let (registry, mailboxes) = Registry::new(commands.len());
+        let verifiers = Arc::clone(house);
+        let keys = LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
+        let (registry, mailboxes) = Registry::new(commands.len(), keys);
         let mut ended = Vec::new();
         for (number, (commands, mail)) in commands.into_iter().zip(mailboxes).enumerate() {
             let (end, end_receiver) = oneshot::channel();
@@ -250,6 +252,7 @@ async fn client_task(
         Box::pin(log_in(&shard, &house, &client, &control, session)).await
     {
         control.logging_in.set(false);
+        control.process_id.set(process_id);
         Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
         house.leave(process_id);
     }
@@ -269,7 +272,7 @@ async fn log_in(
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
-            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(*logged_in)),
+            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(shard, *logged_in)),
             Ok(Ok(Outcome::Refused)) => {
                 shard.counters.logins_failed.inc();
                 None
@@ -292,7 +295,7 @@ async fn log_in(
     None
 }
 
-fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
+fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
     let mut settings = settings::from_startup(&startup).unwrap_or_default();
     // What a server makes of other bytes than printable ASCII depends on its version.
@@ -309,6 +312,9 @@ fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",
         told: parameters,
     };
+    if let Some(secret) = identity.secret {
+        shard.pools.learn_key(&identity.user, secret);
+    }
     (identity, process_id, early)
 }
 

@@ -95,7 +95,9 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             net::write_all(stream, &door.introduction().encode()).await?;
             return Ok(Outcome::Over);
         }
-        Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
+        Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc | Initial::Terminate) => {
+            return Ok(Outcome::Over);
+        }
         Err(report) => return refuse(stream, &report).await,
     };
     if let Some(report) = door.closed() {

@@ -4,12 +4,14 @@
 //! is dropped closes its connection. Idle ones are reused last-in first-out; waiters are served first come, first served.
 //! Must not know: sessions, routing, SQL.
 
+pub mod keys;
 pub mod lease;
 pub mod set;
 pub mod state;
 
 use std::time::Duration;
 
+pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use set::{Mail, PoolGroup, PoolKey, Pools, Registry};
 

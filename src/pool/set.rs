@@ -14,12 +14,16 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Settings;
+use super::keys::LoginKeys;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
+use crate::auth::Secret;
 use crate::backend::connection::Link;
+use crate::backend::login::LoginError;
 use crate::backend::{self, ConnectError, Endpoint, Reported, Server, SettingValues};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId};
+use crate::wire::sqlstate;
 
 /// Groups that a shard remembers before it looks for those that no session has any more.
 const GROUPS_SWEEP_AT: usize = 1024;
@@ -96,14 +100,15 @@ pub struct Parts {
 pub struct Registry {
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
     mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
+    keys: LoginKeys,
 }
 
 impl Registry {
     /// For this many shards; gives each shard's end of its mailbox.
-    pub fn new(shards: usize) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Mail>>) {
+    pub fn new(shards: usize, keys: LoginKeys) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Mail>>) {
         // Unbounded by type; bounded in fact: one Want for each waiter, one Give for each Want.
         let (mailboxes, receivers) = (0..shards).map(|_| mpsc::unbounded_channel()).unzip();
-        (Arc::new(Self { pools: Mutex::default(), mailboxes }), receivers)
+        (Arc::new(Self { pools: Mutex::default(), mailboxes, keys }), receivers)
     }
 
     fn shared(&self, key: &PoolKey) -> Arc<PoolShared> {
@@ -319,11 +324,8 @@ impl Pools {
 
     async fn open(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
         let room = Room { pools: self, pool, used: false };
-        let mut random = [0u8; 18];
-        getrandom::fill(&mut random)
-            .map_err(|error| ConnectError::Io(std::io::Error::other(error.to_string())))?;
-        match backend::open(endpoint.clone(), crate::auth::nonce_from(random)).await {
-            Ok((server, _)) => {
+        match self.registry.keys.log_in(endpoint).await {
+            Ok(server) => {
                 self.counters.server_connections_opened.add(1);
                 self.enlist(&server);
                 Ok(room.fill(server))
@@ -336,6 +338,11 @@ impl Pools {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A client has just proved itself to be this user.
+    pub fn learn_key(&self, user: &Arc<str>, secret: Secret<'static>) {
+        self.registry.keys.learn(user, secret);
     }
 
     fn may_open(&self, pool: &Pool) -> bool {
@@ -631,9 +638,8 @@ impl Drop for Room<'_> {
     }
 }
 
-fn too_many(error: &crate::backend::login::LoginError) -> bool {
-    matches!(error, crate::backend::login::LoginError::Refused { code, .. }
-        if *code == crate::wire::sqlstate::TOO_MANY_CONNECTIONS)
+fn too_many(error: &LoginError) -> bool {
+    matches!(error, LoginError::Refused { code: sqlstate::TOO_MANY_CONNECTIONS, .. })
 }
 
 fn take_apart(server: Server) -> Option<Parts> {

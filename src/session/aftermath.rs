@@ -15,6 +15,7 @@ use super::settings::Touched;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use super::translate::Journal;
+use super::unit;
 use super::unit::{Kind, Needs};
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::connection::Carried;
@@ -22,6 +23,7 @@ use crate::relay::answer::Answer;
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
+use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
@@ -34,9 +36,9 @@ impl Session {
         (mut answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
         sent: Sent,
-        now: Instant,
     ) -> Flow<Tried> {
         task.bytes = sent.unit_left;
+        let now = task.now;
         match ended {
             Ended::Complete(status) => {
                 task.window.consume(task.bytes);
@@ -64,16 +66,19 @@ impl Session {
                 Ok(Tried::Over)
             }
             Ended::Refused(code) => {
-                let failed = std::mem::take(answer.failed_parses());
-                if let Some(server) = attached.lease.server() {
-                    journal.correct(&failed, &mut server.carried);
-                }
-                attached.spoiled |= answer.last_status() != Some(TransactionStatus::Idle);
-                self.shard.buffers.give_answer(answer);
-                journal.undo(&mut self.names);
+                self.not_begun(&mut attached, answer, &mut journal);
                 let (node, side) = (attached.node, attached.side);
                 self.keep_or_release(attached, now);
                 Ok(Tried::Again(self.refused(task, code, node, side)))
+            }
+            Ended::PlanChanged => {
+                self.not_begun(&mut attached, answer, &mut journal);
+                if let Some(server) = attached.lease.server() {
+                    server.carried.unnamed = None;
+                }
+                self.keep_or_release(attached, now);
+                self.prepare_anew(task);
+                Ok(Tried::Again(RetryCause::PlanChanged))
             }
             Ended::NotFit { code, message } => {
                 self.shard.buffers.give_answer(answer);
@@ -105,14 +110,43 @@ impl Session {
                 }
                 Err(End::Client)
             }
-            Ended::Stalled => {
-                // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
-                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
-                tracing::info!(
-                    node = attached.node.0,
-                    "a client that does not read a standby's answer is cut off"
-                );
-                Err(End::Client)
+            Ended::Stalled => Err(self.stalled(attached.node)),
+        }
+    }
+
+    /// A client that does not read a standby's answer is cut off.
+    fn stalled(&self, node: NodeId) -> End {
+        // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
+        self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
+        tracing::info!(node = node.0, "a client that does not read a standby's answer is cut off");
+        End::Client
+    }
+
+    /// The unit was refused before it began: takes back what it was to do.
+    fn not_begun(&mut self, attached: &mut Attached, mut answer: Box<Answer>, journal: &mut Journal) {
+        let failed = std::mem::take(answer.failed_parses());
+        if let Some(server) = attached.lease.server() {
+            journal.correct(&failed, &mut server.carried);
+        }
+        attached.spoiled |= answer.last_status() != Some(TransactionStatus::Idle);
+        self.shard.buffers.give_answer(answer);
+        journal.undo(&mut self.names);
+    }
+
+    /// Wherever the statements that a unit binds are prepared, it was before their rows changed.
+    fn prepare_anew(&self, task: &Task<'_>) {
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        for (kind, body) in unit::frames(unit) {
+            let name = match kind {
+                b'B' => extended::bind(body).map(|bind| bind.statement),
+                b'D' => extended::named(body).and_then(|named| match named {
+                    Named::Statement(name) => Some(name),
+                    Named::Portal(_) => None,
+                }),
+                _ => None,
+            };
+            if let Some(statement) = name.and_then(|name| self.names.named(name)) {
+                statement.generation.set(statement.generation.get().wrapping_add(1));
             }
         }
     }
@@ -157,6 +191,7 @@ impl Session {
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
+            journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
             journal.settle(&failed, &mut self.names, &mut server.carried);
             if deallocated {
                 server.carried.prepared.clear();

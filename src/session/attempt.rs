@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
 use super::transaction::Transaction;
-use super::translate::{Journal, Translator};
+use super::translate::{Doubt, Journal, Shapes, Translator};
 use super::unit::{self, Kind};
+use crate::backend::Server;
 use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
 use crate::telemetry::metrics::Side;
@@ -39,11 +41,55 @@ pub(super) struct Sent {
     pub(super) failed: bool,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub(super) copies_ended: usize,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
+}
+
+/// A part of a batch on its way: what is written for the server, what its answer is to be, what can be undone.
+pub(super) struct Part {
+    /// It is the first.
+    fresh: bool,
+    /// An error was passed on in an earlier one.
+    failed: bool,
+    copies_ended: isize,
+    pub(super) answer: Box<Answer>,
+    pub(super) journal: Journal,
+    pub(super) out: Vec<u8>,
+    /// The error that pgsteer's own question got.
+    pub(super) own_error: Option<Vec<u8>>,
+}
+
+impl Part {
+    /// Whether nothing of its batch was sent before.
+    pub(super) fn is_first(&self) -> bool {
+        self.fresh
+    }
+
+    /// As it was before anything of its unit was written.
+    pub(super) fn renew(&mut self) {
+        self.answer.clear();
+        self.journal = Journal::default();
+        self.out.clear();
+    }
 }
 
 impl Sent {
+    /// Of a try in which nothing could be sent.
+    fn nothing(task: &Task<'_>) -> Self {
+        Self {
+            any: false,
+            delivered: false,
+            inside_frame: false,
+            unit_left: task.bytes,
+            copying: false,
+            beyond: task.beyond,
+            fresh: true,
+            failed: false,
+            server_ended: false,
+            copies_ended: 0,
+        }
+    }
+
     fn of(exchange: &Exchange<'_>, fresh: bool) -> Self {
         Self {
             any: exchange.any_sent,
@@ -71,85 +117,130 @@ impl Session {
     /// One try of the task on the attached server.
     pub(super) async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
-        let fresh = attached.batch.is_none();
-        let mut copies_ended = 0;
-        let mut failed_before = false;
-        let (mut answer, mut journal) = match attached.batch.take() {
-            Some(batch) => {
-                failed_before = batch.failed;
-                // What was sent of the batch before counts when it is lost now.
-                task.needs.commits |= batch.commits || (batch.rolls_back && task.needs.statements > 0);
-                task.needs.rolls_back |= batch.rolls_back;
-                task.needs.repeatable &= batch.repeatable;
-                copies_ended = batch.copies_ended;
-                (batch.answer, batch.journal)
-            }
-            None => (self.shard.buffers.take_answer(), Journal::default()),
-        };
-        let mut out = self.shard.take_scratch();
-        if fresh && !self.transaction.is_on_server() {
-            self.put_settings(&mut attached, &mut answer, &mut out);
+        let mut part = self.part(task, &mut attached);
+        let rules = if part.fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
+        if part.fresh && !self.transaction.is_on_server() {
+            self.put_settings(&mut attached, &mut part.answer, &mut part.out);
         }
-        self.translate(task, &mut attached, &mut answer, &mut journal, &mut out);
+        let shapes = self.row_shapes(task, &part, rules);
+        let before = (part.out.len(), part.answer.expected());
+        let mut doubts = Vec::new();
+        self.translate(task, &mut attached, &mut part, shapes, &mut doubts);
+        if !doubts.is_empty() {
+            part.out.truncate(before.0);
+            part.answer.expect_only(before.1);
+            if let Some(server) = attached.lease.server() {
+                part.journal.take_back(&mut self.names, &mut server.carried);
+            }
+            (attached, part) = match self.ask_shapes(task, attached, part, &doubts).await? {
+                Asked::Same(attached, part) => (attached, part),
+                Asked::Over(tried) => return Ok(tried),
+            };
+            self.translate(task, &mut attached, &mut part, Shapes::Trust, &mut Vec::new());
+        }
+        let goal = match task.kind {
+            Kind::Simple | Kind::Synced => Goal::Ready,
+            Kind::Flushed => Goal::Settled,
+            Kind::Partial if part.out.is_empty() => Goal::Drained,
+            Kind::Partial => Goal::Sent,
+        };
+        let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
+        self.shard.give_scratch(part.out);
+        self.after(task, attached, (part.answer, part.journal), ended, sent).await
+    }
+
+    /// Begins a part of a batch, or goes on with one.
+    fn part(&self, task: &mut Task<'_>, attached: &mut Attached) -> Part {
+        let out = self.shard.take_scratch();
+        let Some(batch) = attached.batch.take() else {
+            let answer = self.shard.buffers.take_answer();
+            return Part {
+                fresh: true,
+                failed: false,
+                copies_ended: 0,
+                answer,
+                journal: Journal::default(),
+                out,
+                own_error: None,
+            };
+        };
+        // What was sent of the batch before counts when it is lost now.
+        task.needs.commits |= batch.commits || (batch.rolls_back && task.needs.statements > 0);
+        task.needs.rolls_back |= batch.rolls_back;
+        task.needs.repeatable &= batch.repeatable;
+        Part {
+            fresh: false,
+            failed: batch.failed,
+            copies_ended: batch.copies_ended,
+            answer: batch.answer,
+            journal: batch.journal,
+            out,
+            own_error: None,
+        }
+    }
+
+    /// Sends what is written and takes the answer.
+    pub(super) async fn exchange(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: &mut Attached,
+        part: &mut Part,
+        rules: Rules,
+        goal: Goal,
+    ) -> (Ended, Sent) {
         let (node, side) = (attached.node, attached.side);
-        let rules = if fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
-        let Some(server) = attached.lease.server() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        let Some(server) = attached.lease.server() else {
+            let cause = "The connection was taken away".to_owned();
+            return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
+        };
+        part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
         let client = Rc::clone(&self.client);
-        let out_bytes = out.len() as u64;
+        let out_bytes = part.out.len() as u64;
         let began = task.now;
         self.shard.begin_load(node);
-        let news;
-        let (ended, sent) = {
-            let mut exchange = Exchange::new(
-                (&client, &link.stream),
-                task.window,
-                &mut out,
-                &mut answer,
-                (&mut server.in_hot_standby, &mut server.reported),
-                &self.told,
-            );
-            exchange.reserved = task.bytes;
-            exchange.rules = rules;
-            exchange.copies_ended = copies_ended;
-            exchange.extended = task.kind == Kind::Synced;
-            exchange.goal = match task.kind {
-                Kind::Simple | Kind::Synced => Goal::Ready,
-                Kind::Flushed => Goal::Settled,
-                Kind::Partial => Goal::Sent,
-            };
-            exchange.through =
-                if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
-            exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
-            exchange.stall_timeout =
-                (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
-            exchange.cut = Some(&self.control.cut);
-            let begun = || self.shard.cancel_after_begin(&self.control);
-            if matches!(self.transaction, Transaction::Deferred { .. }) {
-                self.control.begin_pending.set(true);
-                exchange.on_begun = Some(&begun);
-            }
-            let ended = exchange.run().await;
-            self.control.begin_pending.set(false);
-            let mut sent = Sent::of(&exchange, fresh);
-            sent.failed |= failed_before;
-            news = exchange.news.take();
-            self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
-            (ended, sent)
-        };
+        let mut exchange = Exchange::new(
+            (&client, &link.stream),
+            task.window,
+            &mut part.out,
+            &mut part.answer,
+            (&mut server.in_hot_standby, &mut server.reported),
+            &self.told,
+        );
+        exchange.reserved = task.bytes;
+        exchange.rules = rules;
+        exchange.copies_ended = part.copies_ended;
+        exchange.extended = task.kind == Kind::Synced;
+        exchange.goal = goal;
+        exchange.through =
+            if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
+        exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
+        exchange.stall_timeout =
+            (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+        exchange.cut = Some(&self.control.cut);
+        let begun = || self.shard.cancel_after_begin(&self.control);
+        if matches!(self.transaction, Transaction::Deferred { .. }) {
+            self.control.begin_pending.set(true);
+            exchange.on_begun = Some(&begun);
+        }
+        let ended = exchange.run().await;
+        self.control.begin_pending.set(false);
+        let mut sent = Sent::of(&exchange, part.fresh);
+        sent.failed |= part.failed;
+        part.own_error = exchange.own_error.take();
+        let news = exchange.news.take();
+        self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
         // A connection that somebody else holds too can't be handed to another shard.
         drop(link);
-        let now = Instant::now();
-        task.now = now;
-        self.shard.end_load(node, began, now);
+        task.now = Instant::now();
+        self.shard.end_load(node, began, task.now);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
-        self.shard.give_scratch(out);
         if let Some(news) = news
             && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))
         {
             self.told = self.shard.intern_told(news);
         }
-        self.after(task, attached, (answer, journal), ended, sent, now).await
+        (ended, sent)
     }
 
     fn rules(&self, task: &Task<'_>, attached: &mut Attached) -> Rules {
@@ -162,14 +253,50 @@ impl Session {
             && task.needs.repeatable
             && task.needs.transaction == TransactionEffect::None
         {
-            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::PassOn };
+            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::Alone };
         }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
             && attached.lease.server().is_some_and(|server| server.in_hot_standby);
         // Of one statement, a 25006 undoes all; of several, or of code that can't be seen, a part may be committed by then.
         let single = task.needs.statements <= 1 && !task.needs.unseen && !task.needs.commits;
-        if first && ends && doubtful && single { Rules::FirstOnDoubtful } else { Rules::PassOn }
+        if first && ends && doubtful && single {
+            Rules::FirstOnDoubtful
+        } else if alone && ends && again {
+            Rules::Alone
+        } else {
+            Rules::PassOn
+        }
+    }
+
+    /// Puts questions for the shapes of rows before the unit.
+    pub(super) fn put_questions(&mut self, attached: &mut Attached, part: &mut Part, doubts: &[Doubt]) {
+        let Some(server) = attached.lease.server() else { return };
+        self.translator(server, part, (&[], Shapes::Trust), &mut Vec::new()).ask(doubts);
+    }
+
+    fn translator<'t>(
+        &'t mut self,
+        server: &'t mut Server,
+        part: &'t mut Part,
+        (unit, shapes): (&'t [u8], Shapes),
+        doubts: &'t mut Vec<Doubt>,
+    ) -> Translator<'t> {
+        Translator {
+            session: self.number << 8 | (self.shard.number as u64 & 0xff),
+            scope: self.scope_now(),
+            out: &mut part.out,
+            answer: &mut part.answer,
+            carried: &mut server.carried,
+            names: &mut self.names,
+            table: &self.shard.statements,
+            prepared_max: self.shard.pools.settings().max_prepared_statements,
+            strings: self.strings,
+            journal: &mut part.journal,
+            unit,
+            shapes,
+            doubts,
+        }
     }
 
     /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
@@ -199,13 +326,13 @@ impl Session {
         &mut self,
         task: &Task<'_>,
         attached: &mut Attached,
-        answer: &mut Answer,
-        journal: &mut Journal,
-        out: &mut Vec<u8>,
+        part: &mut Part,
+        shapes: Shapes,
+        doubts: &mut Vec<Doubt>,
     ) {
         let standby = attached.side == Side::Standby;
-        let scope = self.scope_now();
         let Some(server) = attached.lease.server() else { return };
+        let (out, answer) = (&mut part.out, &mut part.answer);
         if let Transaction::Deferred { sql, .. } = &self.transaction {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
@@ -219,18 +346,7 @@ impl Session {
             reply::put_query(out, &refusal_on_standby(pin.as_str()));
             return answer.expect(Expect::Simple);
         }
-        let mut translator = Translator {
-            session: self.number << 8 | (self.shard.number as u64 & 0xff),
-            out,
-            answer,
-            scope,
-            carried: &mut server.carried,
-            names: &mut self.names,
-            table: &self.shard.statements,
-            prepared_max: self.shard.pools.settings().max_prepared_statements,
-            strings: self.strings,
-            journal,
-        };
+        let mut translator = self.translator(server, part, (unit, shapes), doubts);
         if task.beyond > 0 {
             if let Some(&kind) = unit.first() {
                 translator.large(kind, task.bytes + task.beyond, unit);

@@ -270,7 +270,11 @@ impl Session {
         if asked.notifications.is_empty() {
             return Ok(());
         }
-        net::write_all(&self.client, &asked.notifications).await.map_err(|_| End::Client)
+        let mut notifications = asked.notifications.clone();
+        if let Some(key) = &*self.control.runs_at.borrow() {
+            self.control.own_process(key).rename_all(&mut notifications);
+        }
+        net::write_all(&self.client, &notifications).await.map_err(|_| End::Client)
     }
 
     /// From now on the session has these settings.

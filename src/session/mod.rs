@@ -19,6 +19,7 @@ mod listen;
 mod local;
 pub mod outcome;
 pub mod prepared;
+mod row_shapes;
 mod run;
 pub mod settings;
 pub mod shard;
@@ -33,7 +34,8 @@ use std::time::Duration;
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Labels of the causes of a retry, by the index that the counters use.
-pub const RETRY_LABELS: [&str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];
+pub const RETRY_LABELS: [&str; 6] =
+    ["conflict", "refused", "server_lost", "unsent", "not_primary", "plan_changed"];
 
 /// Settings of sessions (`[hold]`, `[retry]`, `[routing]` ...).
 #[derive(Debug, Clone)]

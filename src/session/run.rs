@@ -31,6 +31,8 @@ pub enum RetryCause {
     Unsent,
     /// The node was no primary.
     NotPrimary,
+    /// What was prepared gave other rows by now.
+    PlanChanged,
 }
 
 /// What a try of a unit came to.
@@ -92,6 +94,24 @@ impl Session {
             batch.copies_ended += 1;
         }
         Ok(())
+    }
+
+    /// Passes on what the server says in the middle of a batch.
+    pub(super) async fn drain_server(&mut self) -> Flow<()> {
+        // Nothing is read from the client while this has no room.
+        let mut nothing = Window::new(Box::default());
+        let task = Task {
+            window: &mut nothing,
+            kind: Kind::Partial,
+            bytes: 0,
+            beyond: 0,
+            needs: Needs::default(),
+            now: Instant::now(),
+            excluded: Vec::new(),
+            tries: 0,
+        };
+        // Boxed: the wait of an idle session is not to have room for it.
+        Box::pin(self.run_task(task)).await
     }
 
     /// Runs a unit of one frame that is larger than its buffer may become: to the primary, streaming.

@@ -13,18 +13,16 @@ use crate::wire::startup::Startup;
 #[error("startup option not understood: {0:?} (expected -c name=value or --name=value)")]
 pub struct OptionsError(pub String);
 
-/// The settings among the parameters of a startup packet.
+/// The settings among the parameters of a startup packet. As in PostgreSQL a parameter of its own wins over `options`, in
+/// whatever order they stand.
 pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsError> {
     let mut pairs = Pairs::new();
+    for (name, value) in startup.parameter("options").map(options).transpose()?.unwrap_or_default() {
+        put(&mut pairs, &name, value);
+    }
     for (name, value) in &startup.parameters {
-        match name.as_str() {
-            "user" | "database" | "replication" => {}
-            "options" => {
-                for (name, value) in options(value)? {
-                    put(&mut pairs, &name, value);
-                }
-            }
-            _ => put(&mut pairs, name, value.clone()),
+        if !matches!(name.as_str(), "user" | "database" | "replication" | "options") {
+            put(&mut pairs, name, value.clone());
         }
     }
     pairs.sort();
