@@ -20,9 +20,8 @@ const ABS: &str = "pg_catalog.abs(int4)";
 const DIVIDE: &str = "pg_catalog.int4div(int4, int4)";
 
 /// What is told otherwise than by PostgreSQL, and why.
-const DIFFERENT: [(&str, &str); 3] = [
+const DIFFERENT: [(&str, &str); 2] = [
     ("a name that is not UTF-8", "statements have pgsteer's own names on the servers"),
-    ("two names of one statement", "the server says the name that it knows"),
     ("an unknown message in a batch", "the batch has not been sent yet: nothing before it is answered"),
 ];
 
@@ -284,15 +283,15 @@ async fn half_messages_and_silence_harm_nobody() {
     witness.batch_execute("SELECT 1").await.unwrap();
     let before = proxy.resident_bytes();
     let long = query(&format!("SELECT '{}'", "x".repeat(900_000)));
-    let batch = [parse("", "INSERT INTO nowhere VALUES ($1)"), bind("", "", &["1"])].concat();
+    // Whole messages without a Sync go on to the server after a while: this is half of the first.
+    let first = parse("", "INSERT INTO nowhere VALUES ($1)");
     let values = frame(b'B', &[&b"\0\0\0\0\0\x01"[..], &900_000u32.to_be_bytes(), &[b'x'; 900_000]].concat());
     let halves = [
         b"Q".to_vec(),
         b"Q\0\0".to_vec(),
         query("SELECT 1")[..9].to_vec(),
         long[..800_000].to_vec(),
-        batch[..batch.len() - 2].to_vec(),
-        batch,
+        first[..first.len() - 2].to_vec(),
         values[..800_000].to_vec(),
         // What is announced is nearly a gibibyte.
         b"Q\x3f\0\0\0".to_vec(),
