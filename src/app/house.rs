@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
+use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
 use crate::auth::{AuthType, ClientKey, Kind, Verifier};
@@ -109,10 +110,13 @@ pub(super) struct ShardDoor<'a> {
     /// It is no login: a cancel request is being dealt with.
     cancelling: Cell<bool>,
     admitted: Cell<Option<i32>>,
+    seat: RefCell<Seat>,
+    /// The limit that kept it out.
+    kept_out_by: Cell<Option<ClientLimit>>,
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: usize, session: u64) -> Self {
+    pub(super) fn new(house: &'a Arc<House>, shard: usize, session: u64, seat: Seat) -> Self {
         Self {
             house,
             shard,
@@ -120,7 +124,26 @@ impl<'a> ShardDoor<'a> {
             waits_for: RefCell::default(),
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
+            seat: RefCell::new(seat),
+            kept_out_by: Cell::new(None),
         }
+    }
+
+    /// The place of the client that was let in.
+    pub(super) fn into_seat(self) -> Seat {
+        self.seat.into_inner()
+    }
+
+    /// The limit that kept the client out, if one did.
+    pub(super) fn kept_out_by(&self) -> Option<ClientLimit> {
+        self.kept_out_by.get()
+    }
+
+    fn placed(&self, placed: Result<(), ClientLimit>) -> Result<(), Box<Report>> {
+        placed.map_err(|limit| {
+            self.kept_out_by.set(Some(limit));
+            Box::new(seats::refusal(limit))
+        })
     }
 
     pub(super) fn is_cancelling(&self) -> bool {
@@ -161,6 +184,16 @@ impl<'a> ShardDoor<'a> {
 impl Door for ShardDoor<'_> {
     fn auth_type(&self) -> AuthType {
         self.house.auth_type
+    }
+
+    fn take_place(&self) -> Result<(), Box<Report>> {
+        let placed = self.seat.borrow_mut().sit();
+        self.placed(placed)
+    }
+
+    fn take_place_as(&self, request: &Request) -> Result<(), Box<Report>> {
+        let placed = self.seat.borrow_mut().sit_as(&request.database, &request.user);
+        self.placed(placed)
     }
 
     async fn verifier(&self, user: &str) -> Result<(Verifier, Kind), Box<Report>> {

@@ -102,11 +102,13 @@ pub enum PinReason {
     Unseen,
     /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
     Other,
+    /// No statement: the pool is in mode `session`.
+    PoolMode,
 }
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -117,6 +119,7 @@ impl PinReason {
         Self::Sequence,
         Self::Unseen,
         Self::Other,
+        Self::PoolMode,
     ];
 
     /// The label in metrics, logs and error DETAILs.
@@ -132,6 +135,7 @@ impl PinReason {
             Self::Sequence => "sequence",
             Self::Unseen => "unseen",
             Self::Other => "other",
+            Self::PoolMode => "pool_mode",
         }
     }
 }

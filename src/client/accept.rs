@@ -22,6 +22,10 @@ const AUTH_BYTES_MAX: usize = 65_535;
 pub trait Door {
     /// How clients prove themselves.
     fn auth_type(&self) -> AuthType;
+    /// Whoever asks to be let in needs a place, before it costs anything.
+    fn take_place(&self) -> Result<(), Box<Report>>;
+    /// It has proved who it is: a place for this user and database.
+    fn take_place_as(&self, request: &Request) -> Result<(), Box<Report>>;
     /// The user's verifier; a mock one for a user that does not exist or may not log in.
     fn verifier(&self, user: &str) -> impl Future<Output = Result<(Verifier, Kind), Box<Report>>>;
     /// The parameters to report, from a server that accepted this user, database and settings; else its ErrorResponse.
@@ -85,6 +89,9 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
         Ok(request) => request,
         Err(report) => return refuse(stream, &report).await,
     };
+    if let Err(report) = door.take_place() {
+        return refuse(stream, &report).await;
+    }
     let mut negotiation = handshake::negotiation(&startup);
     let keys = match door.auth_type() {
         AuthType::Trust => None,
@@ -95,6 +102,9 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             }
         }
     };
+    if let Err(report) = door.take_place_as(&request) {
+        return refuse(stream, &report).await;
+    }
     let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(parameters) => parameters,
         Err(error) => {

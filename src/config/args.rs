@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// Most server connections for each node, database and user [env: PGSTEER_POOL_SIZE]
     #[arg(long, value_name = "COUNT")]
     pub pool_size: Option<String>,
+    /// transaction or session: how long a client keeps a server connection [env: PGSTEER_POOL_MODE]
+    #[arg(long, value_name = "MODE")]
+    pub pool_mode: Option<String>,
     /// Number of shards, or "auto": one per core, one core left free [env: PGSTEER_SHARDS]
     #[arg(long, value_name = "COUNT")]
     pub shards: Option<String>,
@@ -94,6 +97,7 @@ impl RunArgs {
             ("--max-lag", &self.max_lag),
             ("--mode", &self.mode),
             ("--pool-size", &self.pool_size),
+            ("--pool-mode", &self.pool_mode),
             ("--shards", &self.shards),
             ("--log-level", &self.log_level),
             ("--log-format", &self.log_format),

@@ -240,6 +240,7 @@ impl Session {
             {
                 self.shard.cancel_at(&key);
             }
+            self.part_from(attached);
         }
         self.shard.leave(self.number);
     }
@@ -281,15 +282,6 @@ impl Session {
         let ready = self.within_idle_limit(net::readable(&self.client)).await;
         self.control.idle.set(false);
         ready?.map_err(|_| End::Client)
-    }
-
-    /// Waits for the client as long as its own settings allow. Cancel-safe if `wait` is.
-    async fn within_idle_limit<T>(&self, wait: impl Future<Output = T>) -> Flow<T> {
-        let between = matches!(self.transaction, Transaction::None);
-        let limit = if between { self.idle_limit } else { self.idle_in_transaction_limit };
-        let Some(limit) = limit else { return Ok(wait.await) };
-        let waited = tokio::time::timeout(limit, wait).await;
-        waited.map_err(|_| End::Told(Box::new(outcome::idle_too_long(between))))
     }
 
     async fn serve_units(&mut self, early: Vec<u8>) -> Flow<Rest> {
@@ -401,7 +393,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        let waited = self.wait_beside(&link.stream).await;
+        let waited = self.wait_beside_within_limit(&link.stream).await;
         self.control.idle.set(false);
         waited
     }
@@ -430,7 +422,7 @@ impl Session {
     }
 
     /// Waits for the client, passing on what the held server says by itself.
-    async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
+    pub(super) async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
         loop {
             let mut server_ready = false;
             poll_fn(|context| {
@@ -446,10 +438,11 @@ impl Session {
                 return Ok(());
             }
             let mut answer = self.shard.buffers.take_answer();
+            let spoiled = self.begin_unsolicited();
             let result = self.unsolicited(stream, &mut answer).await;
             self.shard.buffers.give_answer(answer);
             match result? {
-                None => {}
+                None => self.end_unsolicited(spoiled),
                 Some(cause) => return self.lost_while_idle(&cause).await,
             }
         }
@@ -736,7 +729,10 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
-        if self.shard.shared.settings.routing.mode == Mode::Primary || self.serializable {
+        if self.shard.shared.settings.routing.mode == Mode::Primary
+            || self.serializable
+            || self.keeps_server()
+        {
             needs.need = Need::Primary;
         }
         needs

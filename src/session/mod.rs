@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod hold;
 mod inspect;
 mod last_words;
+mod limits;
 mod listen;
 mod local;
 pub mod outcome;

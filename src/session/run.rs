@@ -259,7 +259,7 @@ impl Session {
     /// Gets a server connection for the task; `false` when the client has been told why there is none.
     pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
-        let deadline = task.now + self.shard.pools.settings().query_wait_timeout;
+        let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -295,8 +295,8 @@ impl Session {
                 Err(error) => error,
             };
             match error {
-                LeaseError::TimedOut => {
-                    let report = outcome::no_server_connection("All connections of the pool were busy");
+                LeaseError::TimedOut(limit) => {
+                    let report = outcome::no_server_connection(limit.cause());
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
@@ -311,7 +311,7 @@ impl Session {
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
                     if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
                 {
-                    if Instant::now() >= deadline {
+                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                         let report = outcome::no_server_connection("The server has no free connection slot");
                         return self.refuse(task, &report).await;
                     }
@@ -858,6 +858,7 @@ impl Session {
             self.shard.counters.pins.at(pin as usize).inc();
             self.pins.push(pin);
         }
+        self.keep_server();
     }
 
     fn answered(&mut self, attached: &Attached, now: Instant) {
