@@ -340,7 +340,10 @@ impl Pools {
                 }
             }
             Mail::Evict { key } => {
-                self.evict_here(|pool| pool.key == key);
+                // Unless there is room by now.
+                if self.pool(&key).shared.full_tallies().next().is_some() {
+                    self.evict_here(|pool| pool.key == key);
+                }
             }
             Mail::Room { key } => self.let_open(&self.pool(&key)),
             Mail::Leave { database, done } => {

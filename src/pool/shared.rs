@@ -524,3 +524,6 @@ impl Registry {
         pools.iter().map(report).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
