@@ -29,10 +29,14 @@ async fn single(pool: &str, environment: &[(&str, &str)]) -> (Sandbox, Running) 
 }
 
 async fn start(sandbox: &Sandbox, pool: &str, environment: &[(&str, &str)]) -> Running {
+    start_as("trust", sandbox, pool, environment).await
+}
+
+async fn start_as(auth: &str, sandbox: &Sandbox, pool: &str, environment: &[(&str, &str)]) -> Running {
     let name = format!("pgsteer-limits-{}-{}.toml", std::process::id(), fastrand::u64(..));
     let file = std::env::temp_dir().join(name);
     std::fs::write(&file, format!("[pool]\n{pool}\n")).unwrap();
-    let args = ["--auth", "trust", "--shards", "2", "--config", file.to_str().unwrap()];
+    let args = ["--auth", auth, "--shards", "2", "--config", file.to_str().unwrap()];
     let running = Running::start_with(sandbox, &args, environment).await;
     std::fs::remove_file(&file).unwrap();
     running
@@ -355,8 +359,12 @@ async fn room_goes_to_who_has_waited_longest() {
             proxy.metric("pgsteer_sessions_waiting", &[]).await > number as f64 + 0.5
         })
         .await;
-        // Longer than what is taken as the same time: across pools the order is coarser than within one.
-        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        // Across pools the order is coarser than within one.
+        let since = std::time::Instant::now();
+        eventually("it has waited for longer than what is taken as the same time", async || {
+            since.elapsed() > std::time::Duration::from_millis(60)
+        })
+        .await;
     }
     // Two connections become free, of other pools than the first waiter's.
     no_errors(&ann.query("COMMIT").await);
@@ -385,8 +393,11 @@ async fn an_idle_connection_of_another_pool_makes_room() {
         ("max_user_connections = 2", ["ann", "ann"], ["postgres", "shop"]),
     ] {
         let (sandbox, proxy) = single(setting, &[]).await;
-        // Both become idle on the shards of their clients: one on each.
-        let (mut one, mut two) = (busy(&proxy, first, database).await, busy(&proxy, first, database).await);
+        // Clients go to the two shards by turns. Both connections become idle on the first shard; the first newcomer is on the other
+        // shard, the second one is not.
+        let mut one = busy(&proxy, first, database).await;
+        let _between = login(&proxy, "eve", "shop").await;
+        let mut two = busy(&proxy, first, database).await;
         no_errors(&one.query("COMMIT").await);
         no_errors(&two.query("COMMIT").await);
         let mut others = Vec::new();
@@ -459,37 +470,59 @@ async fn the_reserve_is_for_those_who_have_waited() {
     no_errors(&second.query("COMMIT").await);
 }
 
-/// Kept ready as long as a client is there, on each node in use, and for nobody else.
+/// Open connections of the user's pools.
+async fn open(proxy: &Running, user: &str) -> Vec<u64> {
+    let pools: Value = serde_json::from_str(&proxy.get("/pools").await.unwrap().1).unwrap();
+    let pools = pools["pools"].as_array().unwrap().clone();
+    let of_user = pools.iter().filter(|it| it["user"] == user);
+    of_user.map(|it| it["open"].as_u64().unwrap()).collect()
+}
+
+/// Kept ready as long as a client is there, on each node in use, and for nobody else; with the client's own password.
 #[tokio::test]
 async fn connections_are_kept_ready_for_those_who_are_there() {
-    let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+    let sandbox = Sandbox::builder().standbys(1).start().await.unwrap();
     let direct = sandbox.connect(0).await.unwrap();
-    direct.batch_execute("CREATE ROLE ann LOGIN; CREATE ROLE bob LOGIN").await.unwrap();
-    let settings = "min_pool_size = 3\nserver_idle_timeout = \"50ms\"\nserver_lifetime = \"2s\"\n\
-                    [[pool.user]]\nname = \"bob\"\nsize = 2";
-    let proxy = start(&sandbox, settings, &[]).await;
-    let open = async |user: &str| {
-        let (all, _) = (proxy.get("/pools").await.unwrap().1, ());
-        let pools: Value = serde_json::from_str(&all).unwrap();
-        let pools = pools["pools"].as_array().unwrap().clone();
-        let mut open: Vec<u64> =
-            pools.iter().filter(|it| it["user"] == user).map(|it| it["open"].as_u64().unwrap()).collect();
-        open.sort_unstable();
-        open
-    };
-    let clients = [login(&proxy, "ann", "postgres").await, login(&proxy, "bob", "postgres").await];
-    eventually("they are open", async || open("ann").await == [3, 3] && open("bob").await == [2, 2]).await;
-    assert_eq!(open("postgres").await, [0u64; 0]);
-    let opened = proxy.metric("pgsteer_server_connections_opened_total", &[]).await;
-    // They are not closed for being idle; those that are too old are replaced.
-    eventually("all have been replaced", async || {
-        proxy.metric("pgsteer_server_connections_opened_total", &[]).await >= opened + 10.0
+    direct
+        .batch_execute("CREATE ROLE ann LOGIN PASSWORD 'a'; CREATE ROLE bob LOGIN PASSWORD 'b'")
+        .await
+        .unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let settings =
+        "min_pool_size = 3\nserver_idle_timeout = \"50ms\"\n[[pool.user]]\nname = \"bob\"\nsize = 2";
+    let proxy = start_as("scram-sha-256", &sandbox, settings, &[]).await;
+    let clients = [proxy.connect("ann", "a", "postgres").await, proxy.connect("bob", "b", "postgres").await];
+    eventually("they are open", async || {
+        open(&proxy, "ann").await == [3, 3] && open(&proxy, "bob").await == [2, 2]
     })
     .await;
-    let ages = "SELECT count(*) FROM pg_stat_activity WHERE usename IN ('ann', 'bob') AND now() - backend_start > '20s'";
-    assert_eq!(direct.query_one(ages, &[]).await.unwrap().get::<_, i64>(0), 0);
+    assert_eq!(open(&proxy, "postgres").await, [0u64; 0]);
+    // Nobody uses them, for many times the idle time-out.
+    let old =
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'ann' AND now() - backend_start > '2.5s'";
+    eventually("they have been idle for long", async || {
+        direct.query_one(old, &[]).await.unwrap().get::<_, i64>(0) == 3
+    })
+    .await;
+    let closed = proxy.metric("pgsteer_server_connections_closed_total", &[]).await;
+    assert!(closed < 0.5, "{closed} were closed");
     drop(clients);
-    eventually("nothing is kept", async || open("ann").await == [0, 0] && open("bob").await == [0, 0]).await;
+    eventually("nothing is kept", async || {
+        open(&proxy, "ann").await == [0, 0] && open(&proxy, "bob").await == [0, 0]
+    })
+    .await;
+}
+
+/// What is closed for its age is opened anew.
+#[tokio::test]
+async fn connections_that_are_kept_ready_are_replaced() {
+    let (_sandbox, proxy) = single("min_pool_size = 3\nserver_lifetime = \"500ms\"", &[]).await;
+    let _client = login(&proxy, "ann", "postgres").await;
+    eventually("all have been replaced", async || {
+        proxy.metric("pgsteer_server_connections_closed_total", &[]).await > 5.5
+    })
+    .await;
+    eventually("they are open", async || open(&proxy, "ann").await == [3]).await;
 }
 
 /// A lifetime of zero: each connection is used once.

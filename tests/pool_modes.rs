@@ -12,9 +12,9 @@ use running::{
 
 const PROTOCOL_3_0: i32 = 196_608;
 
-async fn cluster(standbys: usize, args: &[&str]) -> (Sandbox, Running) {
+async fn cluster(standbys: usize, shards: &str, args: &[&str]) -> (Sandbox, Running) {
     let sandbox = Sandbox::builder().standbys(standbys).auth(Auth::Trust).start().await.unwrap();
-    let args = [&["--auth", "trust", "--shards", "2", "--pool-mode", "session"], args].concat();
+    let args = [&["--auth", "trust", "--shards", shards, "--pool-mode", "session"], args].concat();
     let proxy = Running::start(&sandbox, &args).await;
     (sandbox, proxy)
 }
@@ -38,7 +38,7 @@ async fn leave(mut client: RawClient) {
 /// Reads and writes, simple and extended, in transactions and outside: one server process, that of the primary.
 #[tokio::test]
 async fn a_client_keeps_one_server_of_the_primary_for_its_life() {
-    let (_sandbox, proxy) = cluster(1, &[]).await;
+    let (_sandbox, proxy) = cluster(1, "2", &[]).await;
     let mut client = proxy.raw_logged_in().await;
     assert_eq!(value(&mut client, "SELECT count(*) > 0 FROM pg_class").await, "t");
     let pid = value(&mut client, "SELECT pg_backend_pid()").await;
@@ -71,10 +71,10 @@ const STATE: [(&str, &str, &str); 8] = [
     ("SET ROLE other", "SELECT current_user", "postgres"),
 ];
 
-/// The next client has the same server process, and finds nothing.
+/// The next client has the same server process, and finds nothing. On one shard: what is handed over is reset in any case.
 #[tokio::test]
 async fn the_next_client_finds_nothing_of_the_last_one() {
-    let (sandbox, proxy) = cluster(0, &["--pool-size", "1"]).await;
+    let (sandbox, proxy) = cluster(0, "1", &["--pool-size", "1"]).await;
     sandbox.connect(0).await.unwrap().batch_execute("CREATE ROLE other").await.unwrap();
     let mut first_pid = None;
     for (leaves, finds, nothing) in STATE {
@@ -101,7 +101,7 @@ async fn the_next_client_finds_nothing_of_the_last_one() {
 /// A client that waits gets the connection when the other has left, not before; also from the other shard.
 #[tokio::test]
 async fn a_server_is_free_when_its_client_has_left() {
-    let (_sandbox, proxy) = cluster(0, &["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = cluster(0, "2", &["--pool-size", "1"]).await;
     for _ in 0..6 {
         let mut one = proxy.raw_logged_in().await;
         run(&mut one, "SET work_mem = '8MB'").await;
@@ -118,7 +118,7 @@ async fn a_server_is_free_when_its_client_has_left() {
 /// A client that vanishes in a transaction, in a batch or in a statement: all of it is undone, and nobody gets that connection.
 #[tokio::test]
 async fn a_server_in_the_middle_of_something_is_closed() {
-    let (sandbox, proxy) = cluster(0, &["--pool-size", "1"]).await;
+    let (sandbox, proxy) = cluster(0, "2", &["--pool-size", "1"]).await;
     let direct = sandbox.connect(0).await.unwrap();
     direct.batch_execute("CREATE TABLE t (i int)").await.unwrap();
     for how in ["transaction", "batch", "statement"] {
@@ -155,7 +155,7 @@ async fn a_server_in_the_middle_of_something_is_closed() {
 /// The server is the session: it ends with it, as a pinned one does. A session that has run nothing yet loses nothing.
 #[tokio::test]
 async fn a_session_ends_with_its_server() {
-    let (sandbox, proxy) = cluster(0, &[]).await;
+    let (sandbox, proxy) = cluster(0, "2", &[]).await;
     let direct = sandbox.connect(0).await.unwrap();
     let mut fresh = proxy.raw_logged_in().await;
     let mut client = proxy.raw_logged_in().await;
