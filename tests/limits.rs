@@ -536,3 +536,58 @@ async fn a_connection_does_not_outlive_its_lifetime() {
     }
     assert_eq!(seen.len(), 5);
 }
+
+/// Clients of several users and databases at tight limits, some of whom vanish while they wait or work: in the end nothing is
+/// counted that is not there, and nobody is forgotten.
+#[tokio::test]
+async fn nothing_is_lost_in_a_crowd() {
+    let settings = "size = 2\nreserve_pool_size = 1\nreserve_pool_timeout = \"20ms\"\nmax_db_connections = 3\n\
+                    max_user_connections = 3\nquery_wait_timeout = \"60s\"";
+    let (_sandbox, proxy) = single(settings, &[]).await;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..48usize {
+        let (user, database) = (["ann", "bob", "eve"][number % 3], ["postgres", "shop"][number % 2]);
+        let (mut client, mut random) = (login(&proxy, user, database).await, random.fork());
+        tasks.spawn(async move {
+            for _ in 0..30 {
+                match random.u8(..) {
+                    // Leaves in the middle of a statement, or while it waits for a server.
+                    0..4 => return client.send(&query("SELECT pg_sleep(0.01)")).await,
+                    4..90 => no_errors(&client.query("BEGIN; SELECT pg_sleep(0.001); COMMIT").await),
+                    90..110 => {
+                        no_errors(&client.query("CREATE TEMP TABLE pins (i int)").await);
+                        no_errors(&client.query("DISCARD ALL").await);
+                    }
+                    _ => assert_eq!(values(&client.query("SELECT 1").await), ["1"]),
+                }
+            }
+        });
+    }
+    while let Some(ended) = in_time("a client", tasks.join_next()).await {
+        ended.unwrap();
+    }
+    let mut pools = Value::Null;
+    eventually("nothing is under way", async || {
+        let page: Value = serde_json::from_str(&proxy.get("/pools").await.unwrap().1).unwrap();
+        pools = page["pools"].clone();
+        let mut all = pools.as_array().unwrap().iter();
+        page["clients"]["connected"] == 0 && all.all(|it| it["open"] == it["idle"] && it["waiting"] == 0)
+    })
+    .await;
+    let open = |key: &str, name: &str| -> u64 {
+        let of_name = pools.as_array().unwrap().iter().filter(|it| it[key] == name);
+        of_name.map(|it| it["open"].as_u64().unwrap()).sum()
+    };
+    for report in pools.as_array().unwrap() {
+        let (database, user) = (report["database"].as_str().unwrap(), report["user"].as_str().unwrap());
+        assert_eq!(report["database_open"], open("database", database), "{report}");
+        assert_eq!(report["user_open"], open("user", user), "{report}");
+        assert!(report["database_open"].as_u64().unwrap() <= 3 && report["user_open"].as_u64().unwrap() <= 3);
+    }
+    for (user, database) in [("ann", "postgres"), ("bob", "shop"), ("eve", "shop")] {
+        assert_eq!(values(&login(&proxy, user, database).await.query("SELECT 1").await), ["1"]);
+    }
+    let evicted = proxy.metric("pgsteer_server_connections_evicted_total", &[]).await;
+    println!("evicted {evicted}: {pools}");
+}

@@ -51,7 +51,7 @@ async fn a_client_keeps_one_server_of_the_primary_for_its_life() {
         }
     }
     let answer = client.extended(&[parse("", read), bind("", "", &[]), execute("")]).await;
-    assert_eq!(values(&answer), [pid.clone()]);
+    assert_eq!(values(&answer).first(), Some(&pid));
     run(&mut client, "DISCARD ALL").await;
     assert_eq!(value(&mut client, read).await, pid, "DISCARD ALL ends no session");
     let routed = proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await;

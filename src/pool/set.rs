@@ -362,6 +362,7 @@ impl Pools {
                     Err(_) => {
                         pool.shared.sent_to(self.shard);
                         self.closed(&pool);
+                        self.look_for_others(&pool);
                     }
                 }
             }
@@ -373,6 +374,15 @@ impl Pools {
         pool.shared.sent_to(self.shard);
         if let Some(lease) = lease {
             lease.release(Instant::now());
+        }
+        self.look_for_others(&pool);
+    }
+
+    /// While a connection was on its way no others were sent here: if it went elsewhere after all, whoever still waits asks for
+    /// them.
+    fn look_for_others(self: &Rc<Self>, pool: &Pool) {
+        if pool.state.borrow().first_since_us().is_some() {
+            self.look_for_help(pool);
         }
     }
 

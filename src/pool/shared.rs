@@ -85,8 +85,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn has_room(&self, leaving: usize) -> bool {
-        self.open.load(Ordering::SeqCst) < self.most + leaving
+    fn has_room(&self) -> bool {
+        self.open.load(Ordering::SeqCst) < self.most
     }
 
     /// Its pools.
@@ -153,7 +153,7 @@ impl PoolShared {
         if self.open.load(Ordering::SeqCst) >= self.most(waited) {
             return Some(Limit::Pool);
         }
-        self.tallies().find(|(_, tally)| !tally.has_room(0)).map(|(limit, _)| limit)
+        self.tallies().find(|(_, tally)| !tally.has_room()).map(|(limit, _)| limit)
     }
 
     /// Whether this limit holds for the pool.
@@ -163,7 +163,7 @@ impl PoolShared {
 
     /// Tallies that leave no room for one more.
     pub(super) fn full_tallies(&self) -> impl Iterator<Item = &Arc<Tally>> {
-        self.tallies().map(|(_, tally)| tally).filter(|tally| !tally.has_room(0))
+        self.tallies().map(|(_, tally)| tally).filter(|tally| !tally.has_room())
     }
 
     /// Counts one more, if every limit has room for it.
@@ -291,24 +291,25 @@ impl PoolShared {
             pool.obstacle(waited).is_none().then(|| (since, Arc::clone(pool), shard))
         };
         let own = candidate(self);
-        let others = self.tallies().filter(|(_, tally)| self.others_wait(tally) && tally.has_room(0));
+        let others = self.tallies().filter(|(_, tally)| self.others_wait(tally) && tally.has_room());
         let others = others.flat_map(|(_, tally)| tally.pools()).filter_map(|pool| candidate(&pool));
         first_of(own.into_iter().chain(others))
     }
 
     /// Who gets a connection of this pool that is given back on shard `own`: one of its own sessions; or one of another pool,
-    /// for which this one is closed.
+    /// for which this one is closed. That need not be enough for the other one, where both its database and its user are at
+    /// their limits: then it waits for the next. If only what is enough by itself were closed, both would stay idle.
     pub(super) fn who_gets(self: &Arc<Self>, own: usize) -> Claimant {
         let first = self.first_waiter(own);
         let bar_us = first.map_or(NOBODY, |(since, _)| {
             since.saturating_sub(u64::try_from(GRAIN.as_micros()).unwrap_or(u64::MAX))
         });
         let now_us = self.now_us();
-        let waiting = self.tallies().filter(|(_, tally)| self.others_wait(tally) && !tally.has_room(0));
+        let waiting = self.tallies().filter(|(_, tally)| self.others_wait(tally) && !tally.has_room());
         let others = waiting.flat_map(|(_, tally)| tally.pools()).filter_map(|pool| {
             let (since, shard) = pool.first_opener()?;
             let waited = Duration::from_micros(now_us.saturating_sub(since));
-            let gets = !Arc::ptr_eq(&pool, self) && since < bar_us && pool.has_room_without(self, waited);
+            let gets = !Arc::ptr_eq(&pool, self) && since < bar_us && pool.open_count() < pool.most(waited);
             gets.then_some((since, pool, shard))
         });
         match first_of(others) {
@@ -325,12 +326,6 @@ impl PoolShared {
         let firsts = self.first_since_us.iter().enumerate();
         let firsts = firsts.map(|(shard, since)| (since.load(Ordering::SeqCst), shard));
         firsts.filter(|(since, _)| *since != NOBODY).min()
-    }
-
-    /// Whether this pool could open a connection if `other` closed one.
-    fn has_room_without(&self, other: &Self, waited: Duration) -> bool {
-        self.open.load(Ordering::SeqCst) < self.most(waited)
-            && self.tallies().all(|(_, tally)| tally.has_room(usize::from(other.is_under(tally))))
     }
 
     /// Whether anybody waits at this limit for another pool than this one.
