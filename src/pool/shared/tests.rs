@@ -176,3 +176,20 @@ fn room_goes_to_who_has_waited_longest_and_can_use_it() {
     assert_eq!(who(&eve.who_may_open()), Some(("bob", 0)));
     assert!(!ann.nobody_waits() && !eve.nobody_waits(), "eve's database has waiters");
 }
+
+/// At the limits of both his database and his user: neither connection is kept idle although one alone would not be enough.
+#[test]
+fn who_waits_at_two_limits_gets_both_closed() {
+    let scene = Scene::new(Limits { database_max: Some(1), user_max: Some(1), ..Limits::default() });
+    let (ann, bob, elsewhere) = (scene.pool("a", "ann"), scene.pool("a", "bob"), scene.pool("b", "bob"));
+    fill(&ann, 1);
+    fill(&elsewhere, 1);
+    wait(&bob, 1, 5);
+    for pool in [&ann, &elsewhere] {
+        assert_eq!(who(&pool.who_gets(0)), Some(("bob", 1)));
+    }
+    ann.give_back();
+    assert_eq!(who(&ann.who_may_open()), None);
+    elsewhere.give_back();
+    assert_eq!(who(&elsewhere.who_may_open()), Some(("bob", 1)));
+}
