@@ -89,6 +89,58 @@ async fn passwords_are_those_of_the_servers() {
     assert!(proxy.metric("pgsteer_logins_failed_total", &[]).await >= 3.0);
 }
 
+/// PostgreSQL's sessions outlive a change of their role's password, and whoever knows the new one comes in.
+#[tokio::test]
+async fn sessions_outlive_a_change_of_the_password() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'one'").await.unwrap();
+    let proxy = Running::start(&sandbox, &["--shards", "2"]).await;
+    // On both shards, and none of them holds a server when the password is changed.
+    let mut old = Vec::new();
+    for _ in 0..4 {
+        let session = proxy.connect("ann", "one", "postgres").await;
+        session.batch_execute("SELECT 1").await.unwrap();
+        old.push(session);
+    }
+    // The same password set again has another salt: as a key it is another one.
+    for password in ["one", "one", "two"] {
+        let change = format!("ALTER ROLE ann PASSWORD '{password}'");
+        direct.batch_execute(&change).await.unwrap();
+        direct
+            .execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
+                &[],
+            )
+            .await
+            .unwrap();
+        // What is remembered of the password is of before: that is found out by the first who needs a server, and those who
+        // come a second later at the latest are in.
+        let started = Instant::now();
+        eventually("the password is good", async || {
+            match proxy.try_connect("ann", password, "postgres").await {
+                Ok(client) => client.batch_execute("SELECT 1").await.is_ok(),
+                Err(error) => {
+                    assert_eq!(error.code().unwrap().code(), "28P01");
+                    false
+                }
+            }
+        })
+        .await;
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        for session in &old {
+            direct
+                .execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
+                    &[],
+                )
+                .await
+                .unwrap();
+            session.batch_execute("SELECT 1").await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_first_packets() {
     let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
@@ -121,6 +173,8 @@ async fn the_first_packets() {
         (startup(PROTOCOL_3_0, &[]), "28000", "no user"),
         (startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "nowhere")]), "3D000", "no database"),
         (startup(PROTOCOL_3_0, &[("user", "no_such_role")]), "28000", "no role"),
+        (startup(PROTOCOL_3_0, &[("user", "postgres"), ("replication", "t")]), "0A000", "replication"),
+        (startup(PROTOCOL_3_0, &[("user", "postgres"), ("replication", "o")]), "22023", "on or off"),
         (startup(131_072, &[("user", "postgres")]), "0A000", "protocol 2"),
         (b"\0\0\0\x04".to_vec(), "08P01", "too short"),
         (b"\xff\xff\xff\xff\0\x03\0\0".to_vec(), "08P01", "negative length"),
@@ -132,6 +186,38 @@ async fn the_first_packets() {
         raw.send(&bytes).await;
         assert_eq!(errors(&raw.read_to_end().await), [code], "{what}");
     }
+
+    // Who has proved itself is told so before it is told what else is wrong.
+    for (name, value, expected) in
+        [("database", "nowhere", "RE"), ("options", "-c no_such=1", "RE"), ("user", "no_such_role", "E")]
+    {
+        let mut raw = proxy.raw().await;
+        raw.send(&startup(PROTOCOL_3_0, &[("user", "postgres"), (name, value)])).await;
+        assert_eq!(kinds(&raw.read_to_end().await), expected, "{name}");
+    }
+
+    // What says no in PostgreSQL's words is no replication; a parameter of its own wins over the options.
+    for parameters in [
+        [("replication", "F"), ("work_mem", "2MB"), ("options", "-c work_mem=1MB")],
+        [("options", "-c work_mem=1MB"), ("replication", "of"), ("work_mem", "2MB")],
+    ] {
+        let mut raw = proxy.raw().await;
+        raw.log_in_with(&[&[("user", "postgres")], &parameters[..]].concat()).await;
+        assert_eq!(values(&raw.query("SHOW work_mem").await), ["2MB"], "{parameters:?}");
+    }
+
+    // A goodbye before the login is answered by nothing, in one piece or not.
+    for cut in [5, 4, 1] {
+        let mut raw = proxy.raw().await;
+        raw.send(&b"X\0\0\0\x04"[..cut]).await;
+        raw.send(&b"X\0\0\0\x04"[cut..]).await;
+        assert!(raw.read_to_end().await.is_empty(), "cut at {cut}");
+    }
+
+    // No process id of a client can be that of a process: a signal meant for it hits nobody.
+    let welcome = proxy.raw().await.log_in("postgres", "postgres").await;
+    let key = welcome.iter().find(|message| message.kind == b'K').unwrap();
+    assert!(i32::from_be_bytes(key.body[..4].try_into().unwrap()) >= 1 << 23);
 
     // A client that says nothing, and one that stops in the middle, are let go.
     let mut silent = proxy.raw().await;

@@ -159,3 +159,33 @@ async fn notifications_reach_who_listens_while_idle_and_while_busy() {
     assert_eq!(kinds(&own.query("NOTIFY news, 'own'").await).replace('A', ""), "CZ");
     assert_eq!(kinds(&other.query("SELECT 1").await), "TDCZ");
 }
+
+/// Clients tell their own notifications from others' by the process id of their login.
+#[tokio::test]
+async fn its_own_notifications_come_from_the_process_that_the_client_knows() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let mut client = proxy.raw().await;
+    let welcome = client.log_in("postgres", "postgres").await;
+    let key = welcome.iter().find(|message| message.kind == b'K').unwrap();
+    let own = key.body[..4].to_vec();
+    client.query("LISTEN news").await;
+    // With the answer; while the server is asked for the session's state afterwards; and in one message with it.
+    for sql in [
+        "NOTIFY news",
+        "SELECT pg_notify('news', 'x')",
+        "DO $$BEGIN NOTIFY news; END$$",
+        "SELECT 1; NOTIFY news",
+    ] {
+        let mut seen = client.query(sql).await;
+        if !kinds(&seen).contains('A') {
+            seen.push(client.read().await);
+        }
+        let news: Vec<_> = seen.iter().filter(|message| message.kind == b'A').collect();
+        assert!(news.len() == 1 && news[0].body.starts_with(&own), "{sql}: {seen:?}");
+    }
+    direct.batch_execute("NOTIFY news").await.unwrap();
+    let message = client.read().await;
+    assert!(message.kind == b'A' && !message.body.starts_with(&own), "{message:?}");
+}

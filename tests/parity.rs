@@ -27,36 +27,6 @@ struct Known {
 
 const KNOWN: &[Known] = &[
     Known {
-        script: "statement name twice",
-        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
-        through: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"_pgsteer_\" already exists"#,
-        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
-    },
-    Known {
-        script: "a failed bind leaves the statement",
-        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 0 parameters, but prepared statement \"s\" requires 1"#,
-        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 0 parameters, but prepared statement \"_pgsteer_\" requires 1"#,
-        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
-    },
-    Known {
-        script: "wrong parameter counts",
-        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 1 parameters, but prepared statement \"s\" requires 2"#,
-        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 1 parameters, but prepared statement \"_pgsteer_\" requires 2"#,
-        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
-    },
-    Known {
-        script: "malformed bind",
-        direct: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 5 parameters, but prepared statement \"s\" requires 1"#,
-        through: r#"E S=ERROR V=ERROR C=08P01 M=bind message supplies 5 parameters, but prepared statement \"_pgsteer_\" requires 1"#,
-        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
-    },
-    Known {
-        script: "reported parameters in the extended protocol",
-        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
-        through: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"_pgsteer_\" already exists"#,
-        reason: "the server tells the name that it knows; clients look at the SQLSTATE",
-    },
-    Known {
         script: "names of sql and protocol are the same",
         direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
         through: r#"1 "#,
@@ -91,18 +61,6 @@ const KNOWN: &[Known] = &[
         direct: r#"C SET\x00"#,
         through: r#"E S=ERROR V=ERROR C=0A000 M=cannot set transaction read-write mode during recovery"#,
         reason: "the chained transaction is on the standby of the first",
-    },
-    Known {
-        script: "a search path of odd names",
-        direct: r#"D [Mixed, \"Quoted\", public]"#,
-        through: r#"D [mixed, \"Quoted\", public]"#,
-        reason: "a list of names is carried over name by name, and may be quoted otherwise",
-    },
-    Known {
-        script: "a search path with a quote in a name",
-        direct: r#"D [it\'s, public]"#,
-        through: r#"D [\"it\'s\", public]"#,
-        reason: "a list of names is carried over name by name, and may be quoted otherwise",
     },
     Known {
         script: "a sequence in a read only block on a standby",

@@ -28,6 +28,10 @@ use crate::wire::startup::Startup;
 /// A cancel request's connection is kept open no longer than this, whatever has become of the request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
+/// Process ids of clients begin here, above those that any operating system gives (Linux: 2^22 at most): whoever has a server
+/// signal what it takes for its own server process must not hit somebody else's.
+const PROCESS_ID_MIN: i32 = 1 << 23;
+
 /// The house that all shards' doors lead into.
 pub(super) struct House {
     auth_type: AuthType,
@@ -85,6 +89,11 @@ impl House {
     /// Forgets what was reported of a database.
     pub(super) fn forget_database(&self, database: &str) {
         self.reported.forget_database(database);
+    }
+
+    /// A server has refused this user's keys: the password may have been set again.
+    pub(super) fn doubt(&self, user: &str) {
+        self.verifiers.doubt(user);
     }
 
     /// Forgets a client's cancel key.
@@ -249,7 +258,7 @@ impl Door for ShardDoor<'_> {
         let mut keys = self.house.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let process_id = i32::from_be_bytes(random::<4>()) & i32::MAX;
-            if process_id == 0 || keys.contains_key(&process_id) {
+            if process_id < PROCESS_ID_MIN || keys.contains_key(&process_id) {
                 continue;
             }
             let key = random::<4>().to_vec();

@@ -81,7 +81,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let house =
         House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
     let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
-    let (registry, mailboxes) = pool::Registry::new(shard_count);
+    let verifiers = Arc::clone(&house);
+    let keys = pool::LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
+    let (registry, mailboxes) = pool::Registry::new(shard_count, keys);
     let receivers = command_receivers.into_iter().zip(mailboxes).collect();
     let pools = (pool_settings(&config), Arc::clone(&registry));
     let shards = Shards::start(receivers, &house, &shared, &pools, &metrics, &monitor)?;

@@ -240,11 +240,8 @@ async fn client_task(
         Box::pin(log_in(&shard, &house, &client, (&control, session), seat)).await
     {
         control.logging_in.set(false);
-        let group = shard.pools.group(&identity.database, &identity.user);
-        group.keep_secret(identity.secret);
-        let session = Box::new(Session::new(&shard, client, control, session, identity));
-        drop(group);
-        session.serve(early).await;
+        control.process_id.set(process_id);
+        Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
         house.leave(process_id);
     }
     shard.leave(session);
@@ -262,7 +259,7 @@ async fn log_in(
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
             Ok(Ok(Outcome::In(logged_in))) => {
-                let (identity, process_id, early) = let_in(*logged_in);
+                let (identity, process_id, early) = let_in(shard, *logged_in);
                 return Some((identity, process_id, early, door.into_seat()));
             }
             Ok(Ok(Outcome::Refused)) => {
@@ -290,7 +287,7 @@ async fn log_in(
     None
 }
 
-fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
+fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
     let identity = Identity {
         user: request.user.as_str().into(),
@@ -300,7 +297,11 @@ fn let_in(logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
         strings: strings(&parameters),
         opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",
+        told: parameters,
     };
+    if let Some(secret) = identity.secret {
+        shard.pools.learn_key(&identity.user, secret);
+    }
     (identity, process_id, early)
 }
 

@@ -38,6 +38,18 @@ impl<'a> Secret<'a> {
     pub fn keys(client_key: &ClientKey, server_key: &[u8; 32]) -> Self {
         Self::Keys { client_key: client_key.0, server_key: *server_key }
     }
+
+    /// Whether it is the same secret. In constant time where it is one of keys.
+    pub fn is_same(&self, other: &Secret<'_>) -> bool {
+        match (self, other) {
+            (
+                Self::Keys { client_key, server_key },
+                Secret::Keys { client_key: other_client, server_key: other_server },
+            ) => (client_key.ct_eq(other_client) & server_key.ct_eq(other_server)).into(),
+            (Self::Password(one), Secret::Password(other)) => one.as_bytes().ct_eq(other.as_bytes()).into(),
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Debug for Secret<'_> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::login::{Action, Login, LoginError, startup_message};
+use super::reported::Reported;
 use crate::auth::Secret;
 use crate::net;
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
@@ -93,6 +94,8 @@ pub struct Server {
     pub idle_since: Instant,
     /// Prepared statements there.
     pub carried: Carried,
+    /// What it last reported.
+    pub reported: Reported,
     /// The settings it has been brought to.
     pub applied: Rc<SettingValues>,
 }
@@ -115,30 +118,48 @@ pub struct Carried {
     pub unnamed: Option<(u64, u64)>,
 }
 
-/// The prepared statements on a server connection, by identity, each with the generation it was prepared in.
+/// One of the prepared statements on a server connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreparedHere {
+    /// Identity.
+    pub id: u64,
+    /// The generation it was prepared in.
+    pub generation: u32,
+    /// What its rows look like (`reply::row_shape`), as far as the server was asked.
+    pub shape: Option<u64>,
+}
+
+/// The prepared statements on a server connection.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    order: VecDeque<(u64, u32)>,
+    order: VecDeque<PreparedHere>,
 }
 
 impl Prepared {
-    /// The generation in which the statement was prepared here.
-    pub fn generation(&self, id: u64) -> Option<u32> {
-        self.order.iter().find(|(other, _)| *other == id).map(|(_, generation)| *generation)
+    /// The statement as it was prepared here.
+    pub fn get(&self, id: u64) -> Option<PreparedHere> {
+        self.order.iter().find(|here| here.id == id).copied()
     }
 
     /// It has been prepared.
-    pub fn insert(&mut self, id: u64, generation: u32) {
-        self.order.push_back((id, generation));
+    pub fn insert(&mut self, here: PreparedHere) {
+        self.order.push_back(here);
+    }
+
+    /// The server has described it.
+    pub fn set_shape(&mut self, id: u64, shape: u64) {
+        if let Some(here) = self.order.iter_mut().find(|here| here.id == id) {
+            here.shape = Some(shape);
+        }
     }
 
     /// It is not there after all.
     pub fn remove(&mut self, id: u64) {
-        self.order.retain(|(other, _)| *other != id);
+        self.order.retain(|here| here.id != id);
     }
 
     /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
-    pub fn evict(&mut self, bound: usize) -> Option<(u64, u32)> {
+    pub fn evict(&mut self, bound: usize) -> Option<PreparedHere> {
         (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
     }
 
@@ -209,6 +230,7 @@ async fn open_unbounded(
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),
+                        reported: Reported::new(greeting.parameters.clone()),
                         applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));

@@ -6,6 +6,8 @@
 pub mod cancel;
 pub mod connection;
 pub mod login;
+pub mod reported;
 pub mod reset;
 
 pub use connection::{ConnectError, Endpoint, Server, SettingValues, open};
+pub use reported::Reported;

@@ -7,6 +7,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::connection::{Carried, Server};
+use super::reported::Reported;
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
 use crate::wire::reply;
@@ -82,7 +83,7 @@ async fn converse(server: &mut Server, queries: &[String]) -> Result<Asked, Comm
             frame::header(received.get(taken..).unwrap_or_default()).map_err(io::Error::other)?
             && let Some(whole) = received.get(taken..taken + header.frame_bytes)
         {
-            answer.on(header.kind, whole)?;
+            answer.on(header.kind, whole, &mut server.reported)?;
             taken += header.frame_bytes;
         }
         received.drain(..taken);
@@ -116,10 +117,15 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn on(&mut self, kind: u8, whole: &[u8]) -> io::Result<()> {
+    fn on(&mut self, kind: u8, whole: &[u8], reported: &mut Reported) -> io::Result<()> {
         let body = whole.get(HEADER_BYTES..).unwrap_or_default();
         match kind {
             b'D' => self.asked.rows.push(row(body).ok_or_else(|| io::Error::other("a malformed row"))?),
+            b'S' => {
+                if let Some((name, value)) = reply::parameter_status(body) {
+                    reported.report(name, value);
+                }
+            }
             b'A' => self.asked.notifications.extend_from_slice(whole),
             b'E' if reply::error_fields(body).ends_session => {
                 return Err(io::Error::other(reply::error_message(body)));
@@ -155,7 +161,7 @@ fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Conversation, row};
+    use super::{Conversation, Reported, row};
     use crate::wire::frame;
 
     /// G08: a notification that comes with the answer, before or behind its end, is kept; a failed query fails the whole.
@@ -169,7 +175,7 @@ mod tests {
         let mut answer = Conversation { left: 1, ..Conversation::default() };
         let note = message(b'A', b"\0\0\0\x01c\0p\0");
         for (kind, body) in [(b'A', &note[5..]), (b'E', b"C42501\0\0"), (b'Z', b"I"), (b'A', &note[5..])] {
-            answer.on(kind, &message(kind, body)).unwrap();
+            answer.on(kind, &message(kind, body), &mut Reported::default()).unwrap();
         }
         assert_eq!((answer.left, answer.asked.notifications), (0, [note.clone(), note].concat()));
         assert!(answer.refused.is_some());

@@ -82,7 +82,7 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             door.cancel(process_id, &key).await;
             return Ok(Outcome::Over);
         }
-        Ok(Initial::Ssl | Initial::GssEnc) => return Ok(Outcome::Over),
+        Ok(Initial::Ssl | Initial::GssEnc | Initial::Terminate) => return Ok(Outcome::Over),
         Err(report) => return refuse(stream, &report).await,
     };
     let request = match handshake::request(&startup) {
@@ -108,7 +108,8 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(parameters) => parameters,
         Err(error) => {
-            net::write_all(stream, &error).await?;
+            handshake::put_refusal(&mut negotiation, &error);
+            net::write_all(stream, &negotiation).await?;
             return Ok(Outcome::Refused);
         }
     };

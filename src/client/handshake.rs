@@ -31,18 +31,52 @@ pub fn request(startup: &Startup) -> Result<Request, Box<Report>> {
             "no PostgreSQL user name specified in startup packet",
         )));
     }
-    let replication = startup.parameter("replication").unwrap_or("false");
-    if !["false", "off", "no", "0"].contains(&replication) {
-        return Err(Box::new(
-            Report::fatal(
-                state::FEATURE_NOT_SUPPORTED,
-                "pgsteer: replication connections are not supported yet",
-            )
-            .hint("Connect to the server itself."),
-        ));
+    if let Some(value) = startup.parameter("replication") {
+        match replication(value) {
+            Some(Replication::No) => {}
+            Some(Replication::Wanted) => {
+                return Err(Box::new(
+                    Report::fatal(
+                        state::FEATURE_NOT_SUPPORTED,
+                        "pgsteer: replication connections are not supported yet",
+                    )
+                    .hint("Connect to the server itself."),
+                ));
+            }
+            None => {
+                return Err(Box::new(
+                    Report::fatal(
+                        state::INVALID_PARAMETER_VALUE,
+                        format!("invalid value for parameter \"replication\": \"{value}\""),
+                    )
+                    .hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."),
+                ));
+            }
+        }
     }
     let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
     Ok(Request { user: user.to_owned(), database: database.to_owned() })
+}
+
+enum Replication {
+    No,
+    Wanted,
+}
+
+/// What `replication` in a startup packet says: "database", or a boolean as PostgreSQL reads it, any unique beginning of a word.
+fn replication(value: &str) -> Option<Replication> {
+    if value == "database" {
+        return Some(Replication::Wanted);
+    }
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &str| !value.is_empty() && word.starts_with(&value);
+    match value.as_str() {
+        "0" | "of" | "off" => Some(Replication::No),
+        "1" | "on" => Some(Replication::Wanted),
+        _ if begins("false") || begins("no") => Some(Replication::No),
+        _ if begins("true") || begins("yes") => Some(Replication::Wanted),
+        _ => None,
+    }
 }
 
 /// What to answer to a first packet that is wrong.
@@ -95,6 +129,18 @@ pub fn sasl_initial(body: &[u8]) -> Option<&[u8]> {
 /// "password authentication failed", as PostgreSQL says it.
 pub fn wrong_password(user: &str) -> Report {
     Report::fatal(state::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+}
+
+/// An ErrorResponse (a whole frame) to a client that has proved itself: behind AuthenticationOk, as from PostgreSQL, unless it is
+/// about the proof itself or about what comes before it there.
+pub fn put_refusal(out: &mut Vec<u8>, error: &[u8]) {
+    let code = reply::error_fields(error.get(frame::HEADER_BYTES..).unwrap_or_default()).code;
+    let before =
+        [state::CANNOT_CONNECT_NOW, state::TOO_MANY_CONNECTIONS].contains(&code) || code.class() == *b"28";
+    if !before {
+        out.extend_from_slice(&encode(&Authentication::Ok));
+    }
+    out.extend_from_slice(error);
 }
 
 /// AuthenticationOk, the parameters, the key, ReadyForQuery.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use crate::backend::connection::{CancelKey, Carried, Link};
-use crate::backend::{Server, SettingValues};
+use crate::backend::{Reported, Server, SettingValues};
 use crate::topology::model::{Epoch, NodeId};
 
 /// A server connection, taken apart.
@@ -21,6 +21,7 @@ pub struct Parts {
     cancel_key: CancelKey,
     in_hot_standby: bool,
     opened_at: Instant,
+    reported: Vec<(String, String)>,
     applied: SettingValues,
 }
 
@@ -33,6 +34,7 @@ pub(super) fn take_apart(server: Server) -> Option<Parts> {
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
+        reported: server.reported.pairs().to_vec(),
         applied: (*server.applied).clone(),
     })
 }
@@ -44,6 +46,7 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
         opened_at: parts.opened_at,
+        reported: Reported::new(parts.reported),
         idle_since: Instant::now(),
         carried: Carried::default(),
         applied: Rc::new(parts.applied),

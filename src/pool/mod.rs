@@ -5,6 +5,7 @@
 //! Must not know: sessions, routing, SQL.
 
 mod handover;
+pub mod keys;
 pub mod lease;
 pub mod limits;
 pub mod set;
@@ -13,6 +14,7 @@ pub mod state;
 mod tend;
 mod wait;
 
+pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use limits::{Limits, Mode, OwnLimits, Settings};
 pub use set::{PoolGroup, Pools};

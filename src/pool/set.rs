@@ -21,9 +21,11 @@ use super::state::PoolState;
 use super::wait::{Grant, Room, Waiting};
 use crate::auth::Secret;
 use crate::backend::connection::Link;
-use crate::backend::{self, ConnectError, Endpoint, Server};
+use crate::backend::login::LoginError;
+use crate::backend::{ConnectError, Endpoint, Server};
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::NodeId;
+use crate::wire::sqlstate;
 
 /// Groups that a shard remembers before it looks for those that no session has any more.
 const GROUPS_SWEEP_AT: usize = 1024;
@@ -55,8 +57,6 @@ pub struct PoolGroup {
     user: Arc<str>,
     limits: Limits,
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
-    /// What logs in to servers, as the last client that came in has proved it.
-    secret: Cell<Option<Secret<'static>>>,
     /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
 }
@@ -84,15 +84,6 @@ impl PoolGroup {
     /// What holds for its pools.
     pub fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    /// Keeps what logs in as this user, for connections that are opened without a session.
-    pub fn keep_secret(&self, secret: Option<Secret<'static>>) {
-        self.secret.set(secret);
-    }
-
-    pub(super) fn secret(&self) -> Option<Secret<'static>> {
-        self.secret.get()
     }
 }
 
@@ -169,7 +160,6 @@ impl Pools {
             user: Arc::clone(user),
             limits: self.settings.limits_of(database, user),
             by_node: RefCell::default(),
-            secret: Cell::default(),
             custom_settings: RefCell::default(),
         });
         groups.insert(key, Rc::downgrade(&group));
@@ -208,10 +198,11 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is fit. No system call, no lock.
-    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>) -> Option<Lease> {
+    /// An idle connection, if there is one that is alive: best one that has the settings of this identity. No system call, no
+    /// lock.
+    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, settings_id: u64) -> Option<Lease> {
         loop {
-            let server = pool.state.borrow_mut().claim()?;
+            let server = pool.state.borrow_mut().claim_fitting(|server| server.applied.id == settings_id)?;
             // Seen late elsewhere it makes a shard ask in vain, no more: the one it waits for comes when it is given back.
             self.set_idle(pool, Ordering::Relaxed);
             if server.is_quiet() {
@@ -222,8 +213,13 @@ impl Pools {
     }
 
     /// A connection: idle, new, or handed over; waits at most `query_wait_timeout`. Cancel-safe.
-    pub async fn lease(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
-        if let Some(lease) = self.try_claim(pool) {
+    pub async fn lease(
+        self: &Rc<Self>,
+        pool: &Rc<Pool>,
+        endpoint: &Endpoint,
+        settings_id: u64,
+    ) -> Result<Lease, LeaseError> {
+        if let Some(lease) = self.try_claim(pool, settings_id) {
             return Ok(lease);
         }
         if pool.shared.nobody_waits() && pool.shared.take(Duration::ZERO).is_ok() {
@@ -272,11 +268,8 @@ impl Pools {
     }
 
     pub(super) async fn open(self: &Rc<Self>, room: Room, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
-        let mut random = [0u8; 18];
-        getrandom::fill(&mut random)
-            .map_err(|error| ConnectError::Io(std::io::Error::other(error.to_string())))?;
-        match backend::open(endpoint.clone(), crate::auth::nonce_from(random)).await {
-            Ok((server, _)) => {
+        match self.registry.keys.log_in(endpoint).await {
+            Ok(server) => {
                 self.counters.server_connections_opened.add(1);
                 self.enlist(&server);
                 room.fill(server).ok_or(LeaseError::Fenced)
@@ -289,6 +282,11 @@ impl Pools {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A client has just proved itself to be this user.
+    pub fn learn_key(&self, user: &Arc<str>, secret: Secret<'static>) {
+        self.registry.keys.learn(user, secret);
     }
 
     /// Asks a shard that has an idle connection of this pool for it. Where none has, and a limit of the database or user is in
@@ -526,7 +524,6 @@ impl Pools {
     }
 }
 
-fn too_many(error: &crate::backend::login::LoginError) -> bool {
-    matches!(error, crate::backend::login::LoginError::Refused { code, .. }
-        if *code == crate::wire::sqlstate::TOO_MANY_CONNECTIONS)
+fn too_many(error: &LoginError) -> bool {
+    matches!(error, LoginError::Refused { code: sqlstate::TOO_MANY_CONNECTIONS, .. })
 }

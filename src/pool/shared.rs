@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handover::Parts;
+use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
 use crate::topology::model::NodeId;
 
@@ -425,16 +426,22 @@ pub struct Registry {
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
     tallies: Mutex<Tallies>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
+    pub(super) keys: LoginKeys,
     clock: Instant,
 }
 
 impl Registry {
     /// For this many shards; gives each shard's end of its mailbox.
-    pub fn new(shards: usize) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Mail>>) {
+    pub fn new(shards: usize, keys: LoginKeys) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Mail>>) {
         // Unbounded by type; bounded in fact: one Want or Evict for each waiter, one Give for each Want.
         let (mailboxes, receivers) = (0..shards).map(|_| mpsc::unbounded_channel()).unzip();
-        let registry =
-            Self { pools: Mutex::default(), tallies: Mutex::default(), mailboxes, clock: Instant::now() };
+        let registry = Self {
+            pools: Mutex::default(),
+            tallies: Mutex::default(),
+            mailboxes,
+            keys,
+            clock: Instant::now(),
+        };
         (Arc::new(registry), receivers)
     }
 

@@ -5,6 +5,9 @@
 
 use std::collections::VecDeque;
 
+/// So many idle connections are looked at for one that fits better than the last.
+const LOOKED_AT_MAX: usize = 16;
+
 /// Idle connections `C` and waiters `W`.
 #[derive(Debug)]
 pub struct PoolState<C, W> {
@@ -30,6 +33,15 @@ impl<C, W> PoolState<C, W> {
     /// The most recently used idle connection.
     pub fn claim(&mut self) -> Option<C> {
         self.idle.pop()
+    }
+
+    /// Of the most recently used idle connections the last one for which `fits` says so, else the last one.
+    pub fn claim_fitting(&mut self, fits: impl Fn(&C) -> bool) -> Option<C> {
+        let found = self.idle.iter().rev().take(LOOKED_AT_MAX).position(fits);
+        match found {
+            None | Some(0) => self.idle.pop(),
+            Some(from_end) => Some(self.idle.remove(self.idle.len() - 1 - from_end)),
+        }
     }
 
     /// The idle connection that was used longest ago, as far as it matters who that is: the bottom of the stack.
@@ -99,6 +111,13 @@ mod tests {
         );
         pool.rest(2);
         assert_eq!((pool.claim_coldest(), pool.claim(), pool.claim_coldest()), (Some(1), Some(2), None));
+
+        for connection in 1..=3 {
+            pool.rest(connection);
+        }
+        assert_eq!(pool.claim_fitting(|&it| it == 2), Some(2));
+        assert_eq!(pool.claim_fitting(|&it| it == 2), Some(3));
+        assert_eq!((pool.claim_fitting(|_| true), pool.claim()), (Some(1), None));
 
         let tickets = [pool.wait(10, "first"), pool.wait(20, "second"), pool.wait(30, "third")];
         assert_eq!(pool.first_since_us(), Some(10));

@@ -74,7 +74,7 @@ impl Pools {
                     epoch: snapshot.epoch,
                     user: Arc::clone(group.user()),
                     database: Arc::clone(group.database()),
-                    secret: group.secret(),
+                    secret: self.registry().keys.newest_of(group.user()),
                     parameters: Vec::new(),
                     timeout: self.settings().connect_timeout,
                 };

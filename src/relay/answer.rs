@@ -6,11 +6,14 @@
 
 use std::collections::VecDeque;
 
+use super::names::Names;
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
-use crate::wire::reply::{self, ErrorFields, TransactionStatus};
+use crate::wire::reply::{self, ErrorFields, OwnProcess, TransactionStatus};
 
 /// What an answer keeps allocated for the next one that uses it.
 const AHEAD_KEPT_BYTES: usize = 64 * 1024;
+/// The shape of no rows at all.
+const NO_ROWS: u64 = 0;
 /// Expected replies for which room is kept.
 const EXPECT_KEPT: usize = 256;
 
@@ -19,6 +22,8 @@ const EXPECT_KEPT: usize = 256;
 pub enum Expect {
     /// The whole answer of a Query that pgsteer put in: kept back, up to ReadyForQuery.
     Preamble,
+    /// ParseComplete, BindComplete and CommandComplete of a statement that pgsteer put in (`reply::put_statement`): kept back.
+    Own,
     /// The whole answer of the client's Query or FunctionCall, up to ReadyForQuery.
     Simple,
     /// ParseComplete; `token` is told back when it failed.
@@ -32,6 +37,18 @@ pub enum Expect {
     Bind,
     /// RowDescription or NoData (after ParameterDescription for a statement).
     Describe,
+    /// The same of a statement; the shape of its rows is told back under `token`.
+    Shape {
+        /// The caller's number for it.
+        token: u32,
+    },
+    /// The same for a Describe that pgsteer put in: kept back. Rows of another shape than `wanted` are an event.
+    OwnShape {
+        /// The shape that the client was told; `None`: none.
+        wanted: Option<u64>,
+        /// The caller's number for it.
+        token: u32,
+    },
     /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
     Execute,
     /// CloseComplete of the client's own Close.
@@ -50,6 +67,8 @@ pub enum Expect {
     },
     /// ReadyForQuery of a Sync.
     Sync,
+    /// ReadyForQuery of a Sync that pgsteer put in: kept back.
+    OwnSync,
 }
 
 /// What the scan came upon.
@@ -59,6 +78,12 @@ pub enum Event {
     NeedMore,
     /// An ErrorResponse stands at the scan position: `accept` or `discard` it.
     Error(ErrorFields),
+    /// An ErrorResponse of a statement that pgsteer put in stands at the scan position: nothing behind it has run or will run.
+    OwnError(ErrorFields),
+    /// The ReadyForQuery that was to be announced is next: `put_in` what must stand before it.
+    Ready,
+    /// Rows would come that look otherwise than the client was told: `mute` what follows.
+    Changed,
     /// A NoticeResponse stands at the scan position: `accept` or `discard` it.
     Notice(ErrorFields),
     /// A ParameterStatus stands at the scan position: `accept` or `discard` it.
@@ -95,13 +120,22 @@ pub struct Answer {
     body_left: usize,
     expect: VecDeque<Expect>,
     failed_parses: Vec<u32>,
+    /// Shapes of rows, by token.
+    shapes: Vec<(u32, u64)>,
     deallocated: bool,
+    /// The client's next ReadyForQuery is an event of its own.
+    announces_ready: bool,
     /// What becomes of the `body_left` bytes of a large frame.
     tail: Tail,
     preamble_error: Option<Vec<u8>>,
     results: bool,
     discarding: bool,
+    /// The client has been told of an error: what comes up to ReadyForQuery is kept back.
+    muted: bool,
     last_status: Option<TransactionStatus>,
+    /// Whose notifications are the session's own.
+    own_process: Option<OwnProcess>,
+    names: Names,
 }
 
 impl Answer {
@@ -116,12 +150,17 @@ impl Answer {
             body_left: 0,
             expect: VecDeque::new(),
             failed_parses: Vec::new(),
+            shapes: Vec::new(),
             deallocated: false,
+            announces_ready: false,
             tail: Tail::PassOn,
             preamble_error: None,
             results: false,
             discarding: false,
+            muted: false,
             last_status: None,
+            own_process: None,
+            names: Names::default(),
         }
     }
 
@@ -132,16 +171,56 @@ impl Answer {
         self.expect.clear();
         self.expect.shrink_to(EXPECT_KEPT);
         self.failed_parses.clear();
+        self.shapes.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
         (self.deallocated, self.results, self.discarding) = (false, false, false);
+        (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
+        self.own_process = None;
+        self.names.clear();
+    }
+
+    /// Notifications of this process are the session's own, and come under the name that the client knows.
+    pub fn comes_from(&mut self, process: OwnProcess) {
+        self.own_process = Some(process);
+    }
+
+    /// The server knows a statement by another name than the client: errors are to say the client's.
+    pub fn renames(&mut self, server: &[u8], client: &[u8]) {
+        self.names.note(server, client);
     }
 
     /// Adds an expected reply.
     pub fn expect(&mut self, reply: Expect) {
         self.expect.push_back(reply);
+    }
+
+    /// The client's next ReadyForQuery is to be announced (`Event::Ready`).
+    pub fn announce_ready(&mut self) {
+        self.announces_ready = true;
+    }
+
+    /// How many replies are expected.
+    pub fn expected(&self) -> usize {
+        self.expect.len()
+    }
+
+    /// Takes the last expectations back, down to so many: what they were for is not sent.
+    pub fn expect_only(&mut self, count: usize) {
+        self.expect.truncate(count);
+    }
+
+    /// Shapes of rows that the server has told, by token.
+    pub fn shapes(&self) -> &[(u32, u64)] {
+        &self.shapes
+    }
+
+    /// Puts these bytes, an error, in the place of all that is still to come up to ReadyForQuery.
+    pub fn mute(&mut self, error: &[u8]) {
+        self.put_in(error);
+        self.muted = true;
     }
 
     /// Everything expected has come.
@@ -223,6 +302,11 @@ impl Answer {
         self.ahead.extend_from_slice(bytes);
     }
 
+    /// What comes now is thrown away, up to the end of the answer.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
+    }
+
     /// A row, COPY data or the end of a statement of the client's has been scanned: something has run.
     pub fn has_results(&self) -> bool {
         self.results
@@ -281,6 +365,10 @@ impl Answer {
                 return Some(Event::Notice(reply::error_fields(self.body())));
             }
             b'S' => return Some(Event::ParameterStatus),
+            b'Z' if self.announces_ready && !self.in_preamble() => {
+                self.announces_ready = false;
+                return Some(Event::Ready);
+            }
             b'Z' => return self.ready_for_query(frame_bytes),
             b'G' => {
                 self.take(frame_bytes);
@@ -291,28 +379,75 @@ impl Answer {
                     self.deallocated = true;
                 }
                 self.results |= matches!(kind, b'C' | b'I' | b's') && !self.in_preamble();
+                let reply = self.expect.front().copied();
+                let shape = self.shape(kind, frame_bytes);
                 let forward = self.reply(kind);
                 if forward && !self.discarding {
                     self.take(frame_bytes)
                 } else {
                     self.drop_frame(frame_bytes)
                 }
+                if let (Some(Expect::OwnShape { wanted: Some(wanted), .. }), b'n' | b'T') = (reply, kind)
+                    && shape != Some(wanted)
+                    && !self.muted
+                {
+                    return Some(Event::Changed);
+                }
             }
-            // CopyOutResponse, CopyDone, ParameterDescription, NotificationResponse, FunctionCallResponse ...
+            b't' if matches!(self.expect.front(), Some(Expect::OwnShape { .. })) => {
+                self.drop_frame(frame_bytes);
+            }
+            b'A' => {
+                let whole = self.bytes.get_mut(self.scanned..self.end).unwrap_or_default();
+                if let Some(own) = self.own_process {
+                    own.rename(whole);
+                }
+                self.take(frame_bytes);
+            }
+            // CopyOutResponse, CopyDone, ParameterDescription, FunctionCallResponse ...
             _ => self.take(frame_bytes),
         }
         None
     }
 
+    /// Notes the shape of the rows that a RowDescription or NoData describes, if it was to be told back.
+    fn shape(&mut self, kind: u8, frame_bytes: usize) -> Option<u64> {
+        let (Some(&(Expect::Shape { token } | Expect::OwnShape { token, .. })), b'n' | b'T') =
+            (self.expect.front(), kind)
+        else {
+            return None;
+        };
+        let body = self.body();
+        // Of a description larger than the buffer nothing is known.
+        let shape = match kind {
+            b'n' => Some(NO_ROWS),
+            _ if body.len() + HEADER_BYTES == frame_bytes => reply::row_shape(body),
+            _ => None,
+        };
+        self.shapes.extend(shape.map(|shape| (token, shape)));
+        shape
+    }
+
     fn error(&mut self, frame_bytes: usize) -> Option<Event> {
         let fields = reply::error_fields(self.body());
-        if self.in_preamble() && !fields.ends_session {
+        if fields.ends_session {
+            return Some(Event::Error(fields));
+        }
+        if self.expect.front() == Some(&Expect::Own) {
+            return Some(Event::OwnError(fields));
+        }
+        if self.in_preamble() {
             self.preamble_error =
                 self.bytes.get(self.scanned..self.scanned + frame_bytes).map(<[u8]>::to_vec);
             self.drop_frame(frame_bytes);
             return None;
         }
         if self.discarding {
+            self.drop_frame(frame_bytes);
+            return None;
+        }
+        if self.muted {
+            self.skip_to_sync();
             self.drop_frame(frame_bytes);
             return None;
         }
@@ -324,6 +459,11 @@ impl Answer {
         if let Some((kind, frame_bytes)) = self.current() {
             if kind == b'E' {
                 self.skip_to_sync();
+                let whole = self.bytes.get(self.scanned..self.scanned + frame_bytes);
+                if let Some(translated) = whole.and_then(|whole| self.names.translated(whole)) {
+                    self.drop_frame(frame_bytes);
+                    return self.put_in(&translated);
+                }
             }
             self.take(frame_bytes);
         }
@@ -353,7 +493,7 @@ impl Answer {
         if matches!(self.expect.front(), Some(Expect::Simple | Expect::Preamble)) {
             return;
         }
-        self.skip_up_to(|next| next == Expect::Sync);
+        self.skip_up_to(|next| matches!(next, Expect::Sync | Expect::OwnSync));
     }
 
     fn skip_up_to(&mut self, end: impl Fn(Expect) -> bool) {
@@ -373,7 +513,7 @@ impl Answer {
     }
 
     fn in_preamble(&self) -> bool {
-        matches!(self.expect.front(), Some(Expect::Preamble))
+        matches!(self.expect.front(), Some(Expect::Preamble | Expect::Own))
     }
 
     fn ready_for_query(&mut self, frame_bytes: usize) -> Option<Event> {
@@ -381,9 +521,12 @@ impl Answer {
             self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
         self.last_status = Some(status);
         // Whatever was expected before it and has not come was skipped.
-        self.skip_up_to(|next| matches!(next, Expect::Sync | Expect::Simple | Expect::Preamble));
+        self.skip_up_to(|next| {
+            matches!(next, Expect::Sync | Expect::OwnSync | Expect::Simple | Expect::Preamble)
+        });
         let expected = self.expect.pop_front();
-        if matches!(expected, Some(Expect::Preamble)) || self.discarding {
+        self.muted = false;
+        if matches!(expected, Some(Expect::Preamble | Expect::OwnSync)) || self.discarding {
             self.drop_frame(frame_bytes);
         } else {
             self.take(frame_bytes);
@@ -394,12 +537,13 @@ impl Answer {
     /// Notes a reply other than an error; whether the client is to see it.
     fn reply(&mut self, kind: u8) -> bool {
         let matched = match (self.expect.front(), kind) {
-            (Some(Expect::Preamble), _) => return false,
+            (Some(Expect::Preamble), _) | (Some(Expect::Own), b'1' | b'2') => return false,
+            (Some(Expect::Own), b'C') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
-            (Some(Expect::OwnClose { .. }), b'3') => false,
+            (Some(Expect::OwnClose { .. }), b'3') | (Some(Expect::OwnShape { .. }), b'n' | b'T') => false,
             (Some(Expect::Close), b'3')
             | (Some(Expect::Bind), b'2')
-            | (Some(Expect::Describe), b'n' | b'T')
+            | (Some(Expect::Describe | Expect::Shape { .. }), b'n' | b'T')
             | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
             _ => return true,
         };
@@ -410,7 +554,7 @@ impl Answer {
     fn put_in_local(&mut self) {
         while let Some(&Expect::Local { reply: bytes, .. }) = self.expect.front() {
             self.expect.pop_front();
-            if !self.discarding {
+            if !self.discarding && !self.muted {
                 self.put_in(bytes);
             }
         }
@@ -418,7 +562,7 @@ impl Answer {
 
     /// Passes on a frame that may be larger than what is there.
     fn take(&mut self, frame_bytes: usize) {
-        if self.discarding || self.in_preamble() {
+        if self.discarding || self.muted || self.in_preamble() {
             self.drop_frame(frame_bytes);
             return;
         }

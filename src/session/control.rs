@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backend::connection::CancelKey;
+use crate::wire::reply::OwnProcess;
 
 /// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
 pub type Taken = oneshot::Sender<()>;
@@ -20,6 +21,8 @@ pub type Taken = oneshot::Sender<()>;
 pub struct Control {
     /// The client's socket, to end an idle session by.
     pub client: Weak<TcpStream>,
+    /// The process id that the client was given; 0 before.
+    pub process_id: Cell<i32>,
     /// Nothing is under way.
     pub idle: Cell<bool>,
     /// A server connection is held, by these.
@@ -54,6 +57,7 @@ impl Control {
     pub fn new(client: &Rc<TcpStream>) -> Rc<Self> {
         Rc::new(Self {
             client: Rc::downgrade(client),
+            process_id: Cell::new(0),
             idle: Cell::new(true),
             runs_at: RefCell::default(),
             cancel_sent: Cell::new(false),
@@ -74,6 +78,11 @@ impl Control {
     pub fn cancel_while_waiting(&self, taken: Taken) {
         self.cancel_waiting.set(true);
         self.cancels.borrow_mut().push(taken);
+    }
+
+    /// The process with this key, which is the session's for the moment, by its two names.
+    pub fn own_process(&self, server: &CancelKey) -> OwnProcess {
+        OwnProcess { server: server.process_id, client: self.process_id.get() }
     }
 
     /// The cancel requests that are not settled, for whoever passes them on.

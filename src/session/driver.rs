@@ -4,7 +4,6 @@
 //! is a known read of which nothing has reached the client. Must not know: SQL, how nodes are judged.
 
 use std::future::poll_fn;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,33 +15,28 @@ use super::control::Control;
 use super::inspect::Inspect;
 use super::outcome;
 use super::prepared::Names;
-use super::settings::{self, Touched};
-use super::shard::{Shard, SuspectCause};
+use super::settings::Touched;
+use super::shard::Shard;
 use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::Secret;
-use crate::backend::SettingValues;
-use crate::classify::{self, PinReason, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::backend::{Reported, SettingValues};
+use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::pool::{Lease, PoolGroup};
-use crate::relay::answer::{Answer, Event};
+use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
 use crate::route::freshness::Freshness;
-use crate::route::{Mode, Need};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::reply::{self, Report};
-use crate::wire::{extended, sqlstate};
 
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
 
-/// What CREATE DATABASE copies if it is not told otherwise.
-const DEFAULT_TEMPLATE: &[u8] = b"template1";
-
-/// Names of settings with a prefix that are kept for one database and user.
-const CUSTOM_SETTINGS_MAX: usize = 512;
+/// How long the end of a batch is waited for before what there is of it is sent: longer than a batch takes to arrive.
+const BATCH_PAUSE: Duration = Duration::from_millis(10);
 
 /// Who the client is, once logged in. The session keeps user and database by way of its pools.
 #[derive(Debug, Clone)]
@@ -53,6 +47,8 @@ pub struct Identity {
     pub database: Arc<str>,
     /// What logs in to servers as this user, where they ask.
     pub secret: Option<Secret<'static>>,
+    /// What the client was told at its login.
+    pub told: Vec<(String, String)>,
     /// Settings of the startup packet.
     pub settings: Vec<(String, String)>,
     /// How string literals are read.
@@ -67,22 +63,14 @@ pub struct Identity {
 pub(super) enum End {
     /// The client said goodbye or vanished.
     Client,
-    /// Told the client this, last.
+    /// Reported the client this, last.
     Told(Box<Report>),
-}
-
-/// How a held server ends while nothing is under way.
-enum Parting {
-    /// It is gone; why.
-    Lost(String),
-    /// It ended the session on purpose, and its words are ready for the client.
-    Dismissed,
 }
 
 pub(super) type Flow<T> = Result<T, End>;
 
 /// Why a session stops keeping what its next statement needs.
-enum Rest {
+pub(super) enum Rest {
     /// It has been idle for a while.
     Cooled,
 }
@@ -118,8 +106,8 @@ pub(super) struct Batch {
     pub(super) repeatable: bool,
     /// An error came: the server ignores everything up to Sync.
     pub(super) failed: bool,
-    /// COPY data that was sent to its end before the server had asked for it.
-    pub(super) copies_ended: usize,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
 }
 
 /// What some settings mean for the reading of a client's texts.
@@ -154,6 +142,8 @@ pub struct Session {
     pub(super) settings: Rc<SettingValues>,
     /// Those of `settings` that decide what a text means: statements are shared only among sessions that have the same.
     pub(super) scope: Rc<SettingValues>,
+    /// What the client knows of reported parameters.
+    pub(super) told: Reported,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -189,6 +179,7 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),
@@ -276,14 +267,6 @@ impl Session {
         }
     }
 
-    /// Waits for the client as a session that keeps nothing for its next statement.
-    async fn wait_cold(&mut self) -> Flow<()> {
-        self.enter_idle()?;
-        let ready = self.within_idle_limit(net::readable(&self.client)).await;
-        self.control.idle.set(false);
-        ready?.map_err(|_| End::Client)
-    }
-
     async fn serve_units(&mut self, early: Vec<u8>) -> Flow<Rest> {
         let mut input: Option<Window> = if early.is_empty() {
             let mut window = Window::new(self.shard.buffers.take());
@@ -310,7 +293,7 @@ impl Session {
                 .map_err(|error| End::Told(Box::new(outcome::protocol(&error.to_string()))))?;
             match front {
                 Front::Incomplete if window.filled().is_empty() => self.read_first(&mut window)?,
-                Front::Incomplete => self.read_more(&mut window).await?,
+                Front::Incomplete => self.read_on(&mut window).await?,
                 Front::Terminate => return Err(End::Client),
                 Front::Invalid { kind } => {
                     return Err(End::Told(Box::new(outcome::protocol(&format!(
@@ -329,255 +312,25 @@ impl Session {
         }
     }
 
-    /// A window that holds these bytes.
-    fn window_with(&self, bytes: &[u8]) -> Flow<Window> {
-        let mut window = Window::new(self.shard.buffers.take());
-        while window.spare().len() < bytes.len() {
-            if !window.grow(UNIT_BYTES_MAX) {
-                let report = outcome::protocol("too many bytes before the login was answered");
-                return Err(End::Told(Box::new(report)));
-            }
-        }
-        if let Some(front) = window.spare().get_mut(..bytes.len()) {
-            front.copy_from_slice(bytes);
-        }
-        window.advance(bytes.len());
-        Ok(window)
-    }
-
-    /// Between transactions: the drain ends the session, a cancel request finds nothing to cancel.
-    fn enter_idle(&self) -> Flow<()> {
-        // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
-        let between = !matches!(self.transaction, Transaction::Deferred { .. });
-        if self.shard.draining.get() && between {
-            return Err(End::Told(Box::new(outcome::shutting_down())));
-        }
-        self.control.idle.set(between);
-        self.control.forget_cancels();
-        Ok(())
-    }
-
-    /// Waits for the client's next bytes; between transactions without holding anything. `Some`: there were none for a while.
-    async fn wait_idle(&mut self) -> Flow<Option<Rest>> {
-        if self.attached.is_some() {
-            return self.wait_attached().await.map(|()| None);
-        }
-        self.enter_idle()?;
-        let wait = poll_fn(|context| {
-            if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
-                return Poll::Ready(ready.map(|()| None));
-            }
-            if self.control.cooling.replace(false) {
-                return Poll::Ready(Ok(Some(Rest::Cooled)));
-            }
-            Poll::Pending
-        });
-        let waited = self.within_idle_limit(wait).await;
-        self.control.idle.set(false);
-        self.control.active.set(true);
-        waited?.map_err(|_| End::Client)
-    }
-
-    /// The same while a server connection is held: what the server says by itself is passed on.
-    async fn wait_attached(&mut self) -> Flow<()> {
-        let Some(attached) = &mut self.attached else { return Ok(()) };
-        self.control.forget_cancels();
-        if attached.batch.is_some() {
-            return self.wait_in_batch().await;
-        }
-        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
-            return Ok(());
-        };
-        let between = matches!(self.transaction, Transaction::None);
-        if between && self.shard.draining.get() {
-            return Err(End::Told(Box::new(outcome::shutting_down())));
-        }
-        self.control.idle.set(between);
-        let waited = self.wait_beside_within_limit(&link.stream).await;
-        self.control.idle.set(false);
-        waited
-    }
-
-    /// Waits for the rest of a batch. Nobody reads the server meanwhile; a standby that has something to say and can't would keep
-    /// replay waiting, so there the client has only so long.
-    async fn wait_in_batch(&mut self) -> Flow<()> {
-        let Some(attached) = &mut self.attached else { return Ok(()) };
-        if attached.side == Side::Primary {
-            return net::readable(&self.client).await.map_err(|_| End::Client);
-        }
-        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
-            return Ok(());
-        };
-        let limit = self.shard.shared.settings.standby_stall_timeout;
-        loop {
-            if let Ok(ready) = tokio::time::timeout(limit, net::readable(&self.client)).await {
-                return ready.map_err(|_| End::Client);
-            }
-            let talks = poll_fn(|context| Poll::Ready(link.stream.poll_read_ready(context).is_ready())).await;
-            if talks {
-                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
-                return Err(End::Client);
-            }
-        }
-    }
-
-    /// Waits for the client, passing on what the held server says by itself.
-    pub(super) async fn wait_beside(&mut self, stream: &TcpStream) -> Flow<()> {
-        loop {
-            let mut server_ready = false;
-            poll_fn(|context| {
-                server_ready = stream.poll_read_ready(context).is_ready();
-                if server_ready || self.client.poll_read_ready(context).is_ready() {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
-            })
-            .await;
-            if !server_ready {
-                return Ok(());
-            }
-            let mut answer = self.shard.buffers.take_answer();
-            let spoiled = self.begin_unsolicited();
-            let result = self.unsolicited(stream, &mut answer).await;
-            self.shard.buffers.give_answer(answer);
-            match result? {
-                None => self.end_unsolicited(spoiled),
-                Some(cause) => return self.lost_while_idle(&cause).await,
-            }
-        }
-    }
-
-    /// Reads what a held server says by itself, to the end of a message; `Some` when it is gone.
-    async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
-        loop {
-            match net::try_read(stream, answer.spare()) {
-                Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
-                Ok(count) => answer.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !answer.has_unscanned() {
-                        return Ok(None);
-                    }
-                    // Half a message: the rest is on its way.
-                    if let Err(error) = stream.readable().await {
-                        return Ok(Some(format!("The connection to the server failed: {error}")));
-                    }
-                    continue;
-                }
-                Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
-            }
-            let said = Self::scan_unsolicited(answer);
-            self.send_client(answer.ready_joined()).await?;
-            answer.passed_on();
-            match said {
-                None => {}
-                Some(Parting::Lost(cause)) => return Ok(Some(cause)),
-                Some(Parting::Dismissed) => return Err(End::Client),
-            }
-        }
-    }
-
-    fn scan_unsolicited(answer: &mut Answer) -> Option<Parting> {
-        loop {
-            let event = match answer.scan() {
-                Ok(event) => event,
-                Err(error) => return Some(Parting::Lost(error.to_string())),
-            };
-            let ends = match event {
-                Event::Error(fields) if fields.ends_session && sqlstate::dismisses(fields.code) => {
-                    answer.accept();
-                    return Some(Parting::Dismissed);
-                }
-                Event::Error(fields) => fields.ends_session,
-                Event::Notice(fields) => {
-                    matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
-                }
-                Event::ParameterStatus => false,
-                Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn => {
-                    return Some(Parting::Lost("The server sent something out of turn".to_owned()));
-                }
-            };
-            if ends {
-                return Some(Parting::Lost(format!(
-                    "The server said: {}",
-                    reply::error_message(answer.body())
-                )));
-            }
-            answer.accept();
-        }
-    }
-
-    async fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
-        self.detach_lost(SuspectCause::ConnectionLost);
-        if self.only_listens() {
-            return Box::pin(self.listen_again(cause)).await;
-        }
-        if !self.pins.is_empty() {
-            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
-        }
-        self.transaction = Transaction::Lost { told: false };
-        Ok(())
-    }
-
-    /// Reads what a wake-up promised. Readiness may be stale: then nothing comes and the session waits as an idle one.
-    fn read_first(&self, window: &mut Window) -> Flow<()> {
-        match net::try_read(&self.client, window.spare()) {
-            Ok(0) => Err(End::Client),
-            Ok(count) => {
-                window.advance(count);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(End::Client),
-        }
-    }
-
-    pub(super) async fn read_more(&mut self, window: &mut Window) -> Flow<()> {
-        if window.is_full() && !window.grow(UNIT_BYTES_MAX) {
-            return Err(End::Told(Box::new(outcome::protocol("a message is larger than its buffer"))));
-        }
-        loop {
-            match net::try_read(&self.client, window.spare()) {
-                Ok(0) => return Err(End::Client),
-                Ok(count) => {
-                    window.advance(count);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    net::readable(&self.client).await.map_err(|_| End::Client)?;
-                }
-                Err(_) => return Err(End::Client),
-            }
-        }
-    }
-
-    /// Reads and forgets a frame of so many bytes.
-    pub(super) async fn skip(&mut self, window: &mut Window, mut bytes: usize) -> Flow<()> {
-        loop {
-            let here = bytes.min(window.filled().len());
-            window.consume(here);
-            bytes -= here;
-            if bytes == 0 {
-                return Ok(());
-            }
-            self.read_more(window).await?;
-        }
-    }
-
-    pub(super) async fn send_client(&mut self, bytes: &[u8]) -> Flow<()> {
-        self.control.speaking.set(true);
-        let written = net::write_all(&self.client, bytes).await;
-        self.control.speaking.set(false);
-        written.map_err(|_| End::Client)
-    }
-
     fn is_in_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
     }
 
     pub(super) fn is_in_failed_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed))
+    }
+
+    /// Reads more of what is not a whole unit yet. Whole messages of a batch whose end does not come soon go to the server
+    /// without it, which runs them and says at once if one fails.
+    async fn read_on(&mut self, window: &mut Window) -> Flow<()> {
+        let unfinished = unit::unfinished(window.filled());
+        if unfinished == 0 || self.skip_to_sync {
+            return self.read_more(window).await;
+        }
+        match tokio::time::timeout(BATCH_PAUSE, self.read_more(window)).await {
+            Ok(read) => read,
+            Err(_) => self.unit(window, Kind::Partial, unfinished).await,
+        }
     }
 
     /// Runs one unit that stands whole at the front of the window.
@@ -623,138 +376,5 @@ impl Session {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
         }
         self.run(window, kind, bytes, needs, Instant::now()).await
-    }
-
-    /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
-    /// which anybody else is connected.
-    async fn leave_databases(&self, unit: &[u8]) {
-        let mut named: Vec<Vec<u8>> = vec![DEFAULT_TEMPLATE.to_vec()];
-        for (kind, body) in unit::frames(unit) {
-            match kind {
-                b'Q' => named.extend(extended::query(body).map(classify::names).unwrap_or_default()),
-                b'P' => {
-                    named.extend(extended::parse(body).map(|it| classify::names(it.sql)).unwrap_or_default());
-                }
-                b'B' => {
-                    let text = extended::bind(body).and_then(|bind| self.names.sql(bind.statement));
-                    named.extend(text.map(|text| classify::names(&text)).unwrap_or_default());
-                }
-                _ => {}
-            }
-        }
-        for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
-            (self.shard.shared.forget_database)(name);
-        }
-        for database in self.shard.pools.databases() {
-            if named.iter().any(|name| name == database.as_bytes()) {
-                self.shard.pools.leave_database(&database).await;
-            }
-        }
-    }
-
-    /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
-    fn note_effects(&mut self, unit: &[u8]) {
-        if self.opaque_encoding {
-            return self.touched.anything();
-        }
-        let between = matches!(self.transaction, Transaction::None);
-        let mut touched = std::mem::take(&mut self.touched);
-        let mut unknown = false;
-        for (kind, body) in unit::frames(unit) {
-            if let (true, b'B', Some(bind)) = (unknown, kind, extended::bind(body)) {
-                // `set_config($1, $2, $3)`: the name is a value.
-                self.note_custom_settings(settings::dotted_words(bind.rest));
-            }
-            let text = match kind {
-                b'Q' => extended::query(body).map(<[u8]>::to_vec),
-                b'P' => extended::parse(body).map(|parse| parse.sql.to_vec()),
-                b'B' => extended::bind(body).and_then(|bind| self.names.sql(bind.statement)),
-                _ => continue,
-            };
-            let Some(text) = text else { continue };
-            let class = classify::classify(&text, self.strings);
-            if class.unseen || class.session == SessionEffect::Unknown {
-                unknown = true;
-                self.note_custom_settings(settings::dotted_words(&text));
-                if let (b'B', Some(bind)) = (kind, extended::bind(body)) {
-                    self.note_custom_settings(settings::dotted_words(bind.rest));
-                }
-            }
-            match class.session {
-                SessionEffect::None | SessionEffect::Deallocate(_) => {}
-                SessionEffect::Set(name) => {
-                    self.note_custom_settings(settings::dotted_words(name.of(&text)));
-                    touched.set(name.of(&text));
-                }
-                SessionEffect::Reset(name) if between => {
-                    let name = String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase();
-                    if touched != Touched::Reset(name.clone()) {
-                        touched.only(Touched::Reset(name));
-                    }
-                }
-                SessionEffect::ResetAll if between && touched != Touched::ResetAll => {
-                    touched.only(Touched::ResetAll);
-                }
-                SessionEffect::DiscardAll if between && touched != Touched::DiscardAll => {
-                    touched.only(Touched::DiscardAll);
-                }
-                SessionEffect::ResetAll | SessionEffect::DiscardAll if between => {}
-                _ => touched.anything(),
-            }
-        }
-        self.touched = touched;
-    }
-
-    /// Names that the server is to be asked for where it does not tell by itself.
-    pub(super) fn note_custom_settings(&self, names: Vec<String>) {
-        let mut custom = self.group.custom_settings.borrow_mut();
-        for name in names {
-            if custom.names.len() < CUSTOM_SETTINGS_MAX {
-                custom.names.insert(name);
-            }
-        }
-    }
-
-    fn needs(&self, unit: &[u8]) -> Needs {
-        if self.opaque_encoding {
-            return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
-        }
-        let mut needs = unit::needs(unit, &self.names, self.strings);
-        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
-            needs.need = Need::Primary;
-            needs.repeatable = false;
-        }
-        if needs.earlier_portal {
-            needs.need = Need::Primary;
-            needs.repeatable = false;
-            needs.commits |= self.commit_bound;
-        }
-        if self.shard.shared.settings.routing.mode == Mode::Primary
-            || self.serializable
-            || self.keeps_server()
-        {
-            needs.need = Need::Primary;
-        }
-        needs
-    }
-
-    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
-        unit::frames(unit).filter_map(|(kind, body)| match kind {
-            b'Q' => extended::query(body).map(classify::shape_hash),
-            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
-            b'B' => {
-                let name = extended::bind(body)?.statement;
-                match self.names.named(name) {
-                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
-                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
-                }
-            }
-            _ => None,
-        })
-    }
-
-    fn is_learned(&self, unit: &[u8]) -> bool {
-        let learned = self.shard.learned.borrow();
-        self.shapes(unit).any(|shape| learned.contains(&shape))
     }
 }

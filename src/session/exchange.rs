@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::backend::Reported;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
@@ -28,6 +29,10 @@ pub enum Rules {
     PassOn,
     /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
     ReadOnStandby,
+    /// A statement outside of a transaction: one that was prepared before its rows changed can be prepared anew.
+    Alone,
+    /// pgsteer's own question: any error ends it.
+    Own,
     /// The first statement of a transaction, or a write outside of one, on a connection that was last known to be in
     /// recovery: a 25006 may mean that this is no primary.
     FirstOnDoubtful,
@@ -42,6 +47,8 @@ pub enum Goal {
     Settled,
     /// Everything sent; replies may come later.
     Sent,
+    /// What has come is passed on.
+    Drained,
 }
 
 /// How it ended.
@@ -51,8 +58,18 @@ pub enum Ended {
     Complete(TransactionStatus),
     /// The goal short of ReadyForQuery is reached.
     Settled,
+    /// What was prepared gives other rows by now: refused before it began and before anything had reached the client; the server
+    /// is ready for another statement.
+    PlanChanged,
     /// Refused before anything had reached the client; the server is ready for another statement.
     Refused(SqlState),
+    /// The server refused a statement that pgsteer put in before the unit, of which therefore nothing has run.
+    NotFit {
+        /// SQLSTATE of the error.
+        code: SqlState,
+        /// Its text.
+        message: String,
+    },
     /// The server is gone.
     ServerLost {
         /// How that showed.
@@ -114,14 +131,21 @@ pub struct Exchange<'a> {
     pub goal: Goal,
     /// The unit is extended: COPY is followed by a Sync.
     pub extended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub copies_ended: usize,
+    /// How often COPY data was sent to its end before the server had asked for it; negative: how often it has asked for what is
+    /// not sent to its end.
+    pub copies_ended: isize,
     /// How much of a retriable answer is held back.
     pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
     pub stall_timeout: Option<Duration>,
     /// What the server last said of `in_hot_standby`.
     pub in_hot_standby: &'a mut bool,
+    /// What the server last reported.
+    pub reported: &'a mut Reported,
+    /// What the client knows of reported parameters.
+    pub told: &'a Reported,
+    /// What it knows now, if it was told something else.
+    pub news: Option<Reported>,
     /// Bytes of `out` sent.
     pub sent: usize,
     /// Something was sent to the server.
@@ -133,6 +157,9 @@ pub struct Exchange<'a> {
     /// Bytes passed to the client.
     pub passed_bytes: u64,
     refused: Option<SqlState>,
+    plan_changed: bool,
+    /// The error of pgsteer's own question, whole.
+    pub own_error: Option<Vec<u8>>,
     client_ended: bool,
     /// COPY data was passed through.
     copied: bool,
@@ -155,7 +182,8 @@ impl<'a> Exchange<'a> {
         input: &'a mut Window,
         out: &'a mut Vec<u8>,
         answer: &'a mut Answer,
-        in_hot_standby: &'a mut bool,
+        (in_hot_standby, reported): (&'a mut bool, &'a mut Reported),
+        told: &'a Reported,
     ) -> Self {
         Self {
             client,
@@ -172,12 +200,17 @@ impl<'a> Exchange<'a> {
             hold_back_bytes: usize::MAX,
             stall_timeout: None,
             in_hot_standby,
+            reported,
+            told,
+            news: None,
             sent: 0,
             any_sent: false,
             delivered: false,
             failed: None,
             passed_bytes: 0,
             refused: None,
+            plan_changed: false,
+            own_error: None,
             client_ended: false,
             copied: false,
             settling: false,
@@ -215,6 +248,7 @@ impl<'a> Exchange<'a> {
                 return Ended::Settled;
             }
             match self.pull().await {
+                Ok(false) if self.goal == Goal::Drained => return Ended::Settled,
                 Ok(pulled) => moved |= pulled,
                 // The answer is complete; that the server ends behind it is the next statement's matter.
                 Err(Ended::ServerLost { .. }) if self.finishing.is_some() => {
@@ -308,33 +342,23 @@ impl<'a> Exchange<'a> {
                     }
                     self.error(fields)?;
                 }
-                Event::Notice(fields) => {
-                    if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
-                        self.end_frame().await?;
-                        let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
-                        return Err(Ended::ServerLost { cause, announced: true });
-                    }
-                    self.answer.accept();
+                Event::Ready => self.tell(),
+                Event::Changed => self.rows_changed(),
+                Event::OwnError(fields) => {
+                    let message = reply::error_message(self.answer.body());
+                    return Err(Ended::NotFit { code: fields.code, message });
                 }
+                Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
-                Event::CopyIn if self.copies_ended > 0 => self.copies_ended -= 1,
+                Event::CopyIn if self.copies_ended > 0 || self.goal == Goal::Drained => {
+                    self.copies_ended -= 1;
+                }
                 Event::CopyIn => {
                     self.copied = true;
                     self.through = Through::Copy { left: 0, sync: self.extended, done: false };
                     self.flush().await?;
                 }
-                Event::Complete(status) => {
-                    if let Some(code) = self.refused {
-                        return Err(Ended::Refused(code));
-                    }
-                    self.flush().await?;
-                    self.end_through();
-                    if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned()
-                    {
-                        return Err(Ended::Complete(status));
-                    }
-                    self.finishing = Some(status);
-                }
+                Event::Complete(status) => self.complete(status).await?,
                 Event::Settled => {
                     // Or a Query that the server skips, since a message before it failed and a Sync is still to come.
                     if self.goal == Goal::Settled || (self.goal == Goal::Ready && self.failed.is_some()) {
@@ -349,6 +373,33 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
+        if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
+            self.end_frame().await?;
+            let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
+            return Err(Ended::ServerLost { cause, announced: true });
+        }
+        self.answer.accept();
+        Ok(())
+    }
+
+    /// The last ReadyForQuery has come.
+    async fn complete(&mut self, status: TransactionStatus) -> Result<(), Ended> {
+        if self.plan_changed {
+            return Err(Ended::PlanChanged);
+        }
+        if let Some(code) = self.refused {
+            return Err(Ended::Refused(code));
+        }
+        self.flush().await?;
+        self.end_through();
+        if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned() {
+            return Err(Ended::Complete(status));
+        }
+        self.finishing = Some(status);
+        Ok(())
     }
 
     /// The server is about to be given up. Of a frame of which the client has a part, the rest may be here: it must have it
@@ -403,7 +454,15 @@ impl<'a> Exchange<'a> {
                 announced,
             });
         }
-        if !self.delivered && self.is_refusal(fields.code) {
+        if fields.plan_changed && self.heals() {
+            self.plan_changed = true;
+            self.answer.discard();
+        } else if !self.delivered && self.is_refusal(fields.code) {
+            if self.rules == Rules::Own {
+                let mut frame = Vec::new();
+                crate::wire::frame::put(&mut frame, b'E', &[self.answer.body()]);
+                self.own_error = Some(frame);
+            }
             self.refused = Some(fields.code);
             self.answer.discard();
         } else {
@@ -413,10 +472,18 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
+    /// Whether nothing of a unit outside of a transaction has had an effect or reached the client.
+    fn heals(&self) -> bool {
+        matches!(self.rules, Rules::Alone | Rules::ReadOnStandby | Rules::FirstOnDoubtful)
+            && !self.delivered
+            && !self.answer.has_results()
+    }
+
     /// Whether this error, first of its answer, means "not here" rather than "wrong".
     fn is_refusal(&self, code: SqlState) -> bool {
         match self.rules {
-            Rules::PassOn => false,
+            Rules::PassOn | Rules::Alone => false,
+            Rules::Own => true,
             Rules::ReadOnStandby => {
                 matches!(
                     code,
@@ -436,18 +503,49 @@ impl<'a> Exchange<'a> {
     }
 
     fn parameter_status(&mut self) {
-        let hot_standby = match reply::parameter_status(self.answer.body()) {
-            Some(("in_hot_standby", value)) => Some(value == "on"),
-            _ => None,
-        };
-        match hot_standby {
+        let passes = match reply::parameter_status(self.answer.body()) {
             // The client's endpoint is not a standby, wherever a read of its ran.
-            Some(on) => {
-                *self.in_hot_standby = on;
-                self.answer.discard();
+            Some(("in_hot_standby", value)) => {
+                *self.in_hot_standby = value == "on";
+                false
             }
-            None => self.answer.accept(),
+            Some((name, value)) => {
+                self.reported.report(name, value);
+                let news = !self.answer.is_discarding()
+                    && self.news.as_ref().unwrap_or(self.told).is_news(name, value);
+                if news {
+                    self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
+                }
+                news
+            }
+            None => true,
+        };
+        if passes { self.answer.accept() } else { self.answer.discard() }
+    }
+
+    /// Rows that the client would misread are on their way: it gets an error instead.
+    fn rows_changed(&mut self) {
+        let mut error = Vec::new();
+        reply::put_plan_changed(&mut error);
+        self.failed = self.failed.or(Some(sqlstate::FEATURE_NOT_SUPPORTED));
+        self.answer.mute(&error);
+    }
+
+    /// The client's ReadyForQuery is next. What pgsteer's own statements and the client's changed and changed back, the server
+    /// does not report; to the client it may be news.
+    fn tell(&mut self) {
+        if self.answer.is_discarding() {
+            return;
         }
+        let known = self.news.as_ref().unwrap_or(self.told);
+        let beyond: Vec<(String, String)> =
+            self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut out = Vec::new();
+        for (name, value) in &beyond {
+            reply::put_parameter_status(&mut out, name, value);
+            self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
+        }
+        self.answer.put_in(&out);
     }
 
     /// Passes on all that is ready.

@@ -81,6 +81,12 @@ impl Session {
         let touched = std::mem::take(&mut self.touched);
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let startup = &self.startup.pairs;
+        let mut prefixed: Vec<String> = match &touched {
+            Touched::Reset(name) if name.contains('.') => vec![name.clone()],
+            Touched::ResetAll | Touched::DiscardAll => settings::prefixed(&self.settings.pairs),
+            _ => Vec::new(),
+        };
+        prefixed.retain(|name| !startup.iter().any(|(other, _)| other == name));
         match touched {
             Touched::Nothing => {}
             Touched::Anything => attached.inspect = Inspect::All,
@@ -119,12 +125,32 @@ impl Session {
                 self.set_settings(pairs);
             }
         }
+        if !failed && !prefixed.is_empty() {
+            self.keep_placeholders(attached, &prefixed).await?;
+        }
         // A session that stays where it is need not be asked yet.
         let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
         if attached.inspect != Inspect::Nothing && may_leave {
             self.inspect(attached).await?;
         }
         Ok(())
+    }
+
+    /// A setting with a prefix that no extension knows is the empty string after its RESET, not unknown again: so it must be
+    /// wherever the session goes.
+    async fn keep_placeholders(&mut self, attached: &mut Attached, names: &[String]) -> Flow<()> {
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let asked = match ask(server, &current_settings(names)).await {
+            Ok(asked) => asked,
+            Err(error) => return self.not_told(attached, &error),
+        };
+        let values = asked.rows.first().into_iter().flatten();
+        let empty = names.iter().zip(values).filter(|(_, value)| value.as_deref() == Some(""));
+        let empty: Pairs = empty.map(|(name, _)| (name.clone(), String::new())).collect();
+        server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &empty));
+        let pairs = settings::with(&self.settings.pairs, &empty);
+        self.set_settings(pairs);
+        self.pass_notifications(&asked).await
     }
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
@@ -245,7 +271,11 @@ impl Session {
         if asked.notifications.is_empty() {
             return Ok(());
         }
-        net::write_all(&self.client, &asked.notifications).await.map_err(|_| End::Client)
+        let mut notifications = asked.notifications.clone();
+        if let Some(key) = &*self.control.runs_at.borrow() {
+            self.control.own_process(key).rename_all(&mut notifications);
+        }
+        net::write_all(&self.client, &notifications).await.map_err(|_| End::Client)
     }
 
     /// From now on the session has these settings.

@@ -12,7 +12,7 @@ use super::transaction::Transaction;
 use super::{RESET_TIMEOUT, outcome};
 use crate::classify::PinReason;
 use crate::pool::Mode;
-use crate::wire::reply::Report;
+use crate::wire::reply::{OwnProcess, Report};
 
 /// A limit on how long the client may do nothing.
 struct IdleLimit {
@@ -88,9 +88,9 @@ impl Session {
     }
 
     /// The same while a server is held.
-    pub(super) async fn wait_beside_within_limit(&mut self, stream: &TcpStream) -> Flow<()> {
-        let Some(idle) = self.idle_limit() else { return self.wait_beside(stream).await };
-        match tokio::time::timeout(idle.limit, self.wait_beside(stream)).await {
+    pub(super) async fn wait_beside_within_limit(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
+        let Some(idle) = self.idle_limit() else { return self.wait_beside(stream, own).await };
+        match tokio::time::timeout(idle.limit, self.wait_beside(stream, own)).await {
             Ok(waited) => waited,
             Err(_) => Err(self.idle_for_too_long(&idle)),
         }

@@ -3,10 +3,12 @@
 //! Invariant: only for a session of which nothing but its channels was lost: between transactions, nothing under way, no other
 //! pin. Must not know: how the primary is found.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{End, Flow, Session};
 use super::run::{TRIES_MAX, Task};
+use super::settings::difference;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use super::{RESET_TIMEOUT, outcome};
@@ -27,8 +29,6 @@ impl Session {
 
     /// Listens on the primary again, as soon as there is one. The client's bytes wait in its socket meanwhile.
     pub(super) async fn listen_again(&mut self, cause: &str) -> Flow<()> {
-        let commands: Vec<String> =
-            self.channels.iter().map(|name| format!("LISTEN \"{}\"", name.replace('"', "\"\""))).collect();
         // Nothing is read from the client while this has no room.
         let mut nothing = Window::new(Box::default());
         for _ in 0..TRIES_MAX {
@@ -43,7 +43,7 @@ impl Session {
                 excluded: Vec::new(),
                 tries: 0,
             };
-            let ready = self.attach(&mut task).await? && self.apply_settings(&mut task).await?;
+            let ready = self.attach(&mut task).await?;
             self.control.begin_pending.set(false);
             if !ready {
                 break;
@@ -51,8 +51,12 @@ impl Session {
             let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.server()) else {
                 continue;
             };
+            let mut commands = difference(&server.applied.pairs, &self.settings.pairs);
+            let listens = |name: &String| format!("LISTEN \"{}\"", name.replace('"', "\"\""));
+            commands.extend(self.channels.iter().map(listens));
             match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
                 Ok(Ok(notifications)) => {
+                    server.applied = Rc::clone(&self.settings);
                     let mut out = Vec::new();
                     outcome::listening_again(cause).put(&mut out);
                     out.extend_from_slice(&notifications);

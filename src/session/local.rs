@@ -98,6 +98,7 @@ impl Session {
                         self.names.unnamed_count += 1;
                         self.names.unnamed_streamed = false;
                         self.names.unnamed = Some(Unnamed {
+                            told: None,
                             count: self.names.unnamed_count,
                             sql: parse.sql.to_vec(),
                             types: parse.types.to_vec(),

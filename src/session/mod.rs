@@ -4,10 +4,15 @@
 //! not sent is held, not failed (P4). The machines (`unit`, `transaction`, `prepared`, `translate`, `settings`) do no
 //! I/O; `driver`, `exchange` and `hold` only move bytes and wait. Must not know: configuration files, HTTP.
 
+mod aftermath;
+mod attach;
+mod attempt;
 pub mod control;
 pub mod driver;
+mod effects;
 pub mod exchange;
 pub mod hold;
+mod input;
 mod inspect;
 mod last_words;
 mod limits;
@@ -15,12 +20,14 @@ mod listen;
 mod local;
 pub mod outcome;
 pub mod prepared;
+mod row_shapes;
 mod run;
 pub mod settings;
 pub mod shard;
 pub mod transaction;
 pub mod translate;
 pub mod unit;
+mod wait;
 
 use std::time::Duration;
 
@@ -28,7 +35,8 @@ use std::time::Duration;
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Labels of the causes of a retry, by the index that the counters use.
-pub const RETRY_LABELS: [&str; 5] = ["conflict", "refused", "server_lost", "unsent", "not_primary"];
+pub const RETRY_LABELS: [&str; 6] =
+    ["conflict", "refused", "server_lost", "unsent", "not_primary", "plan_changed"];
 
 /// Settings of sessions (`[hold]`, `[retry]`, `[routing]` ...).
 #[derive(Debug, Clone)]

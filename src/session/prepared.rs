@@ -104,12 +104,21 @@ pub struct Unnamed {
     pub types: Vec<u8>,
     /// What it needs.
     pub class: Classification,
+    /// What the client was told its rows look like (`reply::row_shape`).
+    pub told: Option<u64>,
+}
+
+/// A statement under a client's name.
+#[derive(Debug)]
+struct NamedStatement {
+    statement: Rc<Statement>,
+    told: Option<u64>,
 }
 
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct Names {
-    named: HashMap<Box<[u8]>, Rc<Statement>>,
+    named: HashMap<Box<[u8]>, NamedStatement>,
     /// The unnamed statement.
     pub unnamed: Option<Unnamed>,
     /// The unnamed statement went to the server unseen, in a message larger than a unit: the session stays there.
@@ -121,12 +130,31 @@ pub struct Names {
 impl Names {
     /// The statement of that name.
     pub fn named(&self, name: &[u8]) -> Option<&Rc<Statement>> {
-        self.named.get(name)
+        self.named.get(name).map(|named| &named.statement)
+    }
+
+    /// The statement of that name, and what the client was told its rows look like.
+    pub fn described(&self, name: &[u8]) -> Option<(&Rc<Statement>, Option<u64>)> {
+        self.named.get(name).map(|named| (&named.statement, named.told))
+    }
+
+    /// The client is told what the rows of the statement of that name and identity look like.
+    pub fn tell(&mut self, name: &[u8], id: u64, shape: u64) {
+        if let Some(named) = self.named.get_mut(name)
+            && named.statement.id == id
+        {
+            named.told = Some(shape);
+        }
+    }
+
+    /// Names a statement as it was named before.
+    pub fn restore(&mut self, name: &[u8], statement: Rc<Statement>, told: Option<u64>) {
+        self.named.insert(name.into(), NamedStatement { statement, told });
     }
 
     /// Names a statement.
     pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
-        self.named.insert(name.into(), statement);
+        self.named.insert(name.into(), NamedStatement { statement, told: None });
     }
 
     /// Forgets a name.

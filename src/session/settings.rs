@@ -4,7 +4,6 @@
 //! Invariant: after the commands of `difference` the server has exactly these settings and none of another session's. Values
 //! are the server's own words for them, asked for when something may have changed them (`inspect`). Must not know: sockets.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::wire::startup::Startup;
@@ -14,18 +13,16 @@ use crate::wire::startup::Startup;
 #[error("startup option not understood: {0:?} (expected -c name=value or --name=value)")]
 pub struct OptionsError(pub String);
 
-/// The settings among the parameters of a startup packet.
+/// The settings among the parameters of a startup packet. As in PostgreSQL a parameter of its own wins over `options`, in
+/// whatever order they stand.
 pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsError> {
     let mut pairs = Pairs::new();
+    for (name, value) in startup.parameter("options").map(options).transpose()?.unwrap_or_default() {
+        put(&mut pairs, &name, value);
+    }
     for (name, value) in &startup.parameters {
-        match name.as_str() {
-            "user" | "database" | "replication" => {}
-            "options" => {
-                for (name, value) in options(value)? {
-                    put(&mut pairs, &name, value);
-                }
-            }
-            _ => put(&mut pairs, name, value.clone()),
+        if !matches!(name.as_str(), "user" | "database" | "replication" | "options") {
+            put(&mut pairs, name, value.clone());
         }
     }
     pairs.sort();
@@ -136,6 +133,11 @@ pub fn reset_all(pairs: &[(String, String)], startup: &[(String, String)]) -> Pa
     with(startup, &pairs.iter().filter(|(name, _)| is_identity(name)).cloned().collect::<Pairs>())
 }
 
+/// Names of settings with a prefix: an extension's, or nobody's but the client's own.
+pub fn prefixed(pairs: &[(String, String)]) -> Vec<String> {
+    pairs.iter().map(|(name, _)| name).filter(|name| name.contains('.')).cloned().collect()
+}
+
 /// Who the session acts as: set after everything else, and never reset by RESET ALL.
 pub fn is_identity(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
@@ -231,81 +233,43 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
     pairs.iter().filter(|(name, _)| decides(name)).cloned().collect()
 }
 
-/// The commands that bring a server from the settings `applied` to `wanted`, in order, each a Query of its own: a SET that
-/// fails must not take the RESETs before it back. What has the wanted value already is left alone.
+/// The statements that bring a server from the settings `applied` to `wanted`, in order. What has the wanted value already is
+/// left alone.
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
-    let mut reset = String::new();
+    let mut commands = Vec::new();
     // Whoever the last session acted as may not be allowed to set what this one has set.
-    let identity_changes = applied.iter().any(|pair| is_identity(&pair.0));
+    if applied.iter().any(|pair| is_identity(&pair.0)) {
+        commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
+    }
     for (name, _) in applied {
         if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
-            let _ = write!(reset, "RESET {};", quoted_name(name));
+            commands.push(format!("RESET {}", quoted_name(name)));
         }
     }
-    if identity_changes {
-        reset.insert_str(0, "RESET SESSION AUTHORIZATION;RESET ROLE;");
-    }
-    let mut set = String::new();
     let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
-        let _ = write!(set, "SET {} TO {};", quoted_name(name), argument(name, value));
+        commands.push(assignment(name, value));
     }
-    [reset, set].into_iter().filter(|sql| !sql.is_empty()).collect()
+    commands
 }
 
 /// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`): in one literal, `a, b` would be the
-/// name of one schema. SELECT of `set_config` reads them as the startup packet does, but fails on a standby where the default
-/// isolation is serializable.
+/// name of one schema. `set_config` takes the text as it is.
 const NAME_LISTS: [&str; 4] =
     ["search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
 
-/// What stands behind `SET name TO`.
-fn argument(name: &str, value: &str) -> String {
-    if NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list))
-        && let Some(names) = name_list(value)
-        && !names.is_empty()
-    {
-        return names.iter().map(|name| quoted_value(name)).collect::<Vec<_>>().join(", ");
+/// The statement that gives a setting this value.
+fn assignment(name: &str, value: &str) -> String {
+    if NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
+        return format!(
+            "SELECT pg_catalog.set_config({}, {}, false)",
+            quoted_value(name),
+            quoted_value(value)
+        );
     }
-    quoted_value(value)
-}
-
-/// Splits a list of names as `SplitIdentifierString` (varlena.c) does; `None` if it is none.
-fn name_list(text: &str) -> Option<Vec<String>> {
-    let mut names = Vec::new();
-    let mut rest = text.trim_ascii();
-    while !rest.is_empty() {
-        let name;
-        if let Some(quoted) = rest.strip_prefix('"') {
-            let mut end = 0;
-            loop {
-                end += quoted.get(end..)?.find('"')?;
-                if !quoted.get(end + 1..)?.starts_with('"') {
-                    break;
-                }
-                end += 2;
-            }
-            name = quoted.get(..end)?.replace("\"\"", "\"");
-            rest = quoted.get(end + 1..)?.trim_ascii_start();
-        } else {
-            let end = rest.find(',').unwrap_or(rest.len());
-            let word = rest.get(..end)?.trim_ascii_end();
-            if word.is_empty() || word.contains(|c: char| c.is_ascii_whitespace()) {
-                return None;
-            }
-            name = word.to_ascii_lowercase();
-            rest = rest.get(end..)?;
-        }
-        names.push(name);
-        rest = match rest.strip_prefix(',') {
-            Some(more) if !more.trim_ascii().is_empty() => more.trim_ascii_start(),
-            None if rest.is_empty() => rest,
-            _ => return None,
-        };
-    }
-    Some(names)
+    format!("SET {} TO {}", quoted_name(name), quoted_value(value))
 }
 
 fn quoted_name(name: &str) -> String {
@@ -344,7 +308,11 @@ mod tests {
         let wanted = pairs(&[("app.same", "s"), ("application_name", "it's \\ x"), ("app.t", "1")]);
         assert_eq!(
             difference(&pairs(&[("timezone", "UTC"), ("app.same", "s"), ("app.t", "2")]), &wanted),
-            ["RESET \"timezone\";", "SET \"application_name\" TO E'it''s \\\\ x';SET \"app\".\"t\" TO E'1';"]
+            [
+                "RESET \"timezone\"",
+                "SET \"application_name\" TO E'it''s \\\\ x'",
+                "SET \"app\".\"t\" TO E'1'"
+            ]
         );
         assert!(difference(&[], &[]).is_empty());
         assert!(difference(&wanted, &wanted).is_empty());
@@ -352,8 +320,10 @@ mod tests {
         assert_eq!(
             difference(&acting, &acting),
             [
-                "RESET SESSION AUTHORIZATION;RESET ROLE;",
-                "SET \"session_authorization\" TO E'a';SET \"role\" TO E'b';"
+                "RESET SESSION AUTHORIZATION",
+                "RESET ROLE",
+                "SET \"session_authorization\" TO E'a'",
+                "SET \"role\" TO E'b'"
             ]
         );
     }
@@ -391,16 +361,13 @@ mod tests {
         }
     }
 
-    /// G03: a list of schemas stays a list.
+    /// G03: a list of schemas stays a list, in the words it was given in.
     #[test]
-    fn lists_of_names_are_set_name_by_name() {
+    fn lists_of_names_are_set_as_they_were_given() {
         assert_eq!(
-            argument("search_path", "public, \"A\"\"b\" ,Pg_Catalog"),
-            "E'public', E'A\"b', E'pg_catalog'"
+            assignment("search_path", "public, \"A\"\"b\" ,Pg"),
+            "SELECT pg_catalog.set_config(E'search_path', E'public, \"A\"\"b\" ,Pg', false)"
         );
-        assert_eq!(argument("search_path", ""), "E''");
-        assert_eq!(argument("search_path", "a b"), "E'a b'");
-        assert_eq!(argument("search_path", "a,"), "E'a,'");
-        assert_eq!(argument("application_name", "a, b"), "E'a, b'");
+        assert_eq!(assignment("application_name", "a, b"), "SET \"application_name\" TO E'a, b'");
     }
 }

@@ -16,9 +16,9 @@ use super::control::{Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::{Settings, outcome};
-use crate::backend::SettingValues;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
+use crate::backend::{Reported, SettingValues};
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
@@ -100,6 +100,8 @@ pub struct Shard {
     /// Cancel requests on their way to servers.
     cancels_under_way: Cell<usize>,
     settings: RefCell<HashMap<Pairs, Rc<SettingValues>>>,
+    /// What clients were told of reported parameters: most know the same.
+    told: RefCell<HashSet<Reported>>,
     scratch: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -133,6 +135,7 @@ impl Shard {
             next_session: Cell::new(1),
             cancels_under_way: Cell::new(0),
             settings: RefCell::default(),
+            told: RefCell::default(),
             scratch: RefCell::default(),
         })
     }
@@ -322,6 +325,19 @@ impl Shard {
                 .entry(pairs)
                 .or_insert_with_key(|pairs| Rc::new(SettingValues { id, pairs: pairs.clone() })),
         )
+    }
+
+    /// The same knowledge, shared with the sessions that have it too.
+    pub fn intern_told(&self, told: Reported) -> Reported {
+        let mut known = self.told.borrow_mut();
+        if let Some(same) = known.get(&told) {
+            return same.clone();
+        }
+        if known.len() > SETTINGS_SWEEP_AT {
+            known.retain(|told| !told.is_unshared());
+        }
+        known.insert(told.clone());
+        told
     }
 
     /// An identity of settings that nobody else has or will have.

@@ -7,7 +7,8 @@
 use std::rc::Rc;
 
 use super::prepared::{NAME_PREFIX, Names, Statement, Table, Unnamed};
-use crate::backend::connection::Carried;
+use super::unit;
+use crate::backend::connection::{Carried, PreparedHere};
 use crate::classify::{self, StandardConformingStrings};
 use crate::relay::answer::{Answer, Expect};
 use crate::wire::extended::{self, Named};
@@ -24,7 +25,7 @@ pub struct Journal {
 #[derive(Debug)]
 enum Change {
     Named(Box<[u8]>),
-    Closed(Box<[u8]>, Rc<Statement>),
+    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
 }
 
 /// What is taken for done as soon as it is sent (or answered here).
@@ -32,12 +33,20 @@ enum Change {
 enum Promise {
     /// The statement of this identity is on the server, and may have the client's name.
     Prepared(u64, Option<Box<[u8]>>),
-    /// The statement of this identity, of this generation, is not there any more.
-    Gone(u64, u32),
+    /// This statement is not there any more.
+    Gone(PreparedHere),
     /// The unnamed statement is there.
     Unnamed,
     /// The client's name is free again.
-    Closed(Box<[u8]>, Rc<Statement>),
+    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
+    /// The client is told the shape of the rows of the statement of this name and identity.
+    Described(Box<[u8]>, u64),
+    /// So is the client's unnamed statement of this count.
+    DescribedUnnamed(u64),
+    /// pgsteer is told, of the statement of this identity.
+    Shape(u64),
+    /// pgsteer is told of the unnamed statement, which the client was told has this shape.
+    UnnamedShape(u64),
     /// Nothing that would have to be undone.
     Nothing,
 }
@@ -48,7 +57,7 @@ impl Journal {
         for change in self.changes.drain(..).rev() {
             match change {
                 Change::Named(name) => names.remove(&name),
-                Change::Closed(name, statement) => names.insert(&name, statement),
+                Change::Closed(name, statement, told) => names.restore(&name, statement, told),
             }
         }
         self.promises.clear();
@@ -60,9 +69,42 @@ impl Journal {
         for promise in self.promised(failed) {
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
-                Promise::Gone(id, generation) => carried.prepared.insert(*id, *generation),
+                Promise::Gone(here) => carried.prepared.insert(*here),
                 Promise::Unnamed => carried.unnamed = None,
-                Promise::Closed(..) | Promise::Nothing => {}
+                Promise::Closed(..)
+                | Promise::Described(..)
+                | Promise::DescribedUnnamed(_)
+                | Promise::Shape(_)
+                | Promise::UnnamedShape(_)
+                | Promise::Nothing => {}
+            }
+        }
+    }
+
+    /// What was translated is not sent: forgets all of it.
+    pub fn take_back(&mut self, names: &mut Names, carried: &mut Carried) {
+        let all: Vec<u32> = (0..self.promises.len()).filter_map(|token| u32::try_from(token).ok()).collect();
+        self.correct(&all, carried);
+        self.undo(names);
+    }
+
+    /// The server has told these shapes of rows, by token.
+    pub fn note_shapes(&self, shapes: &[(u32, u64)], names: &mut Names, carried: &mut Carried) {
+        for &(token, shape) in shapes {
+            match self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)) {
+                Some(Promise::Described(name, id)) => {
+                    names.tell(name, *id, shape);
+                    carried.prepared.set_shape(*id, shape);
+                }
+                Some(Promise::DescribedUnnamed(count)) => {
+                    if let Some(unnamed) = names.unnamed.as_mut().filter(|unnamed| unnamed.count == *count) {
+                        unnamed.told = Some(shape);
+                    }
+                }
+                // What is there is not what the client described: it is not its unnamed statement.
+                Some(Promise::UnnamedShape(told)) if *told != shape => carried.unnamed = None,
+                Some(Promise::Shape(id)) => carried.prepared.set_shape(*id, shape),
+                _ => {}
             }
         }
     }
@@ -74,8 +116,14 @@ impl Journal {
             match promise {
                 Promise::Prepared(_, Some(name)) => names.remove(name),
                 Promise::Unnamed => names.drop_unnamed(),
-                Promise::Closed(name, statement) => names.insert(name, Rc::clone(statement)),
-                Promise::Prepared(_, None) | Promise::Gone(..) | Promise::Nothing => {}
+                Promise::Closed(name, statement, told) => names.restore(name, Rc::clone(statement), *told),
+                Promise::Prepared(_, None)
+                | Promise::Gone(..)
+                | Promise::Described(..)
+                | Promise::DescribedUnnamed(_)
+                | Promise::Shape(_)
+                | Promise::UnnamedShape(_)
+                | Promise::Nothing => {}
             }
         }
         self.changes.clear();
@@ -94,6 +142,27 @@ impl Journal {
         self.promises.push(promise);
         token
     }
+}
+
+/// What is done where the server has not told yet whether a statement's rows look as its client was told: prepared anew they
+/// may not, where a server of the client's own would have refused (`put_plan_changed`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shapes {
+    /// Nothing.
+    Trust,
+    /// It is asked in the same write; if they look otherwise the client gets the error instead of them.
+    Compare,
+    /// It is to be asked first (`Translator::doubts`).
+    Ask,
+}
+
+/// A statement whose server is to be asked for the shape of its rows.
+#[derive(Debug, Clone)]
+pub enum Doubt {
+    /// A named one, and what the client was told.
+    Named(Rc<Statement>, u64),
+    /// The unnamed one, and what the client was told.
+    Unnamed(u64),
 }
 
 /// Everything the translation of one unit touches.
@@ -119,6 +188,12 @@ pub struct Translator<'a> {
     pub strings: StandardConformingStrings,
     /// What can be undone.
     pub journal: &'a mut Journal,
+    /// The unit, as the client sent it.
+    pub unit: &'a [u8],
+    /// What is done about shapes that are not known.
+    pub shapes: Shapes,
+    /// What is to be asked for before this is sent.
+    pub doubts: &'a mut Vec<Doubt>,
 }
 
 impl Translator<'_> {
@@ -195,7 +270,9 @@ impl Translator<'_> {
                 sql: Vec::new(),
                 types: Vec::new(),
                 class,
+                told: None,
             });
+            unnamed.told = None;
             unnamed.count = count;
             unnamed.class = class;
             unnamed.sql.clear();
@@ -210,6 +287,7 @@ impl Translator<'_> {
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
             self.ensure(&existing);
+            self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
@@ -220,9 +298,9 @@ impl Translator<'_> {
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
         // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
         statement.generation.set(statement.generation.get().wrapping_add(1));
-        if let Some(generation) = self.carried.prepared.generation(statement.id) {
+        if let Some(here) = self.carried.prepared.get(statement.id) {
             self.carried.prepared.remove(statement.id);
-            self.close_carried(&statement.name, Promise::Gone(statement.id, generation));
+            self.close_carried(&statement.name, Promise::Gone(here));
         }
         self.prepare(&statement, Some(parse.name));
     }
@@ -236,8 +314,8 @@ impl Translator<'_> {
 
     /// Prepares a statement on the server; `name` when the client asked for it.
     fn prepare(&mut self, statement: &Statement, name: Option<&[u8]>) {
-        if let Some((oldest, generation)) = self.carried.prepared.evict(self.prepared_max) {
-            self.close_carried(&self.table.name_of(oldest), Promise::Gone(oldest, generation));
+        if let Some(oldest) = self.carried.prepared.evict(self.prepared_max) {
+            self.close_carried(&self.table.name_of(oldest.id), Promise::Gone(oldest));
         }
         let token = self.journal.promise(Promise::Prepared(statement.id, name.map(Into::into)));
         frame::put(
@@ -246,7 +324,8 @@ impl Translator<'_> {
             &[statement.name.as_bytes(), b"\0", &statement.sql, b"\0", &statement.types],
         );
         self.answer.expect(Expect::Parse { forward: name.is_some(), token });
-        self.carried.prepared.insert(statement.id, statement.generation.get());
+        let generation = statement.generation.get();
+        self.carried.prepared.insert(PreparedHere { id: statement.id, generation, shape: None });
     }
 
     /// Closes a statement on the server.
@@ -256,36 +335,86 @@ impl Translator<'_> {
         self.answer.expect(Expect::OwnClose { token });
     }
 
-    fn ensure(&mut self, statement: &Rc<Statement>) {
-        let here = self.carried.prepared.generation(statement.id);
-        if here == Some(statement.generation.get()) {
-            return;
-        }
-        if let Some(generation) = here {
+    /// Sees to it that the statement is prepared on the server. Gives the shape of its rows there, as far as it is known.
+    fn ensure(&mut self, statement: &Rc<Statement>) -> Option<u64> {
+        let here = self.carried.prepared.get(statement.id);
+        if let Some(here) = here {
+            if here.generation == statement.generation.get() {
+                return here.shape;
+            }
             // A client has prepared it anew elsewhere since: what stands here may be of before a DDL.
             self.carried.prepared.remove(statement.id);
-            self.close_carried(&statement.name, Promise::Gone(statement.id, generation));
+            self.close_carried(&statement.name, Promise::Gone(here));
         }
         self.prepare(statement, None);
+        None
     }
 
-    fn ensure_unnamed(&mut self) {
-        if self.names.unnamed_streamed {
+    /// Asks the server for the shape of a statement's rows, which the client was told to be `wanted`.
+    fn ask_shape(&mut self, name: &str, wanted: Option<u64>, promise: Promise) {
+        frame::put(self.out, b'D', &[b"S", name.as_bytes(), b"\0"]);
+        let token = self.journal.promise(promise);
+        self.answer.expect(Expect::OwnShape { wanted, token });
+    }
+
+    /// Puts in the questions to the server that doubts need, and what must be prepared for them. The end is for the caller.
+    pub fn ask(&mut self, doubts: &[Doubt]) {
+        for doubt in doubts {
+            match doubt {
+                Doubt::Named(statement, _) => {
+                    self.ensure(statement);
+                    self.ask_shape(&statement.name, None, Promise::Shape(statement.id));
+                }
+                Doubt::Unnamed(told) => {
+                    self.ensure_unnamed();
+                    self.ask_shape("", None, Promise::UnnamedShape(*told));
+                }
+            }
+        }
+    }
+
+    /// A portal is bound to a statement of which the client was told what its rows look like.
+    fn compare(&mut self, doubt: Doubt, portal: &[u8]) {
+        // Who asks for the portal's own shape is told, whatever it was told before.
+        let asks = unit::frames(self.unit)
+            .any(|(kind, body)| kind == b'D' && extended::named(body) == Some(Named::Portal(portal)));
+        if asks {
             return;
+        }
+        match (self.shapes, doubt) {
+            (Shapes::Trust, _) => {}
+            (Shapes::Compare, Doubt::Named(statement, told)) => {
+                self.ask_shape(&statement.name, Some(told), Promise::Shape(statement.id));
+            }
+            (Shapes::Compare, Doubt::Unnamed(told)) => {
+                self.ask_shape("", Some(told), Promise::UnnamedShape(told));
+            }
+            (Shapes::Ask, doubt) => self.doubts.push(doubt),
+        }
+    }
+
+    /// Sees to it that the unnamed statement is the client's. Gives what the client was told of its rows, if it had to be
+    /// prepared anew.
+    fn ensure_unnamed(&mut self) -> Option<u64> {
+        if self.names.unnamed_streamed {
+            return None;
         }
         let Some(unnamed) = &self.names.unnamed else {
             // The client has none; whatever is there is another session's. The server is to say that there is none.
             self.carried.unnamed = None;
-            return self.close_carried("", Promise::Nothing);
+            self.close_carried("", Promise::Nothing);
+            return None;
         };
         let wanted = Some((self.session, unnamed.count));
         if self.carried.unnamed == wanted {
-            return;
+            return None;
         }
+        let told = unnamed.told;
         frame::put(self.out, b'P', &[b"\0", &unnamed.sql, b"\0", &unnamed.types]);
         self.carried.unnamed = wanted;
         let token = self.journal.promise(Promise::Unnamed);
         self.answer.expect(Expect::Parse { forward: false, token });
+        told
     }
 
     /// The name under which the server knows what the client calls `name`.
@@ -297,6 +426,7 @@ impl Translator<'_> {
         match self.names.named(name).cloned() {
             Some(statement) => {
                 self.ensure(&statement);
+                self.answer.renames(statement.name.as_bytes(), name);
                 statement.name.as_bytes().to_vec()
             }
             // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
@@ -307,8 +437,20 @@ impl Translator<'_> {
 
     fn bind(&mut self, body: &[u8]) {
         let Some(bind) = extended::bind(body) else { return self.raw(b'B', body, Some(Expect::Bind)) };
-        if let Some(statement) = self.names.named(bind.statement).cloned() {
-            self.ensure(&statement);
+        if bind.statement.is_empty() {
+            if let Some(told) = self.ensure_unnamed() {
+                self.compare(Doubt::Unnamed(told), bind.portal);
+            }
+            frame::put(self.out, b'B', &[bind.portal, b"\0\0", bind.rest]);
+        } else if let Some((statement, told)) = self.names.described(bind.statement) {
+            let statement = Rc::clone(statement);
+            let here = self.ensure(&statement);
+            if let Some(told) = told
+                && here != Some(told)
+            {
+                self.compare(Doubt::Named(Rc::clone(&statement), told), bind.portal);
+            }
+            self.answer.renames(statement.name.as_bytes(), bind.statement);
             frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
         } else {
             let name = self.server_name(bind.statement);
@@ -320,9 +462,15 @@ impl Translator<'_> {
     fn describe(&mut self, body: &[u8]) {
         match extended::named(body) {
             Some(Named::Statement(name)) => {
+                let promise = if name.is_empty() {
+                    self.names.unnamed.as_ref().map(|unnamed| Promise::DescribedUnnamed(unnamed.count))
+                } else {
+                    self.names.named(name).map(|statement| Promise::Described(name.into(), statement.id))
+                };
                 let name = self.server_name(name);
                 frame::put(self.out, b'D', &[b"S", &name, b"\0"]);
-                self.answer.expect(Expect::Describe);
+                let token = self.journal.promise(promise.unwrap_or(Promise::Nothing));
+                self.answer.expect(Expect::Shape { token });
             }
             _ => self.raw(b'D', body, Some(Expect::Describe)),
         }
@@ -332,10 +480,11 @@ impl Translator<'_> {
         match extended::named(body) {
             Some(Named::Statement(name)) if !name.is_empty() => {
                 let mut promise = Promise::Nothing;
-                if let Some(statement) = self.names.named(name).cloned() {
+                if let Some((statement, told)) = self.names.described(name) {
+                    let statement = Rc::clone(statement);
                     self.names.remove(name);
-                    promise = Promise::Closed(name.into(), Rc::clone(&statement));
-                    self.journal.changes.push(Change::Closed(name.into(), statement));
+                    promise = Promise::Closed(name.into(), Rc::clone(&statement), told);
+                    self.journal.changes.push(Change::Closed(name.into(), statement, told));
                 }
                 // It stays prepared on the server for the next session that uses the same text.
                 let token = self.journal.promise(promise);

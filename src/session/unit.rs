@@ -113,6 +113,19 @@ pub fn frames(unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
+/// How many bytes of whole extended messages stand at the front, with no end of their batch behind them.
+pub fn unfinished(bytes: &[u8]) -> usize {
+    let mut length = 0;
+    while let Some(rest) = bytes.get(length..)
+        && let Ok(Some(header)) = frame::header(rest)
+        && matches!(header.kind, b'P' | b'B' | b'D' | b'E' | b'C')
+        && header.frame_bytes <= rest.len()
+    {
+        length += header.frame_bytes;
+    }
+    length
+}
+
 /// What a unit needs, all its statements taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each read by another rule")]

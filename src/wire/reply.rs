@@ -3,6 +3,8 @@
 //! Invariant: every frame written here is complete. Rare messages are encoded by the `pgwire` crate's types; those of the
 //! hot path are constants. Must not know: when they are sent.
 
+use std::hash::Hasher as _;
+
 use bytes::BytesMut;
 use pgwire::messages::Message;
 use pgwire::messages::response::{ErrorResponse, NoticeResponse};
@@ -151,6 +153,38 @@ pub fn put_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(&bytes);
 }
 
+/// One server process by two names: a session's server, for the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnProcess {
+    /// The server's own process id.
+    pub server: i32,
+    /// The process id that the client was given at its login.
+    pub client: i32,
+}
+
+impl OwnProcess {
+    /// Gives a NotificationResponse (a whole frame) that this process has sent the process id that the client knows: by that it
+    /// tells its own notifications from others'. What others have sent keeps the number it has.
+    pub fn rename(self, notification: &mut [u8]) {
+        if let Some(id) = notification.get_mut(super::frame::HEADER_BYTES..super::frame::HEADER_BYTES + 4)
+            && *id == self.server.to_be_bytes()
+        {
+            id.copy_from_slice(&self.client.to_be_bytes());
+        }
+    }
+
+    /// The same with several, one behind the other.
+    pub fn rename_all(self, mut notifications: &mut [u8]) {
+        while let Ok(Some(header)) = super::frame::header(notifications)
+            && header.frame_bytes <= notifications.len()
+        {
+            let (first, rest) = notifications.split_at_mut(header.frame_bytes);
+            self.rename(first);
+            notifications = rest;
+        }
+    }
+}
+
 /// Appends a CommandComplete with this tag.
 pub fn put_command_complete(out: &mut Vec<u8>, tag: &str) {
     super::frame::put(out, b'C', &[tag.as_bytes(), b"\0"]);
@@ -161,6 +195,14 @@ pub fn put_query(out: &mut Vec<u8>, sql: &str) {
     super::frame::put(out, b'Q', &[sql.as_bytes(), b"\0"]);
 }
 
+/// Appends one statement in the extended protocol, through the unnamed statement and portal, without a Sync: should it fail,
+/// nothing behind it runs (`ignore_till_sync`, postgres.c), not even a Query.
+pub fn put_statement(out: &mut Vec<u8>, sql: &str) {
+    super::frame::put(out, b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"]);
+    super::frame::put(out, b'B', &[b"\0\0\0\0\0\0\0\0"]);
+    super::frame::put(out, b'E', &[b"\0\0\0\0\0"]);
+}
+
 /// What pgsteer needs to know of an ErrorResponse or NoticeResponse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorFields {
@@ -168,11 +210,13 @@ pub struct ErrorFields {
     pub code: SqlState,
     /// The session at the server ends with this (FATAL or PANIC).
     pub ends_session: bool,
+    /// What was prepared gives other rows by now (`RevalidateCachedQuery`, plancache.c): its statement has not begun.
+    pub plan_changed: bool,
 }
 
 /// Reads the body of an ErrorResponse or NoticeResponse; missing or malformed fields get defaults, never a panic.
 pub fn error_fields(body: &[u8]) -> ErrorFields {
-    let mut fields = ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false };
+    let mut fields = ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false, plan_changed: false };
     let mut rest = body;
     while let Some((&kind, tail)) = rest.split_first() {
         let Some(end) = tail.iter().position(|&byte| byte == 0) else { break };
@@ -184,12 +228,29 @@ pub fn error_fields(body: &[u8]) -> ErrorFields {
                     fields.code = SqlState(code);
                 }
             }
+            b'R' => fields.plan_changed = value == b"RevalidateCachedQuery",
             b'V' => fields.ends_session = matches!(value, b"FATAL" | b"PANIC"),
             _ => {}
         }
         rest = tail.get(end + 1..).unwrap_or_default();
     }
+    fields.plan_changed &= fields.code == sqlstate::FEATURE_NOT_SUPPORTED;
     fields
+}
+
+/// Appends what PostgreSQL says of a prepared statement whose rows would look otherwise than its client was told
+/// (`RevalidateCachedQuery`, plancache.c). Drivers know it by its fields and prepare anew.
+pub fn put_plan_changed(out: &mut Vec<u8>) {
+    let fields: [&[u8]; 7] = [
+        b"SERROR\0",
+        b"VERROR\0",
+        b"C0A000\0",
+        b"Mcached plan must not change result type\0",
+        b"Fplancache.c\0",
+        b"L1\0",
+        b"RRevalidateCachedQuery\0\0",
+    ];
+    super::frame::put(out, b'E', &fields);
 }
 
 /// The message text of an ErrorResponse, for logs and for passing a server's refusal on.
@@ -213,9 +274,64 @@ pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value.get(1..)?).ok()?))
 }
 
+/// What a RowDescription says that its client relies on when it reads rows later: names, types and modifiers of the columns
+/// (as `equalTupleDescs`, tupdesc.c). `None` when the body is malformed or not all there.
+pub fn row_shape(body: &[u8]) -> Option<u64> {
+    let count = u16::from_be_bytes(body.get(..2)?.try_into().ok()?);
+    let mut rest = body.get(2..)?;
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write_u16(count);
+    for _ in 0..count {
+        let name = rest.get(..rest.iter().position(|&byte| byte == 0)?)?;
+        // Table and column number, which are not looked at; type, its length, modifier, format.
+        let fields = rest.get(name.len() + 1..)?.get(..18)?;
+        hasher.write(name);
+        hasher.write_u8(0);
+        hasher.write(fields.get(6..10)?);
+        hasher.write(fields.get(12..16)?);
+        rest = rest.get(name.len() + 1 + fields.len()..)?;
+    }
+    rest.is_empty().then(|| hasher.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shape_of_rows_is_that_of_names_and_types() {
+        let column = |name: &str, table: u8, oid: u8, modifier: u8| {
+            let fields = [0, 0, 0, table, 0, table, 0, 0, 0, oid, 0, 4, 0, 0, 0, modifier, 0, 0];
+            [name.as_bytes(), b"\0", &fields].concat()
+        };
+        let row = |columns: &[Vec<u8>]| {
+            let count = u16::try_from(columns.len()).unwrap();
+            [&count.to_be_bytes()[..], &columns.concat()].concat()
+        };
+        let body = row(&[column("a", 1, 23, 0), column("b", 1, 25, 0)]);
+        let shape = row_shape(&body);
+        assert_eq!(row_shape(&row(&[column("a", 9, 23, 0), column("b", 9, 25, 0)])), shape);
+        for other in [
+            row(&[column("a", 1, 23, 0)]),
+            row(&[column("b", 1, 23, 0), column("a", 1, 25, 0)]),
+            row(&[column("a", 1, 20, 0), column("b", 1, 25, 0)]),
+            row(&[column("a", 1, 23, 7), column("b", 1, 25, 0)]),
+        ] {
+            assert!(row_shape(&other).is_some() && row_shape(&other) != shape);
+        }
+        for end in 0..body.len() {
+            assert_eq!(row_shape(&body[..end]), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn a_changed_plan_is_known_by_its_routine() {
+        let mut error = Vec::new();
+        put_plan_changed(&mut error);
+        assert!(error_fields(&error[5..]).plan_changed);
+        assert!(!error_fields(b"C0A000\0RExecEvalStuff\0\0").plan_changed);
+        assert!(!error_fields(b"C42P01\0RRevalidateCachedQuery\0\0").plan_changed);
+    }
 
     #[test]
     fn a_report_is_read_back() {
@@ -223,7 +339,10 @@ mod tests {
         Report::fatal(sqlstate::PROTOCOL_VIOLATION, "pgsteer: x\0y").detail("d").hint("h").put(&mut out);
         assert_eq!(out[0], b'E');
         let fields = error_fields(&out[5..]);
-        assert_eq!(fields, ErrorFields { code: sqlstate::PROTOCOL_VIOLATION, ends_session: true });
+        assert_eq!(
+            fields,
+            ErrorFields { code: sqlstate::PROTOCOL_VIOLATION, ends_session: true, plan_changed: false }
+        );
         assert_eq!(error_message(&out[5..]), "pgsteer: xy");
     }
 
@@ -231,7 +350,8 @@ mod tests {
     #[test]
     fn malformed_errors_do_not_panic() {
         for body in [&b""[..], b"\0", b"C", b"CXX\0\0", b"M", b"V\0\0"] {
-            assert_eq!(error_fields(body), ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false });
+            let fields = error_fields(body);
+            assert_eq!((fields.code, fields.ends_session), (sqlstate::UNSPECIFIED, false));
         }
     }
 

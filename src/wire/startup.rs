@@ -6,6 +6,8 @@
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
 const SSL_REQUEST: u32 = 1234 << 16 | 5679;
 const GSSENC_REQUEST: u32 = 1234 << 16 | 5680;
 const CANCEL_REQUEST: u32 = 1234 << 16 | 5678;
@@ -26,6 +28,8 @@ pub enum Initial {
     },
     /// Wants to log in.
     Startup(Startup),
+    /// Wants nothing any more: a Terminate before any login.
+    Terminate,
 }
 
 /// A StartupMessage.
@@ -68,6 +72,13 @@ pub enum StartupError {
 /// Reads the packet at the beginning of `bytes`. `Ok(None)`: not all there yet. Otherwise the packet and its length.
 pub fn initial(bytes: &[u8]) -> Result<Option<(Initial, usize)>, StartupError> {
     let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
+    // A client that is closed while it connects says goodbye all the same. PostgreSQL answers nothing.
+    if bytes.starts_with(TERMINATE) {
+        return Ok(Some((Initial::Terminate, TERMINATE.len())));
+    }
+    if TERMINATE.starts_with(bytes) {
+        return Ok(None);
+    }
     let length_field = i32::from_be_bytes(*length);
     let length = usize::try_from(length_field).map_err(|_| StartupError::Length(length_field))?;
     if !(8..=STARTUP_BYTES_MAX).contains(&length) {
@@ -154,6 +165,14 @@ mod tests {
         let bytes = packet(SSL_REQUEST, b"");
         assert_eq!(initial(&bytes[..7]), Ok(None));
         assert_eq!(initial(&bytes), Ok(Some((Initial::Ssl, 8))));
+    }
+
+    #[test]
+    fn a_goodbye_is_no_packet_of_an_impossible_length() {
+        let goodbye = b"X\0\0\0\x04";
+        assert_eq!(initial(&goodbye[..4]), Ok(None));
+        assert_eq!(initial(goodbye), Ok(Some((Initial::Terminate, 5))));
+        assert_eq!(initial(b"X\0\0\0\x05"), Err(StartupError::Length(0x5800_0000)));
     }
 
     /// P07: lengths and layouts that a hostile client may send.

@@ -11,7 +11,7 @@ struct Scene {
 impl Scene {
     fn new(limits: Limits) -> Self {
         let settings = Settings { limits, ..Settings::default() };
-        Self { registry: Registry::new(3).0, settings }
+        Self { registry: Registry::new(3, LoginKeys::new(Box::new(|_| {}))).0, settings }
     }
 
     fn pool(&self, database: &str, user: &str) -> Arc<PoolShared> {

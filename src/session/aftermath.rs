@@ -1,0 +1,379 @@
+//! The consequences of a try: what the session is now, who gets the server next, whether the unit runs again.
+//!
+//! Invariant: a unit goes out a second time only if nothing of it was sent, it was refused before it ran, or it is a known
+//! read on a standby of which nothing has reached the client. A lost transaction is 40001 only when no COMMIT was sent. Must
+//! not know: how nodes are judged.
+
+use std::time::Instant;
+
+use super::attempt::Sent;
+use super::driver::{Attached, Batch, End, Flow, Session};
+use super::exchange::Ended;
+use super::inspect::{self, Inspect};
+use super::run::{RetryCause, Task, Tried};
+use super::settings::Touched;
+use super::shard::SuspectCause;
+use super::transaction::Transaction;
+use super::translate::Journal;
+use super::unit;
+use super::unit::{Kind, Needs};
+use super::{RESET_TIMEOUT, outcome};
+use crate::backend::connection::Carried;
+use crate::relay::answer::Answer;
+use crate::route::Need;
+use crate::telemetry::metrics::Side;
+use crate::topology::model::NodeId;
+use crate::wire::extended::{self, Named};
+use crate::wire::reply::TransactionStatus;
+use crate::wire::sqlstate;
+
+impl Session {
+    /// Draws the consequences of an exchange.
+    pub(super) async fn after(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        (mut answer, mut journal): (Box<Answer>, Journal),
+        ended: Ended,
+        sent: Sent,
+    ) -> Flow<Tried> {
+        task.bytes = sent.unit_left;
+        let now = task.now;
+        match ended {
+            Ended::Complete(status) => {
+                task.window.consume(task.bytes);
+                attached.spoiled |= sent.server_ended;
+                self.completed(task, &mut attached, &mut answer, &mut journal);
+                self.shard.buffers.give_answer(answer);
+                self.answered(&attached, now);
+                let alone = matches!(self.transaction, Transaction::None);
+                self.transaction = Transaction::from_status(status);
+                let between = !self.transaction.is_on_server();
+                // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
+                // executed may be rolled back in the same batch.
+                let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
+                if !told {
+                    self.touched.ask();
+                }
+                if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
+                    self.take_stock(&mut attached, alone && told && sent.failed).await?;
+                }
+                self.keep_or_release(attached, now);
+                Ok(Tried::Over)
+            }
+            Ended::Settled => {
+                self.settled(task, attached, answer, journal, sent);
+                Ok(Tried::Over)
+            }
+            Ended::Refused(code) => {
+                self.not_begun(&mut attached, answer, &mut journal);
+                let (node, side) = (attached.node, attached.side);
+                self.keep_or_release(attached, now);
+                Ok(Tried::Again(self.refused(task, code, node, side)))
+            }
+            Ended::PlanChanged => {
+                self.not_begun(&mut attached, answer, &mut journal);
+                if let Some(server) = attached.lease.server() {
+                    server.carried.unnamed = None;
+                }
+                self.keep_or_release(attached, now);
+                self.prepare_anew(task);
+                Ok(Tried::Again(RetryCause::PlanChanged))
+            }
+            Ended::NotFit { code, message } => {
+                self.shard.buffers.give_answer(answer);
+                journal.undo(&mut self.names);
+                task.beyond = sent.beyond;
+                self.not_fit(task, attached, &sent, code, &message).await
+            }
+            Ended::ServerLost { cause, announced } => {
+                self.shard.buffers.give_answer(answer);
+                let why =
+                    if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
+                self.shard.suspect(attached.node, why);
+                let (node, side) = (attached.node, attached.side);
+                drop(attached);
+                *self.control.runs_at.borrow_mut() = None;
+                if side == Side::Standby {
+                    task.excluded.push(node);
+                }
+                self.server_lost(task, &mut journal, &cause, (side, sent)).await
+            }
+            Ended::Dismissed => Err(End::Client),
+            Ended::Cut => {
+                let unsent = !sent.any && sent.fresh;
+                Err(self.cut_short(&task.needs, attached.side, unsent, sent.inside_frame))
+            }
+            Ended::ClientGone => {
+                if let Some(key) = self.control.runs_at.borrow_mut().take() {
+                    self.shard.cancel_at(&key);
+                }
+                Err(End::Client)
+            }
+            Ended::Stalled => Err(self.stalled(attached.node)),
+        }
+    }
+
+    /// A client that does not read a standby's answer is cut off.
+    fn stalled(&self, node: NodeId) -> End {
+        // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
+        self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
+        tracing::info!(node = node.0, "a client that does not read a standby's answer is cut off");
+        End::Client
+    }
+
+    /// The unit was refused before it began: takes back what it was to do.
+    fn not_begun(&mut self, attached: &mut Attached, mut answer: Box<Answer>, journal: &mut Journal) {
+        let failed = std::mem::take(answer.failed_parses());
+        if let Some(server) = attached.lease.server() {
+            journal.correct(&failed, &mut server.carried);
+        }
+        attached.spoiled |= answer.last_status() != Some(TransactionStatus::Idle);
+        self.shard.buffers.give_answer(answer);
+        journal.undo(&mut self.names);
+    }
+
+    /// Wherever the statements that a unit binds are prepared, it was before their rows changed.
+    fn prepare_anew(&self, task: &Task<'_>) {
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        for (kind, body) in unit::frames(unit) {
+            let name = match kind {
+                b'B' => extended::bind(body).map(|bind| bind.statement),
+                b'D' => extended::named(body).and_then(|named| match named {
+                    Named::Statement(name) => Some(name),
+                    Named::Portal(_) => None,
+                }),
+                _ => None,
+            };
+            if let Some(statement) = name.and_then(|name| self.names.named(name)) {
+                statement.generation.set(statement.generation.get().wrapping_add(1));
+            }
+        }
+    }
+
+    /// A part of a batch is out, and answered as far as it will be now.
+    fn settled(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        answer: Box<Answer>,
+        journal: Journal,
+        sent: Sent,
+    ) {
+        task.window.consume(task.bytes);
+        if matches!(self.transaction, Transaction::Deferred { .. }) {
+            self.transaction = Transaction::Open;
+        }
+        self.note_state(task, &mut attached);
+        self.commit_bound |= task.needs.commits || task.needs.rolls_back;
+        let Needs { commits, rolls_back, repeatable, .. } = task.needs;
+        attached.batch = Some(Box::new(Batch {
+            answer,
+            journal,
+            commits,
+            rolls_back,
+            repeatable,
+            failed: sent.failed,
+            copies_ended: sent.copies_ended,
+        }));
+        self.attached = Some(attached);
+    }
+
+    fn completed(
+        &mut self,
+        task: &Task<'_>,
+        attached: &mut Attached,
+        answer: &mut Answer,
+        journal: &mut Journal,
+    ) {
+        let failed = std::mem::take(answer.failed_parses());
+        attached.spoiled |= answer.preamble_error().is_some();
+        self.commit_bound |= task.needs.commits || task.needs.rolls_back;
+        let deallocated = answer.take_deallocated();
+        if let Some(server) = attached.lease.server() {
+            journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
+            journal.settle(&failed, &mut self.names, &mut server.carried);
+            if deallocated {
+                server.carried.prepared.clear();
+                server.carried.unnamed = None;
+            }
+        }
+        if deallocated {
+            self.names.clear();
+        }
+        self.note_state(task, attached);
+    }
+
+    /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
+    fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
+        let Needs { pin, unseen, may_unpin, .. } = task.needs;
+        attached.may_unpin |= may_unpin;
+        let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
+        let question = match pin {
+            _ if unseen => Inspect::All,
+            Some(pin) if inspect::is_asked(pin) => Inspect::Pins,
+            _ if may_end => Inspect::Pins,
+            _ => Inspect::Nothing,
+        };
+        attached.inspect = attached.inspect.max(question);
+        if let Some(pin) = pin
+            && !inspect::is_asked(pin)
+            && !self.pins.contains(&pin)
+        {
+            self.shard.counters.pins.at(pin as usize).inc();
+            self.pins.push(pin);
+        }
+        self.keep_server();
+    }
+
+    fn answered(&mut self, attached: &Attached, now: Instant) {
+        match attached.side {
+            Side::Primary => self.freshness.on_primary_answer(now),
+            Side::Standby => self.freshness.on_standby_answer(attached.node, now),
+        }
+    }
+
+    /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
+    pub(super) fn keep_or_release(&mut self, attached: Attached, now: Instant) {
+        if self.transaction.is_on_server() || !self.pins.is_empty() {
+            self.attached = Some(attached);
+            return;
+        }
+        *self.control.runs_at.borrow_mut() = None;
+        self.commit_bound = false;
+        if attached.spoiled || self.control.cancel_sent.get() {
+            // A cancel may still be on its way to that server process: nobody else must be hit by it.
+            drop(attached);
+        } else if attached.unlisted {
+            tokio::task::spawn_local(attached.lease.reset_settings_and_release(RESET_TIMEOUT));
+        } else {
+            attached.lease.release(now);
+        }
+    }
+
+    /// The server can't be brought to the session's settings. What is missing on a standby (a role, an extension) may only not
+    /// have arrived there.
+    async fn not_fit(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        sent: &Sent,
+        code: sqlstate::SqlState,
+        message: &str,
+    ) -> Flow<Tried> {
+        let (node, side) = (attached.node, attached.side);
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        if side == Side::Standby && whole && code != sqlstate::QUERY_CANCELED {
+            task.excluded.push(node);
+            return Ok(Tried::Again(RetryCause::Refused));
+        }
+        let report = if code == sqlstate::QUERY_CANCELED {
+            outcome::cancelled()
+        } else {
+            outcome::settings_refused(message)
+        };
+        self.refuse(task, &report).await?;
+        Ok(Tried::Over)
+    }
+
+    fn refused(
+        &mut self,
+        task: &mut Task<'_>,
+        code: sqlstate::SqlState,
+        node: NodeId,
+        side: Side,
+    ) -> RetryCause {
+        if side == Side::Primary {
+            self.shard.suspect(node, SuspectCause::ReadOnly);
+            return RetryCause::NotPrimary;
+        }
+        if matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED) {
+            task.excluded.push(node);
+            return RetryCause::Conflict;
+        }
+        // What the standby refused may write, whatever its text looks like.
+        task.needs.need = Need::Primary;
+        task.needs.repeatable = false;
+        // What has only not arrived on the standby yet (class 42) is not remembered.
+        if &code.class() != b"42" {
+            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+            let shapes: Vec<u64> = self.shapes(unit).collect();
+            for shape in shapes {
+                self.shard.learn(shape);
+            }
+        }
+        RetryCause::Refused
+    }
+
+    async fn server_lost(
+        &mut self,
+        task: &mut Task<'_>,
+        journal: &mut Journal,
+        cause: &str,
+        (side, sent): (Side, Sent),
+    ) -> Flow<Tried> {
+        if sent.inside_frame {
+            // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
+            return Err(End::Client);
+        }
+        if !self.pins.is_empty() {
+            let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed)
+                && !task.needs.commits
+            {
+                "The open transaction was rolled back"
+            } else {
+                "The statement in flight may have been carried out and committed"
+            };
+            let cause = format!("{cause}. {fate}");
+            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, &cause))));
+        }
+        // Whatever the lost statement did must be seen by the session's next look.
+        self.freshness.on_primary_answer(Instant::now());
+        let begun = self.transaction.is_on_server();
+        let whole = task.bytes > 0 && sent.fresh;
+        if !sent.any && !begun && whole {
+            journal.undo(&mut self.names);
+            return Ok(Tried::Again(RetryCause::Unsent));
+        }
+        let alone = matches!(self.transaction, Transaction::None);
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
+        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
+        // over a volatile function, an operator): what was sent there is not sent again.
+        let repeatable = side == Side::Standby && task.needs.repeatable;
+        if alone && whole && ends && again && repeatable && !sent.delivered {
+            journal.undo(&mut self.names);
+            return Ok(Tried::Again(RetryCause::ServerLost));
+        }
+        let report = if alone && repeatable {
+            outcome::read_interrupted(cause)
+        } else if alone || task.needs.commits {
+            self.transaction = Transaction::None;
+            outcome::outcome_unknown(cause)
+        } else {
+            self.transaction = Transaction::Lost { told: true };
+            outcome::transaction_lost(cause)
+        };
+        journal.settle(&[], &mut self.names, &mut Carried::default());
+        self.shard.counters.error(report.code.as_str());
+        let mut out = Vec::new();
+        report.put(&mut out);
+        task.beyond = sent.beyond;
+        if sent.copying && task.kind == Kind::Synced {
+            // The client still sends its data, then a Sync.
+            task.kind = Kind::Flushed;
+        }
+        self.end_unit(task, out).await?;
+        Ok(Tried::Over)
+    }
+
+    /// The attached server is gone while nothing was under way.
+    pub(super) fn detach_lost(&mut self, why: SuspectCause) {
+        if let Some(attached) = self.attached.take() {
+            self.shard.suspect(attached.node, why);
+        }
+        *self.control.runs_at.borrow_mut() = None;
+    }
+}

@@ -1,0 +1,285 @@
+//! Gets a unit the server that is to run it: a node by the policy, a lease of its pool, the session's settings on it.
+//!
+//! Invariant: what is attached was chosen under the snapshot that still holds, and has the session's settings. Must not know:
+//! what the unit says, what becomes of it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::driver::{Attached, End, Flow, Session};
+use super::hold::Hold;
+use super::inspect::Inspect;
+use super::outcome;
+use super::run::Task;
+use super::shard::SuspectCause;
+use super::transaction::Transaction;
+use super::unit::Kind;
+use crate::backend::login::LoginError;
+use crate::backend::{ConnectError, Endpoint};
+use crate::pool::LeaseError;
+use crate::route::{self, Destination, Need, Question};
+use crate::telemetry::metrics::Side;
+use crate::topology::model::{Epoch, NodeId};
+use crate::wire::sqlstate;
+
+/// What became of a lease that was got.
+enum Accepted {
+    /// It is attached.
+    Taken,
+    /// The picture changed meanwhile: choose again.
+    Outdated,
+    /// The node says that it is in recovery: wait for another picture.
+    NotPrimary,
+}
+
+/// What a wait for a connection came to.
+enum Waited {
+    /// A connection, or why there is none.
+    Over(Box<Result<crate::pool::Lease, LeaseError>>),
+    /// A new epoch began: choose again.
+    Outdated,
+    /// The client cancelled.
+    Cancelled,
+}
+
+impl Session {
+    /// Gets a server connection for the task; `false` when the client has been told why there is none.
+    pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+        let mut hold: Option<Hold> = None;
+        let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
+        loop {
+            let Some((node, side, epoch)) = self.choose(task) else {
+                if !self.hold(&mut hold, task).await? {
+                    return Ok(false);
+                }
+                continue;
+            };
+            let pool = self.shard.pools.pool_of(&self.group, node);
+            let lease = match self.shard.pools.try_claim(&pool, self.settings.id) {
+                Some(lease) => Ok(lease),
+                None => {
+                    let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
+                    let waited = self.wait_for_lease(&pool, &endpoint).await;
+                    task.now = Instant::now();
+                    match waited {
+                        Waited::Over(lease) => *lease,
+                        Waited::Outdated => continue,
+                        Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
+                    }
+                }
+            };
+            let error = match lease {
+                Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
+                    Accepted::Taken => return Ok(true),
+                    Accepted::Outdated => continue,
+                    Accepted::NotPrimary => {
+                        if !self.hold(&mut hold, task).await? {
+                            return Ok(false);
+                        }
+                        continue;
+                    }
+                },
+                Err(error) => error,
+            };
+            match error {
+                LeaseError::TimedOut(limit) => {
+                    let report = outcome::no_server_connection(limit.cause());
+                    return self.refuse(task, &report).await;
+                }
+                LeaseError::Fenced => continue,
+                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
+                    if side == Side::Primary
+                        && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
+                {
+                    // The role or database is gone, or the password was changed: the server's own words, and the end.
+                    self.send_client(&frame).await?;
+                    return Err(End::Client);
+                }
+                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
+                    if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
+                {
+                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                        let report = outcome::no_server_connection("The server has no free connection slot");
+                        return self.refuse(task, &report).await;
+                    }
+                }
+                LeaseError::Connect(error) => {
+                    tracing::debug!(node = node.0, %error, "server connection not opened");
+                    // A role, password or database may not have arrived on a standby yet: that is no reason to doubt it.
+                    if !matches!(error, ConnectError::Login(LoginError::Refused { .. }))
+                        || side == Side::Primary
+                    {
+                        self.shard.suspect(node, SuspectCause::ConnectionLost);
+                    }
+                    if side == Side::Standby {
+                        task.excluded.push(node);
+                    } else if !self.hold(&mut hold, task).await? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
+    async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
+        let lease = self.shard.pools.lease(pool, endpoint, self.settings.id);
+        let mut lease = std::pin::pin!(lease);
+        loop {
+            tokio::select! {
+                biased;
+                lease = &mut lease => return Waited::Over(Box::new(lease)),
+                // A frozen node may be the one that is being asked: it would answer the connect with silence.
+                () = self.epoch_after(endpoint.epoch) => return Waited::Outdated,
+                () = self.control.bell.notified() => {
+                    if self.control.cancel_waiting.replace(false) {
+                        return Waited::Cancelled;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns when a later epoch than this has begun. Cancel-safe.
+    async fn epoch_after(&self, epoch: Epoch) {
+        let mut changes = self.shard.snapshot_changed.subscribe();
+        while self.shard.snapshot.borrow().epoch <= epoch {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Waits for another snapshot; `false` when the client has been told that there will be none.
+    async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+        if hold.is_none() {
+            match Hold::enter(&self.shard, task.bytes, task.now) {
+                Ok(entered) => *hold = Some(entered),
+                Err(report) => return self.refuse(task, &report).await,
+            }
+        }
+        let Some(waiting) = hold.as_mut() else { return Ok(false) };
+        loop {
+            // Bytes behind the unit are taken in as far as there is room; without room an end is seen late.
+            let watched = !task.window.spare().is_empty();
+            tokio::select! {
+                biased;
+                waited = waiting.wait(&self.control) => {
+                    task.now = Instant::now();
+                    return match waited {
+                        Ok(()) => Ok(true),
+                        Err(report) => self.refuse(task, &report).await,
+                    };
+                }
+                ready = crate::net::readable(&self.client), if watched => ready.map_err(|_| End::Client)?,
+            }
+            match crate::net::try_read(&self.client, task.window.spare()) {
+                Ok(0) => return Err(End::Client),
+                Ok(count) => task.window.advance(count),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return Err(End::Client),
+            }
+        }
+    }
+
+    /// Asks the policy. `None`: nobody may run it now.
+    fn choose(&mut self, task: &Task<'_>) -> Option<(NodeId, Side, Epoch)> {
+        let snapshot = self.shard.snapshot.borrow();
+        self.freshness.settle(&snapshot);
+        // What follows an unfinished batch runs on the same node, and is not known yet.
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
+        let free = matches!(self.transaction, Transaction::None)
+            || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
+        let need = if whole && free { task.needs.need } else { Need::Primary };
+        let excluded = task.excluded.as_slice();
+        let decision = route::route(&Question {
+            need,
+            target: task.needs.target,
+            max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
+            freshness: &self.freshness,
+            excluded,
+            load: &self.shard.load.borrow(),
+            snapshot: &snapshot,
+            now: task.now,
+            dice: fastrand::u64(..),
+        });
+        let (node, side) = match decision.destination {
+            Destination::Primary(node) if self.shard.is_doubted(node, &snapshot) => return None,
+            Destination::Primary(node) => (node, Side::Primary),
+            Destination::Standby(node) => (node, Side::Standby),
+            Destination::Hold => return None,
+        };
+        self.shard.counters.routed(side, decision.reason as usize).inc();
+        Some((node, side, snapshot.epoch))
+    }
+
+    fn endpoint(&self, node: NodeId, epoch: Epoch) -> Option<Endpoint> {
+        let snapshot = self.shard.snapshot.borrow();
+        Some(Endpoint {
+            node,
+            address: Arc::clone(&snapshot.node(node)?.address),
+            epoch,
+            user: Arc::clone(self.group.user()),
+            database: Arc::clone(self.group.database()),
+            secret: self.secret,
+            parameters: Vec::new(),
+            timeout: self.shard.pools.settings().connect_timeout,
+        })
+    }
+
+    /// Takes the lease, unless the picture changed while it was being got.
+    fn accept_lease(
+        &mut self,
+        mut lease: crate::pool::Lease,
+        node: NodeId,
+        side: Side,
+        epoch: Epoch,
+        now: Instant,
+    ) -> Accepted {
+        let still = {
+            let snapshot = self.shard.snapshot.borrow();
+            match side {
+                Side::Primary => {
+                    snapshot.epoch == epoch && snapshot.primary_at(now).is_some_and(|view| view.node == node)
+                }
+                Side::Standby => snapshot.epoch == epoch,
+            }
+        };
+        if !still {
+            lease.release(now);
+            return Accepted::Outdated;
+        }
+        let Some(server) = lease.server() else { return Accepted::Outdated };
+        if side == Side::Primary {
+            if server.in_hot_standby && server.link.epoch.get() == epoch {
+                // Opened under this epoch and in recovery: whatever answers there is not the primary.
+                self.shard.suspect(node, SuspectCause::ReadOnly);
+                return Accepted::NotPrimary;
+            }
+            server.link.epoch.set(epoch);
+        }
+        *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
+        self.control.cancel_sent.set(false);
+        // Nothing of the unit has been sent: a cancel request waits until then.
+        self.control.begin_pending.set(true);
+        self.shard.counters.leases.inc();
+        self.attached = Some(Attached {
+            lease,
+            node,
+            side,
+            batch: None,
+            spoiled: false,
+            inspect: Inspect::Nothing,
+            may_unpin: false,
+            unlisted: false,
+        });
+        Accepted::Taken
+    }
+
+    /// Closes the attached server connection.
+    pub(super) fn detach(&mut self) {
+        self.attached = None;
+        *self.control.runs_at.borrow_mut() = None;
+    }
+}

@@ -1,0 +1,375 @@
+//! One try of a unit on the server that is attached: written as that server is to see it, and exchanged.
+//!
+//! Invariant: what is held back of the answer is what a further try would need. Must not know: whether there will be one.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::driver::{Attached, Flow, Session};
+use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::row_shapes::Asked;
+use super::run::{RetryCause, Task, Tried};
+use super::settings::{Touched, difference};
+use super::transaction::Transaction;
+use super::translate::{Doubt, Journal, Shapes, Translator};
+use super::unit::{self, Kind};
+use crate::backend::Server;
+use crate::classify::TransactionEffect;
+use crate::relay::answer::{Answer, Expect};
+use crate::telemetry::metrics::Side;
+use crate::wire::reply;
+
+/// What had happened when an exchange ended.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each asked for on its own")]
+pub(super) struct Sent {
+    /// Anything had been sent to the server.
+    pub(super) any: bool,
+    /// Anything had reached the client.
+    pub(super) delivered: bool,
+    /// The client has the beginning of a frame whose end will not come.
+    pub(super) inside_frame: bool,
+    /// Bytes of the unit that are still in the window: all or nothing of it.
+    pub(super) unit_left: usize,
+    /// COPY data was being taken from the client.
+    pub(super) copying: bool,
+    /// Bytes of a large frame that the client has not sent yet.
+    pub(super) beyond: usize,
+    /// The exchange began with this unit, not in the middle of a batch.
+    pub(super) fresh: bool,
+    /// An error was passed on.
+    pub(super) failed: bool,
+    /// The server said goodbye behind its answer.
+    pub(super) server_ended: bool,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
+}
+
+/// A part of a batch on its way: what is written for the server, what its answer is to be, what can be undone.
+pub(super) struct Part {
+    /// It is the first.
+    fresh: bool,
+    /// An error was passed on in an earlier one.
+    failed: bool,
+    copies_ended: isize,
+    pub(super) answer: Box<Answer>,
+    pub(super) journal: Journal,
+    pub(super) out: Vec<u8>,
+    /// The error that pgsteer's own question got.
+    pub(super) own_error: Option<Vec<u8>>,
+}
+
+impl Part {
+    /// Whether nothing of its batch was sent before.
+    pub(super) fn is_first(&self) -> bool {
+        self.fresh
+    }
+
+    /// As it was before anything of its unit was written.
+    pub(super) fn renew(&mut self) {
+        self.answer.clear();
+        self.journal = Journal::default();
+        self.out.clear();
+    }
+}
+
+impl Sent {
+    /// Of a try in which nothing could be sent.
+    fn nothing(task: &Task<'_>) -> Self {
+        Self {
+            any: false,
+            delivered: false,
+            inside_frame: false,
+            unit_left: task.bytes,
+            copying: false,
+            beyond: task.beyond,
+            fresh: true,
+            failed: false,
+            server_ended: false,
+            copies_ended: 0,
+        }
+    }
+
+    fn of(exchange: &Exchange<'_>, fresh: bool) -> Self {
+        Self {
+            any: exchange.any_sent,
+            delivered: exchange.delivered,
+            inside_frame: exchange.answer.inside_frame() && exchange.delivered,
+            unit_left: exchange.reserved,
+            copying: matches!(exchange.through, Through::Copy { .. }),
+            beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
+            fresh,
+            failed: exchange.failed.is_some(),
+            server_ended: exchange.server_ended,
+            copies_ended: exchange.copies_ended,
+        }
+    }
+}
+
+impl Session {
+    /// The unit would leave state on a standby, and can't be refused by the server itself (see `translate`).
+    pub(super) fn must_not_pin_here(&self, task: &Task<'_>) -> bool {
+        task.needs.pin.is_some()
+            && matches!(task.kind, Kind::Flushed | Kind::Partial)
+            && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
+    }
+
+    /// One try of the task on the attached server.
+    pub(super) async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
+        let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        let mut part = self.part(task, &mut attached);
+        let rules = if part.fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
+        if part.fresh && !self.transaction.is_on_server() {
+            self.put_settings(&mut attached, &mut part.answer, &mut part.out);
+        }
+        let shapes = self.row_shapes(task, &part, rules);
+        let before = (part.out.len(), part.answer.expected());
+        let mut doubts = Vec::new();
+        self.translate(task, &mut attached, &mut part, shapes, &mut doubts);
+        if !doubts.is_empty() {
+            part.out.truncate(before.0);
+            part.answer.expect_only(before.1);
+            if let Some(server) = attached.lease.server() {
+                part.journal.take_back(&mut self.names, &mut server.carried);
+            }
+            (attached, part) = match self.ask_shapes(task, attached, part, &doubts).await? {
+                Asked::Same(attached, part) => (attached, part),
+                Asked::Over(tried) => return Ok(tried),
+            };
+            self.translate(task, &mut attached, &mut part, Shapes::Trust, &mut Vec::new());
+        }
+        let goal = match task.kind {
+            Kind::Simple | Kind::Synced => Goal::Ready,
+            Kind::Flushed => Goal::Settled,
+            Kind::Partial if part.out.is_empty() => Goal::Drained,
+            Kind::Partial => Goal::Sent,
+        };
+        let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
+        self.shard.give_scratch(part.out);
+        self.after(task, attached, (part.answer, part.journal), ended, sent).await
+    }
+
+    /// Begins a part of a batch, or goes on with one.
+    fn part(&self, task: &mut Task<'_>, attached: &mut Attached) -> Part {
+        let out = self.shard.take_scratch();
+        let Some(batch) = attached.batch.take() else {
+            let answer = self.shard.buffers.take_answer();
+            return Part {
+                fresh: true,
+                failed: false,
+                copies_ended: 0,
+                answer,
+                journal: Journal::default(),
+                out,
+                own_error: None,
+            };
+        };
+        // What was sent of the batch before counts when it is lost now.
+        task.needs.commits |= batch.commits || (batch.rolls_back && task.needs.statements > 0);
+        task.needs.rolls_back |= batch.rolls_back;
+        task.needs.repeatable &= batch.repeatable;
+        Part {
+            fresh: false,
+            failed: batch.failed,
+            copies_ended: batch.copies_ended,
+            answer: batch.answer,
+            journal: batch.journal,
+            out,
+            own_error: None,
+        }
+    }
+
+    /// Sends what is written and takes the answer.
+    pub(super) async fn exchange(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: &mut Attached,
+        part: &mut Part,
+        rules: Rules,
+        goal: Goal,
+    ) -> (Ended, Sent) {
+        let (node, side) = (attached.node, attached.side);
+        let Some(server) = attached.lease.server() else {
+            let cause = "The connection was taken away".to_owned();
+            return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
+        };
+        part.answer.comes_from(self.control.own_process(&server.cancel_key));
+        let link = Rc::clone(&server.link);
+        let client = Rc::clone(&self.client);
+        let out_bytes = part.out.len() as u64;
+        let began = task.now;
+        self.shard.begin_load(node);
+        let mut exchange = Exchange::new(
+            (&client, &link.stream),
+            task.window,
+            &mut part.out,
+            &mut part.answer,
+            (&mut server.in_hot_standby, &mut server.reported),
+            &self.told,
+        );
+        exchange.reserved = task.bytes;
+        exchange.rules = rules;
+        exchange.copies_ended = part.copies_ended;
+        exchange.extended = task.kind == Kind::Synced;
+        exchange.goal = goal;
+        exchange.through =
+            if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
+        exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
+        exchange.stall_timeout =
+            (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+        exchange.cut = Some(&self.control.cut);
+        let begun = || self.shard.cancel_after_begin(&self.control);
+        if matches!(self.transaction, Transaction::Deferred { .. }) {
+            self.control.begin_pending.set(true);
+            exchange.on_begun = Some(&begun);
+        }
+        let ended = exchange.run().await;
+        self.control.begin_pending.set(false);
+        let mut sent = Sent::of(&exchange, part.fresh);
+        sent.failed |= part.failed;
+        part.own_error = exchange.own_error.take();
+        let news = exchange.news.take();
+        self.shard.counters.server_to_client_bytes.add(exchange.passed_bytes);
+        // A connection that somebody else holds too can't be handed to another shard.
+        drop(link);
+        task.now = Instant::now();
+        self.shard.end_load(node, began, task.now);
+        self.shard.counters.client_to_server_bytes.add(out_bytes);
+        if let Some(news) = news
+            && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))
+        {
+            self.told = self.shard.intern_told(news);
+        }
+        (ended, sent)
+    }
+
+    fn rules(&self, task: &Task<'_>, attached: &mut Attached) -> Rules {
+        let alone = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
+        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        if alone
+            && ends
+            && again
+            && task.needs.repeatable
+            && task.needs.transaction == TransactionEffect::None
+        {
+            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::Alone };
+        }
+        let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
+        let doubtful = attached.side == Side::Primary
+            && attached.lease.server().is_some_and(|server| server.in_hot_standby);
+        // Of one statement, a 25006 undoes all; of several, or of code that can't be seen, a part may be committed by then.
+        let single = task.needs.statements <= 1 && !task.needs.unseen && !task.needs.commits;
+        if first && ends && doubtful && single {
+            Rules::FirstOnDoubtful
+        } else if alone && ends && again {
+            Rules::Alone
+        } else {
+            Rules::PassOn
+        }
+    }
+
+    /// Puts questions for the shapes of rows before the unit.
+    pub(super) fn put_questions(&mut self, attached: &mut Attached, part: &mut Part, doubts: &[Doubt]) {
+        let Some(server) = attached.lease.server() else { return };
+        self.translator(server, part, (&[], Shapes::Trust), &mut Vec::new()).ask(doubts);
+    }
+
+    fn translator<'t>(
+        &'t mut self,
+        server: &'t mut Server,
+        part: &'t mut Part,
+        (unit, shapes): (&'t [u8], Shapes),
+        doubts: &'t mut Vec<Doubt>,
+    ) -> Translator<'t> {
+        Translator {
+            session: self.number << 8 | (self.shard.number as u64 & 0xff),
+            scope: self.scope_now(),
+            out: &mut part.out,
+            answer: &mut part.answer,
+            carried: &mut server.carried,
+            names: &mut self.names,
+            table: &self.shard.statements,
+            prepared_max: self.shard.pools.settings().max_prepared_statements,
+            strings: self.strings,
+            journal: &mut part.journal,
+            unit,
+            shapes,
+            doubts,
+        }
+    }
+
+    /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
+    /// in such a way that the unit does not run should any of it fail.
+    fn put_settings(&self, attached: &mut Attached, answer: &mut Answer, out: &mut Vec<u8>) {
+        let Some(server) = attached.lease.server().filter(|server| server.applied.id != self.settings.id)
+        else {
+            return;
+        };
+        let commands = difference(&server.applied.pairs, &self.settings.pairs);
+        server.applied = Rc::clone(&self.settings);
+        if commands.is_empty() {
+            return;
+        }
+        server.carried.unnamed = None;
+        answer.announce_ready();
+        // A standby refuses SELECT where transactions are SERIALIZABLE unless they say otherwise.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        for sql in [begin].into_iter().chain(commands.iter().map(String::as_str)).chain(["COMMIT"]) {
+            reply::put_statement(out, sql);
+            answer.expect(Expect::Own);
+        }
+    }
+
+    /// Writes the task's unit as the server is to see it, with what must go before it.
+    fn translate(
+        &mut self,
+        task: &Task<'_>,
+        attached: &mut Attached,
+        part: &mut Part,
+        shapes: Shapes,
+        doubts: &mut Vec<Doubt>,
+    ) {
+        let standby = attached.side == Side::Standby;
+        let Some(server) = attached.lease.server() else { return };
+        let (out, answer) = (&mut part.out, &mut part.answer);
+        if let Transaction::Deferred { sql, .. } = &self.transaction {
+            reply::put_query(out, sql);
+            answer.expect(Expect::Preamble);
+            // A Query takes the server's unnamed statement away; the client may have prepared its own before.
+            server.carried.unnamed = None;
+        }
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.needs.pin, task.kind) {
+            // It would leave state on a standby that later writes of the session need on the primary.
+            server.carried.unnamed = None;
+            reply::put_query(out, &refusal_on_standby(pin.as_str()));
+            return answer.expect(Expect::Simple);
+        }
+        let mut translator = self.translator(server, part, (unit, shapes), doubts);
+        if task.beyond > 0 {
+            if let Some(&kind) = unit.first() {
+                translator.large(kind, task.bytes + task.beyond, unit);
+            }
+            return;
+        }
+        for (kind, body) in unit::frames(unit) {
+            translator.frame(kind, body);
+        }
+    }
+
+    /// Under which settings texts are parsed now. While a change is not known yet (a SET in this transaction) what is prepared is
+    /// shared with nobody.
+    pub(super) fn scope_now(&self) -> u64 {
+        if self.touched == Touched::Nothing { self.scope.id } else { self.shard.own_scope() }
+    }
+}
+
+/// A statement that fails on the server with an explanation, and fails its transaction block as any error would.
+fn refusal_on_standby(pin: &str) -> String {
+    format!(
+        "DO $pgsteer$BEGIN RAISE EXCEPTION USING ERRCODE = '25006', \
+         MESSAGE = 'pgsteer: this READ ONLY transaction runs on a standby, which can''t keep session state ({pin})', \
+         HINT = 'Begin it with /* pgsteer: target=primary */, or set the state outside of the transaction.';END$pgsteer$"
+    )
+}

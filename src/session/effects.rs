@@ -1,0 +1,152 @@
+//! What a unit needs of its server, and what it may do to the session's settings and to databases.
+//!
+//! Invariant: what can't be looked into may do anything. Must not know: servers, sockets.
+
+use super::driver::Session;
+use super::settings::{self, Touched};
+use super::transaction::Transaction;
+use super::unit::{self, Needs};
+use crate::classify::{self, SessionEffect, TransactionEffect};
+use crate::route::{Mode, Need};
+use crate::wire::extended;
+
+/// What CREATE DATABASE copies if it is not told otherwise.
+const DEFAULT_TEMPLATE: &[u8] = b"template1";
+
+/// Names of settings with a prefix that are kept for one database and user.
+const CUSTOM_SETTINGS_MAX: usize = 512;
+
+impl Session {
+    pub(super) fn needs(&self, unit: &[u8]) -> Needs {
+        if self.opaque_encoding {
+            return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
+        }
+        let mut needs = unit::needs(unit, &self.names, self.strings);
+        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
+            needs.need = Need::Primary;
+            needs.repeatable = false;
+        }
+        if needs.earlier_portal {
+            needs.need = Need::Primary;
+            needs.repeatable = false;
+            needs.commits |= self.commit_bound;
+        }
+        if self.shard.shared.settings.routing.mode == Mode::Primary
+            || self.serializable
+            || self.keeps_server()
+        {
+            needs.need = Need::Primary;
+        }
+        needs
+    }
+
+    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
+        unit::frames(unit).filter_map(|(kind, body)| match kind {
+            b'Q' => extended::query(body).map(classify::shape_hash),
+            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
+            b'B' => {
+                let name = extended::bind(body)?.statement;
+                match self.names.named(name) {
+                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
+                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
+                }
+            }
+            _ => None,
+        })
+    }
+
+    fn is_learned(&self, unit: &[u8]) -> bool {
+        let learned = self.shard.learned.borrow();
+        self.shapes(unit).any(|shape| learned.contains(&shape))
+    }
+
+    /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
+    pub(super) fn note_effects(&mut self, unit: &[u8]) {
+        if self.opaque_encoding {
+            return self.touched.anything();
+        }
+        let between = matches!(self.transaction, Transaction::None);
+        let mut touched = std::mem::take(&mut self.touched);
+        let mut unknown = false;
+        for (kind, body) in unit::frames(unit) {
+            if let (true, b'B', Some(bind)) = (unknown, kind, extended::bind(body)) {
+                // `set_config($1, $2, $3)`: the name is a value.
+                self.note_custom_settings(settings::dotted_words(bind.rest));
+            }
+            let text = match kind {
+                b'Q' => extended::query(body).map(<[u8]>::to_vec),
+                b'P' => extended::parse(body).map(|parse| parse.sql.to_vec()),
+                b'B' => extended::bind(body).and_then(|bind| self.names.sql(bind.statement)),
+                _ => continue,
+            };
+            let Some(text) = text else { continue };
+            let class = classify::classify(&text, self.strings);
+            if class.unseen || class.session == SessionEffect::Unknown {
+                unknown = true;
+                self.note_custom_settings(settings::dotted_words(&text));
+                if let (b'B', Some(bind)) = (kind, extended::bind(body)) {
+                    self.note_custom_settings(settings::dotted_words(bind.rest));
+                }
+            }
+            match class.session {
+                SessionEffect::None | SessionEffect::Deallocate(_) => {}
+                SessionEffect::Set(name) => {
+                    self.note_custom_settings(settings::dotted_words(name.of(&text)));
+                    touched.set(name.of(&text));
+                }
+                SessionEffect::Reset(name) if between => {
+                    let name = String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase();
+                    if touched != Touched::Reset(name.clone()) {
+                        touched.only(Touched::Reset(name));
+                    }
+                }
+                SessionEffect::ResetAll if between && touched != Touched::ResetAll => {
+                    touched.only(Touched::ResetAll);
+                }
+                SessionEffect::DiscardAll if between && touched != Touched::DiscardAll => {
+                    touched.only(Touched::DiscardAll);
+                }
+                SessionEffect::ResetAll | SessionEffect::DiscardAll if between => {}
+                _ => touched.anything(),
+            }
+        }
+        self.touched = touched;
+    }
+
+    /// Names that the server is to be asked for where it does not tell by itself.
+    pub(super) fn note_custom_settings(&self, names: Vec<String>) {
+        let mut custom = self.group.custom_settings.borrow_mut();
+        for name in names {
+            if custom.names.len() < CUSTOM_SETTINGS_MAX {
+                custom.names.insert(name);
+            }
+        }
+    }
+
+    /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
+    /// which anybody else is connected.
+    pub(super) async fn leave_databases(&self, unit: &[u8]) {
+        let mut named: Vec<Vec<u8>> = vec![DEFAULT_TEMPLATE.to_vec()];
+        for (kind, body) in unit::frames(unit) {
+            match kind {
+                b'Q' => named.extend(extended::query(body).map(classify::names).unwrap_or_default()),
+                b'P' => {
+                    named.extend(extended::parse(body).map(|it| classify::names(it.sql)).unwrap_or_default());
+                }
+                b'B' => {
+                    let text = extended::bind(body).and_then(|bind| self.names.sql(bind.statement));
+                    named.extend(text.map(|text| classify::names(&text)).unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+            (self.shard.shared.forget_database)(name);
+        }
+        for database in self.shard.pools.databases() {
+            if named.iter().any(|name| name == database.as_bytes()) {
+                self.shard.pools.leave_database(&database).await;
+            }
+        }
+    }
+}
