@@ -189,7 +189,7 @@ async fn the_first_packets() {
 
     // Who has proved itself is told so before it is told what else is wrong.
     for (name, value, expected) in
-        [("database", "nowhere", "RE"), ("options", "-c no_such=1", "RE"), ("user", "no_such_role", "E")]
+        [("database", "nowhere", "RE"), ("options", "-c no_such=1", "RE"), ("user", "no_such_role", "RE")]
     {
         let mut raw = proxy.raw().await;
         raw.send(&startup(PROTOCOL_3_0, &[("user", "postgres"), (name, value)])).await;

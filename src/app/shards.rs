@@ -12,11 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::house::{House, ShardDoor};
+use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
 use crate::classify::StandardConformingStrings;
 use crate::client::{self, LoggedIn, Outcome};
 use crate::net;
-use crate::pool::{self, LoginKeys, Mail, Pools, Registry};
+use crate::pool::{self, Mail, Pools, Registry};
 use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
@@ -25,8 +26,6 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
 use crate::topology::monitor::{Fence, MonitorHandle};
-use crate::wire::reply::Report;
-use crate::wire::sqlstate as state;
 
 /// How often idle server connections are looked over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,7 +39,7 @@ const LATE_LIMIT: Duration = Duration::from_secs(1);
 /// What a shard is told.
 pub(super) enum Command {
     /// A new client.
-    Client(std::net::TcpStream),
+    Client(std::net::TcpStream, Seat),
     /// Cancel what that session does.
     Cancel {
         /// The session.
@@ -79,18 +78,15 @@ impl Shards {
 
     /// Starts a thread for each.
     pub(super) fn start(
-        commands: Vec<mpsc::UnboundedReceiver<Command>>,
+        receivers: Vec<(mpsc::UnboundedReceiver<Command>, mpsc::UnboundedReceiver<Mail>)>,
         house: &Arc<House>,
         shared: &Arc<Shared>,
-        pool_settings: &pool::Settings,
+        (pool_settings, registry): &(pool::Settings, Arc<Registry>),
         metrics: &Metrics,
         monitor: &MonitorHandle,
     ) -> std::io::Result<Self> {
-        let verifiers = Arc::clone(house);
-        let keys = LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
-        let (registry, mailboxes) = Registry::new(commands.len(), keys);
         let mut ended = Vec::new();
-        for (number, (commands, mail)) in commands.into_iter().zip(mailboxes).enumerate() {
+        for (number, (commands, mail)) in receivers.into_iter().enumerate() {
             let (end, end_receiver) = oneshot::channel();
             ended.push(end_receiver);
             let thread = ShardThread {
@@ -100,7 +96,7 @@ impl Shards {
                 house: Arc::clone(house),
                 shared: Arc::clone(shared),
                 pool_settings: pool_settings.clone(),
-                registry: Arc::clone(&registry),
+                registry: Arc::clone(registry),
                 counters: metrics.shard(number).unwrap_or_default(),
                 snapshots: monitor.snapshots.clone(),
             };
@@ -187,7 +183,10 @@ impl ShardThread {
                 },
                 Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
                 _ = cool.tick() => shard.cool_down(),
-                _ = sweep.tick() => shard.pools.sweep(Instant::now()),
+                _ = sweep.tick() => {
+                    shard.pools.sweep(Instant::now());
+                    shard.pools.keep_ready(&shard.snapshot(), Instant::now());
+                }
             }
             // Looked at with every turn, which the ticks alone bring soon enough.
             if shard.draining.get() && shard.is_empty() {
@@ -206,7 +205,7 @@ impl ShardThread {
 
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
-            Command::Client(stream) => self.take_in(shard, stream),
+            Command::Client(stream, seat) => self.take_in(shard, stream, seat),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
@@ -218,7 +217,7 @@ impl ShardThread {
         }
     }
 
-    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream) {
+    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, seat: Seat) {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -236,7 +235,7 @@ impl ShardThread {
         // Here and not in its task: a drain that begins before the task runs must know of it.
         let session = shard.enter(Rc::clone(&control));
         let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
-        tokio::task::spawn_local(client_task(shard, house, client, control, session));
+        tokio::task::spawn_local(client_task(shard, house, client, (control, session), seat));
     }
 }
 
@@ -245,11 +244,12 @@ async fn client_task(
     shard: Rc<Shard>,
     house: Arc<House>,
     client: Rc<TcpStream>,
-    control: Rc<Control>,
-    session: u64,
+    (control, session): (Rc<Control>, u64),
+    seat: Seat,
 ) {
-    if let Some((identity, process_id, early)) =
-        Box::pin(log_in(&shard, &house, &client, &control, session)).await
+    // The place is given up when everything of the session is gone.
+    if let Some((identity, process_id, early, _seat)) =
+        Box::pin(log_in(&shard, &house, &client, (&control, session), seat)).await
     {
         control.logging_in.set(false);
         control.process_id.set(process_id);
@@ -263,16 +263,19 @@ async fn log_in(
     shard: &Rc<Shard>,
     house: &Arc<House>,
     client: &Rc<TcpStream>,
-    control: &Control,
-    session: u64,
-) -> Option<(Identity, i32, Vec<u8>)> {
+    (control, session): (&Control, u64),
+    seat: Seat,
+) -> Option<(Identity, i32, Vec<u8>, Seat)> {
     // It may bring a cancel request.
     let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
-    let door = ShardDoor::new(house, shard, session);
+    let door = ShardDoor::new(house, shard, session, seat);
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
-            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(shard, *logged_in)),
+            Ok(Ok(Outcome::In(logged_in))) => {
+                let (identity, process_id, early) = let_in(shard, *logged_in);
+                return Some((identity, process_id, early, door.into_seat()));
+            }
             Ok(Ok(Outcome::Refused)) => {
                 shard.counters.logins_failed.inc();
                 None
@@ -285,6 +288,9 @@ async fn log_in(
         },
         () = drain_begins(shard, control, &door, patience) => Some(outcome::shutting_down()),
     };
+    if let Some(limit) = door.kept_out_by() {
+        shard.counters.clients_kept_out.at(limit as usize).inc();
+    }
     door.close();
     if let Some(report) = report {
         let mut out = Vec::new();
@@ -342,28 +348,21 @@ fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
 }
 
 /// Accepts clients and hands them out to the shards in turn.
-pub(super) async fn accept(
-    listeners: Vec<TcpListener>,
-    commands: Commands,
-    metrics: Metrics,
-    clients_max: usize,
-) {
+pub(super) async fn accept(listeners: Vec<TcpListener>, commands: Commands, seats: Arc<Seats>) {
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        let (commands, metrics) = (commands.clone(), metrics.clone());
+        let (commands, seats) = (commands.clone(), Arc::clone(&seats));
         accepting.spawn(async move {
             let mut next = 0usize;
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let clients =
-                            metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs());
-                        if usize::try_from(clients).unwrap_or(usize::MAX) >= clients_max {
+                        let Some(seat) = seats.arrive() else {
                             too_many(&stream);
                             continue;
-                        }
+                        };
                         if let Ok(stream) = stream.into_std() {
-                            next = hand_out(stream, &commands, next);
+                            next = hand_out((stream, seat), &commands, next);
                         }
                     }
                     Err(error) => {
@@ -379,8 +378,8 @@ pub(super) async fn accept(
 }
 
 /// Gives a client to the shard behind `last`, or the next that has not ended; gives which. Where all have ended, nobody is served.
-fn hand_out(stream: std::net::TcpStream, commands: &Commands, last: usize) -> usize {
-    let mut command = Command::Client(stream);
+fn hand_out((stream, seat): (std::net::TcpStream, Seat), commands: &Commands, last: usize) -> usize {
+    let mut command = Command::Client(stream, seat);
     let mut next = last;
     for _ in 0..commands.len() {
         next = (next + 1) % commands.len();
@@ -394,9 +393,7 @@ fn hand_out(stream: std::net::TcpStream, commands: &Commands, last: usize) -> us
 
 fn too_many(stream: &TcpStream) {
     let mut out = Vec::new();
-    Report::fatal(state::TOO_MANY_CONNECTIONS, "pgsteer: too many clients already")
-        .hint("Raise listen.max_client_conn.")
-        .put(&mut out);
+    seats::refusal(ClientLimit::All).put(&mut out);
     // Best effort on a fresh socket.
     let _ = stream.try_write(&out);
 }

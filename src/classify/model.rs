@@ -104,11 +104,13 @@ pub enum PinReason {
     BackendPid,
     /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
     Other,
+    /// No statement: the pool is in mode `session`.
+    PoolMode,
 }
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -120,6 +122,7 @@ impl PinReason {
         Self::Unseen,
         Self::BackendPid,
         Self::Other,
+        Self::PoolMode,
     ];
 
     /// The label in metrics, logs and error DETAILs.
@@ -136,6 +139,7 @@ impl PinReason {
             Self::Unseen => "unseen",
             Self::BackendPid => "backend_pid",
             Self::Other => "other",
+            Self::PoolMode => "pool_mode",
         }
     }
 }

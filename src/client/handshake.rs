@@ -154,7 +154,7 @@ pub fn wrong_password(user: &str) -> Report {
 pub fn put_refusal(out: &mut Vec<u8>, error: &[u8]) {
     let code = reply::error_fields(error.get(frame::HEADER_BYTES..).unwrap_or_default()).code;
     let before =
-        [state::CANNOT_CONNECT_NOW, state::TOO_MANY_CONNECTIONS].contains(&code) || code.class() == *b"28";
+        [state::CANNOT_CONNECT_NOW, state::TOO_MANY_CONNECTIONS, state::INVALID_PASSWORD].contains(&code);
     if !before {
         out.extend_from_slice(&encode(&Authentication::Ok));
     }

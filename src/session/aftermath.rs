@@ -225,6 +225,7 @@ impl Session {
             self.shard.counters.pins.at(pin as usize).inc();
             self.pins.push(pin);
         }
+        self.keep_server();
     }
 
     fn answered(&mut self, attached: &Attached, now: Instant) {

@@ -47,7 +47,7 @@ impl Session {
     /// Gets a server connection for the task; `false` when the client has been told why there is none.
     pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
-        let deadline = task.now + self.shard.pools.settings().query_wait_timeout;
+        let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -83,8 +83,8 @@ impl Session {
                 Err(error) => error,
             };
             match error {
-                LeaseError::TimedOut => {
-                    let report = outcome::no_server_connection("All connections of the pool were busy");
+                LeaseError::TimedOut(limit) => {
+                    let report = outcome::no_server_connection(limit.cause());
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
@@ -99,7 +99,7 @@ impl Session {
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
                     if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
                 {
-                    if Instant::now() >= deadline {
+                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                         let report = outcome::no_server_connection("The server has no free connection slot");
                         return self.refuse(task, &report).await;
                     }

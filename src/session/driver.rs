@@ -232,6 +232,7 @@ impl Session {
             {
                 self.shard.cancel_at(&key);
             }
+            self.part_from(attached);
         }
         self.shard.leave(self.number);
     }

@@ -31,7 +31,10 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
-        if self.shard.shared.settings.routing.mode == Mode::Primary || self.serializable {
+        if self.shard.shared.settings.routing.mode == Mode::Primary
+            || self.serializable
+            || self.keeps_server()
+        {
             needs.need = Need::Primary;
         }
         needs
