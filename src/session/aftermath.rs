@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::attempt::Sent;
 use super::driver::{Attached, Batch, End, Flow, Session};
-use super::exchange::Ended;
+use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
 use super::outcome;
 use super::run::{RetryCause, Task, Tried};
@@ -36,7 +36,7 @@ impl Session {
         mut attached: Attached,
         (mut answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
-        sent: Sent,
+        mut sent: Sent,
     ) -> Flow<Tried> {
         task.bytes = sent.unit_left;
         let now = task.now;
@@ -87,11 +87,15 @@ impl Session {
                 task.beyond = sent.beyond;
                 self.not_fit(task, attached, &sent, code, &message).await
             }
-            Ended::ServerLost { cause, announced } => {
+            Ended::ServerLost { cause, parting } => {
                 self.shard.buffers.give_answer(answer);
-                let why =
-                    if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
-                self.shard.suspect(attached.node, why);
+                match parting {
+                    Parting::Announced => {
+                        self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
+                    }
+                    Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
+                    Parting::Before => sent.any = false,
+                }
                 let (node, side) = (attached.node, attached.side);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;

@@ -18,6 +18,7 @@ use super::unit::Kind;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
 use crate::pool::{Fit, LeaseError};
+use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
@@ -60,7 +61,7 @@ impl Session {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let waited = self.wait_for_lease(&pool, &endpoint).await;
+                    let waited = self.wait_for_lease(&pool, &endpoint, task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
@@ -126,22 +127,45 @@ impl Session {
         Fit { settings_id: self.settings.id, session: self.key() }
     }
 
-    /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
-    async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
+    /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
+    async fn wait_for_lease(
+        &self,
+        pool: &Rc<crate::pool::set::Pool>,
+        endpoint: &Endpoint,
+        window: &mut Window,
+    ) -> Flow<Waited> {
         let lease = self.shard.pools.lease(pool, endpoint, self.fit());
         let mut lease = std::pin::pin!(lease);
         loop {
+            let watched = !window.spare().is_empty();
             tokio::select! {
                 biased;
-                lease = &mut lease => return Waited::Over(Box::new(lease)),
+                lease = &mut lease => return Ok(Waited::Over(Box::new(lease))),
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.epoch_after(endpoint.epoch) => return Waited::Outdated,
+                () = self.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
-                        return Waited::Cancelled;
+                        return Ok(Waited::Cancelled);
                     }
                 }
+                ready = crate::net::readable(&self.client), if watched => {
+                    ready.map_err(|_| End::Client)?;
+                    self.read_ahead(window)?;
+                }
             }
+        }
+    }
+
+    /// Takes in what the client has sent behind its unit, as far as there is room; without room an end is seen late.
+    fn read_ahead(&self, window: &mut Window) -> Flow<()> {
+        match crate::net::try_read(&self.client, window.spare()) {
+            Ok(0) => Err(End::Client),
+            Ok(count) => {
+                window.advance(count);
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Client),
         }
     }
 
@@ -165,7 +189,6 @@ impl Session {
         }
         let Some(waiting) = hold.as_mut() else { return Ok(false) };
         loop {
-            // Bytes behind the unit are taken in as far as there is room; without room an end is seen late.
             let watched = !task.window.spare().is_empty();
             tokio::select! {
                 biased;
@@ -178,12 +201,7 @@ impl Session {
                 }
                 ready = crate::net::readable(&self.client), if watched => ready.map_err(|_| End::Client)?,
             }
-            match crate::net::try_read(&self.client, task.window.spare()) {
-                Ok(0) => return Err(End::Client),
-                Ok(count) => task.window.advance(count),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(End::Client),
-            }
+            self.read_ahead(task.window)?;
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
@@ -191,7 +191,7 @@ impl Session {
         let (node, side) = (attached.node, attached.side);
         let Some(server) = attached.lease.server() else {
             let cause = "The connection was taken away".to_owned();
-            return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
+            return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
         };
         part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
