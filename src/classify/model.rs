@@ -264,6 +264,8 @@ pub struct Classification {
     pub databases: bool,
     /// It calls `pg_terminate_backend`, which may end its own session.
     pub terminates: bool,
+    /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
+    pub asks_last_value: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -22,6 +22,7 @@ pub struct Parts {
     in_hot_standby: bool,
     opened_at: Instant,
     reported: Vec<(String, String)>,
+    last_writer: Option<u64>,
     left_by: Option<u64>,
     applied: SettingValues,
 }
@@ -36,6 +37,7 @@ pub(super) fn take_apart(server: Server) -> Option<Parts> {
         in_hot_standby: server.in_hot_standby,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
+        last_writer: server.last_writer,
         left_by: server.left_by,
         applied: (*server.applied).clone(),
     })
@@ -51,6 +53,7 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         reported: Reported::new(parts.reported),
         idle_since: Instant::now(),
         carried: Carried::default(),
+        last_writer: parts.last_writer,
         left_by: parts.left_by,
         applied: Rc::new(parts.applied),
     }))

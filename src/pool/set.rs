@@ -40,10 +40,24 @@ pub struct Fit {
     pub settings_id: u64,
     /// The session's number over all shards.
     pub session: u64,
+    /// What matters most.
+    pub wanted: Wanted,
+}
+
+/// What matters most of an idle connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That it needs no preparation.
+    Ready,
+    /// That this session was the last to write there: what sequences gave last is its own.
+    OwnWrites,
 }
 
 impl Fit {
     fn is_met_by(self, server: &Server) -> bool {
+        if self.wanted == Wanted::OwnWrites {
+            return server.last_writer == Some(self.session);
+        }
         server.applied.id == self.settings_id && server.left_by.is_none_or(|left_by| left_by == self.session)
     }
 }
@@ -74,6 +88,8 @@ pub struct PoolGroup {
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
     /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
+    /// Sessions of this group ask what sequences gave last: what an INSERT may have made one give pins them.
+    pub asks_last_values: Cell<bool>,
 }
 
 /// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
@@ -176,6 +192,7 @@ impl Pools {
             limits: self.settings.limits_of(database, user),
             by_node: RefCell::default(),
             custom_settings: RefCell::default(),
+            asks_last_values: Cell::new(false),
         });
         groups.insert(key, Rc::downgrade(&group));
         group

@@ -19,7 +19,7 @@ use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::connection::Carried;
-use crate::classify::PinReason;
+use crate::classify::{PinReason, TransactionEffect};
 use crate::relay::answer::Answer;
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -209,8 +209,28 @@ impl Session {
         self.note_state(task, attached);
     }
 
+    /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
+    fn note_write(&mut self, needs: &Needs, attached: &mut Attached) {
+        let key = self.key();
+        if let Some(server) = attached.lease.server() {
+            server.last_writer = Some(key);
+        }
+        if needs.asks_last_value {
+            self.group.asks_last_values.set(true);
+        }
+        if self.group.asks_last_values.get() && !self.pins.contains(&PinReason::Sequence) {
+            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
+            self.pins.push(PinReason::Sequence);
+        }
+    }
+
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
+        let Needs { repeatable, session, transaction, statements, .. } = task.needs;
+        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
+        if attached.side == Side::Primary && may_insert {
+            self.note_write(&task.needs, attached);
+        }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));

@@ -14,10 +14,11 @@ use super::outcome;
 use super::run::Task;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
-use super::unit::Kind;
+use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
-use crate::pool::{Fit, LeaseError};
+use crate::classify::PinReason;
+use crate::pool::{Fit, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Need, Question};
 use crate::telemetry::metrics::Side;
@@ -57,11 +58,12 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool, self.fit()) {
+            let lease = match self.shard.pools.try_claim(&pool, self.fit(&task.needs)) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let waited = self.wait_for_lease(&pool, &endpoint, task.window).await?;
+                    let waited =
+                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
@@ -123,8 +125,9 @@ impl Session {
         }
     }
 
-    fn fit(&self) -> Fit {
-        Fit { settings_id: self.settings.id, session: self.key() }
+    fn fit(&self, needs: &Needs) -> Fit {
+        let wanted = if needs.pin == Some(PinReason::Sequence) { Wanted::OwnWrites } else { Wanted::Ready };
+        Fit { settings_id: self.settings.id, session: self.key(), wanted }
     }
 
     /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
@@ -132,9 +135,10 @@ impl Session {
         &self,
         pool: &Rc<crate::pool::set::Pool>,
         endpoint: &Endpoint,
+        fit: Fit,
         window: &mut Window,
     ) -> Flow<Waited> {
-        let lease = self.shard.pools.lease(pool, endpoint, self.fit());
+        let lease = self.shard.pools.lease(pool, endpoint, fit);
         let mut lease = std::pin::pin!(lease);
         loop {
             let watched = !window.spare().is_empty();

@@ -142,6 +142,8 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
+    /// It asks what a sequence gave last.
+    pub asks_last_value: bool,
     /// It may end its own session.
     pub terminates: bool,
     /// What it does to the transaction, if it is a single statement that does.
@@ -171,6 +173,7 @@ impl Default for Needs {
             session: false,
             may_unpin: false,
             databases: false,
+            asks_last_value: false,
             terminates: false,
             transaction: TransactionEffect::None,
             commits: false,
@@ -205,6 +208,7 @@ impl Needs {
         }
         self.databases |= class.databases;
         self.terminates |= class.terminates;
+        self.asks_last_value |= class.asks_last_value;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
