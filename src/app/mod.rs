@@ -257,7 +257,11 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
-        forget_database: Box::new(move |database| house.forget_database(database)),
+        forget_database: {
+            let house = Arc::clone(&house);
+            Box::new(move |database| house.forget_database(database))
+        },
+        server_process: Box::new(move |process_id| house.server_process(process_id)),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

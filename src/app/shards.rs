@@ -18,7 +18,7 @@ use crate::classify::StandardConformingStrings;
 use crate::client::{self, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
-use crate::session::control::{Control, Taken};
+use crate::session::control::{Answered, Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
 use crate::session::{outcome, settings};
@@ -46,6 +46,13 @@ pub(super) enum Command {
         session: u64,
         /// Dropped when that is over.
         taken: Taken,
+    },
+    /// Tell the process of the server connection that this session has on the primary.
+    ServerProcess {
+        /// The session.
+        session: u64,
+        /// Dropped where it has none.
+        answer: Answered,
     },
     /// Sever connections to this node that are older than this epoch; then answer.
     Fence {
@@ -207,6 +214,7 @@ impl ShardThread {
         match command {
             Command::Client(stream, seat) => self.take_in(shard, stream, seat),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
+            Command::ServerProcess { session, answer } => shard.server_process(session, answer),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.

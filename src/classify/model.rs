@@ -262,8 +262,8 @@ pub struct Classification {
     pub statements: u16,
     /// CREATE, ALTER or DROP DATABASE among them: nobody else may be connected to what it names.
     pub databases: bool,
-    /// It calls `pg_terminate_backend`, which may end its own session.
-    pub terminates: bool,
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    pub signals: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.

@@ -26,7 +26,7 @@ pub(super) struct Scanner<'a> {
     pub(super) rolls_back: bool,
     pub(super) copies: bool,
     pub(super) databases: bool,
-    pub(super) terminates: bool,
+    pub(super) signals: bool,
     pub(super) asks_last_value: bool,
     statements: u16,
 }
@@ -45,7 +45,7 @@ impl<'a> Scanner<'a> {
             rolls_back: false,
             copies: false,
             databases: false,
-            terminates: false,
+            signals: false,
             asks_last_value: false,
             statements: 0,
         }
@@ -192,7 +192,7 @@ impl<'a> Scanner<'a> {
             commits: self.commits || (self.rolls_back && self.statements > 1),
             statements: self.statements,
             databases: self.databases,
-            terminates: self.terminates,
+            signals: self.signals,
             asks_last_value: self.asks_last_value,
             copies: self.copies,
             hint,

@@ -24,6 +24,8 @@ mod row_shapes;
 mod run;
 pub mod settings;
 pub mod shard;
+pub mod signals;
+mod summons;
 pub mod transaction;
 pub mod translate;
 pub mod unit;

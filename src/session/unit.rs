@@ -144,8 +144,10 @@ pub struct Needs {
     pub databases: bool,
     /// It asks what a sequence gave last.
     pub asks_last_value: bool,
-    /// It may end its own session.
-    pub terminates: bool,
+    /// It may cancel or end any session, its own too.
+    pub signals: bool,
+    /// The process ids that it names are those of server processes by now.
+    pub signals_resolved: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -174,7 +176,8 @@ impl Default for Needs {
             may_unpin: false,
             databases: false,
             asks_last_value: false,
-            terminates: false,
+            signals: false,
+            signals_resolved: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -207,7 +210,7 @@ impl Needs {
             self.repeatable = false;
         }
         self.databases |= class.databases;
-        self.terminates |= class.terminates;
+        self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
