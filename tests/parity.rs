@@ -45,12 +45,6 @@ const KNOWN: &[Known] = &[
         reason: "a bug: PostgreSQL forgets READ ONLY when a block fails, but the chained one is still on the standby",
     },
     Known {
-        script: "the unnamed statement outlives a parse that is skipped",
-        direct: r#"E S=ERROR V=ERROR C=22012 M=division by zero"#,
-        through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,
-        reason: "a bug: a Parse that an error skips takes the unnamed statement with it",
-    },
-    Known {
         script: "a chained read only block is made writable",
         direct: r#"C SET\x00"#,
         through: r#"E S=ERROR V=ERROR C=0A000 M=cannot set transaction read-write mode during recovery"#,

@@ -52,7 +52,10 @@ pub enum Expect {
     /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
     Execute,
     /// CloseComplete of the client's own Close.
-    Close,
+    Close {
+        /// The caller's number for it, told back when an error skips it.
+        token: Option<u32>,
+    },
     /// CloseComplete of a Close that pgsteer put in; `token` is told back when it was not carried out.
     OwnClose {
         /// The caller's number for it.
@@ -69,6 +72,26 @@ pub enum Expect {
     Sync,
     /// ReadyForQuery of a Sync that pgsteer put in: kept back.
     OwnSync,
+}
+
+impl Expect {
+    /// The number of what is not true if this reply does not come.
+    fn promise(self) -> Option<u32> {
+        match self {
+            Self::Parse { token, .. } | Self::Local { token, .. } | Self::OwnClose { token } => Some(token),
+            Self::Close { token } => token,
+            _ => None,
+        }
+    }
+}
+
+/// What the server did not carry out: Parse and Close messages by their tokens, and local replies that an error skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unkept {
+    /// All of them, in order.
+    pub tokens: Vec<u32>,
+    /// The one that was refused itself; the others were skipped because of an error before them.
+    pub refused: Option<u32>,
 }
 
 /// What the scan came upon.
@@ -119,7 +142,7 @@ pub struct Answer {
     /// Bytes of a frame larger than the buffer that are still to come.
     body_left: usize,
     expect: VecDeque<Expect>,
-    failed_parses: Vec<u32>,
+    unkept: Unkept,
     /// Shapes of rows, by token.
     shapes: Vec<(u32, u64)>,
     deallocated: bool,
@@ -149,7 +172,7 @@ impl Answer {
             ahead: Vec::new(),
             body_left: 0,
             expect: VecDeque::new(),
-            failed_parses: Vec::new(),
+            unkept: Unkept::default(),
             shapes: Vec::new(),
             deallocated: false,
             announces_ready: false,
@@ -170,7 +193,8 @@ impl Answer {
         self.ahead.shrink_to(AHEAD_KEPT_BYTES);
         self.expect.clear();
         self.expect.shrink_to(EXPECT_KEPT);
-        self.failed_parses.clear();
+        self.unkept.tokens.clear();
+        self.unkept.refused = None;
         self.shapes.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
@@ -233,9 +257,9 @@ impl Answer {
         self.last_status
     }
 
-    /// Tokens of Parse and own Close messages that the server did not carry out, and of local replies that an error skipped.
-    pub fn failed_parses(&mut self) -> &mut Vec<u32> {
-        &mut self.failed_parses
+    /// What the server did not carry out after all.
+    pub fn take_unkept(&mut self) -> Unkept {
+        std::mem::take(&mut self.unkept)
     }
 
     /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no prepared statements any more.
@@ -493,6 +517,7 @@ impl Answer {
         if matches!(self.expect.front(), Some(Expect::Simple | Expect::Preamble)) {
             return;
         }
+        self.unkept.refused = self.expect.front().and_then(|next| next.promise());
         self.skip_up_to(|next| matches!(next, Expect::Sync | Expect::OwnSync));
     }
 
@@ -500,15 +525,8 @@ impl Answer {
         while let Some(&next) = self.expect.front()
             && !end(next)
         {
-            self.note_failed(next);
+            self.unkept.tokens.extend(next.promise());
             self.expect.pop_front();
-        }
-    }
-
-    fn note_failed(&mut self, reply: Expect) {
-        if let Expect::Parse { token, .. } | Expect::Local { token, .. } | Expect::OwnClose { token } = reply
-        {
-            self.failed_parses.push(token);
         }
     }
 
@@ -541,7 +559,7 @@ impl Answer {
             (Some(Expect::Own), b'C') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
             (Some(Expect::OwnClose { .. }), b'3') | (Some(Expect::OwnShape { .. }), b'n' | b'T') => false,
-            (Some(Expect::Close), b'3')
+            (Some(Expect::Close { .. }), b'3')
             | (Some(Expect::Bind), b'2')
             | (Some(Expect::Describe | Expect::Shape { .. }), b'n' | b'T')
             | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
@@ -670,7 +688,7 @@ mod tests {
         answer.accept();
         assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         assert_eq!(answer.ready_joined(), bytes);
-        assert_eq!(answer.failed_parses(), &[7, 9]);
+        assert_eq!(answer.take_unkept(), Unkept { tokens: vec![7, 9], refused: Some(7) });
     }
 
     /// C05: what was held back of a cancelled read never reaches the client.

@@ -20,7 +20,7 @@ use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::connection::Carried;
 use crate::classify::{PinReason, TransactionEffect};
-use crate::relay::answer::Answer;
+use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
@@ -129,7 +129,7 @@ impl Session {
 
     /// The unit was refused before it began: takes back what it was to do.
     fn not_begun(&mut self, attached: &mut Attached, mut answer: Box<Answer>, journal: &mut Journal) {
-        let failed = std::mem::take(answer.failed_parses());
+        let failed = answer.take_unkept().tokens;
         if let Some(server) = attached.lease.server() {
             journal.correct(&failed, &mut server.carried);
         }
@@ -191,13 +191,13 @@ impl Session {
         answer: &mut Answer,
         journal: &mut Journal,
     ) {
-        let failed = std::mem::take(answer.failed_parses());
+        let unkept = answer.take_unkept();
         attached.spoiled |= answer.preamble_error().is_some();
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
         if let Some(server) = attached.lease.server() {
             journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
-            journal.settle(&failed, &mut self.names, &mut server.carried);
+            journal.settle(&unkept, &mut self.names, &mut server.carried);
             if deallocated {
                 server.carried.prepared.clear();
                 server.carried.unnamed = None;
@@ -385,7 +385,7 @@ impl Session {
             self.transaction = Transaction::Lost { told: true };
             outcome::transaction_lost(cause)
         };
-        journal.settle(&[], &mut self.names, &mut Carried::default());
+        journal.settle(&Unkept::default(), &mut self.names, &mut Carried::default());
         self.shard.counters.error(report.code.as_str());
         let mut out = Vec::new();
         report.put(&mut out);

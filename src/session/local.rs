@@ -6,7 +6,6 @@
 
 use super::driver::Session;
 use super::outcome;
-use super::prepared::Unnamed;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, SessionEffect, TransactionEffect};
@@ -84,6 +83,9 @@ impl Session {
 
     /// The replies to the messages of a unit with one statement that is answered here, without ReadyForQuery.
     fn local_replies(&mut self, unit: &[u8], tag: &str, out: &mut Vec<u8>) -> Option<()> {
+        if !self.all_succeed(unit)? {
+            return None;
+        }
         for (kind, body) in unit::frames(unit) {
             match kind {
                 b'Q' => {
@@ -95,17 +97,8 @@ impl Session {
                     let parse = extended::parse(body)?;
                     let class = classify::classify(parse.sql, self.strings);
                     if parse.name.is_empty() {
-                        self.names.unnamed_count += 1;
-                        self.names.unnamed_streamed = false;
-                        self.names.unnamed = Some(Unnamed {
-                            told: None,
-                            count: self.names.unnamed_count,
-                            sql: parse.sql.to_vec(),
-                            types: parse.types.to_vec(),
-                            class,
-                        });
-                    } else if self.names.named(parse.name).is_some() {
-                        return None;
+                        let before = self.names.parse_unnamed(parse.sql, parse.types, class);
+                        self.names.forget_unnamed(before);
                     } else {
                         let statement =
                             self.shard.statements.intern(self.scope_now(), parse.sql, parse.types, || class);
@@ -113,11 +106,7 @@ impl Session {
                     }
                     out.extend_from_slice(reply::PARSE_COMPLETE);
                 }
-                // Values for a statement that takes none are the server's to refuse.
-                b'B' if extended::bind(body)?.is_without_values() => {
-                    out.extend_from_slice(reply::BIND_COMPLETE);
-                }
-                b'B' => return None,
+                b'B' => out.extend_from_slice(reply::BIND_COMPLETE),
                 b'D' => {
                     if let Named::Statement(_) = extended::named(body)? {
                         out.extend_from_slice(reply::NO_PARAMETERS);
@@ -125,8 +114,10 @@ impl Session {
                     out.extend_from_slice(reply::NO_DATA);
                 }
                 b'C' => {
-                    if let Named::Statement(name) = extended::named(body)? {
-                        self.names.remove(name);
+                    match extended::named(body)? {
+                        Named::Statement(b"") => self.names.drop_unnamed(),
+                        Named::Statement(name) => self.names.remove(name),
+                        Named::Portal(_) => {}
                     }
                     out.extend_from_slice(reply::CLOSE_COMPLETE);
                 }
@@ -134,6 +125,23 @@ impl Session {
             }
         }
         Some(())
+    }
+
+    /// Whether the server would do without an error what the messages say beside their one statement.
+    fn all_succeed(&self, unit: &[u8]) -> Option<bool> {
+        for (kind, body) in unit::frames(unit) {
+            let succeeds = match kind {
+                b'P' => self.names.named(extended::parse(body)?.name).is_none(),
+                // Values for a statement that takes none are the server's to refuse.
+                b'B' => extended::bind(body)?.is_without_values(),
+                b'D' | b'C' => extended::named(body).is_some(),
+                _ => true,
+            };
+            if !succeeds {
+                return Some(false);
+            }
+        }
+        Some(true)
     }
 
     /// Answers in a transaction whose server was lost.

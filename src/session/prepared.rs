@@ -12,6 +12,9 @@ use crate::classify::Classification;
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
 
+/// What the text of an unnamed statement that is gone may occupy for the next one.
+const SPARE_BYTES_MAX: usize = 4096;
+
 /// Statements that a shard remembers before it first looks for those that nobody uses any more.
 const TABLE_SWEEP_AT: usize = 4096;
 
@@ -108,6 +111,12 @@ pub struct Unnamed {
     pub told: Option<u64>,
 }
 
+impl Unnamed {
+    fn new(class: Classification) -> Self {
+        Self { count: 0, sql: Vec::new(), types: Vec::new(), class, told: None }
+    }
+}
+
 /// A statement under a client's name.
 #[derive(Debug)]
 struct NamedStatement {
@@ -115,12 +124,21 @@ struct NamedStatement {
     told: Option<u64>,
 }
 
+/// The unnamed statement of a session, until something else takes its place.
+#[derive(Debug, Default)]
+pub struct UnnamedBefore {
+    unnamed: Option<Box<Unnamed>>,
+    streamed: bool,
+}
+
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct Names {
     named: HashMap<Box<[u8]>, NamedStatement>,
     /// The unnamed statement.
-    pub unnamed: Option<Unnamed>,
+    pub unnamed: Option<Box<Unnamed>>,
+    /// For the next unnamed statement: a client that uses it for everything is to cost no allocation.
+    spare: Option<Box<Unnamed>>,
     /// The unnamed statement went to the server unseen, in a message larger than a unit: the session stays there.
     pub unnamed_streamed: bool,
     /// Unnamed Parse messages so far.
@@ -181,6 +199,39 @@ impl Names {
     pub fn drop_unnamed(&mut self) {
         self.unnamed = None;
         self.unnamed_streamed = false;
+    }
+
+    /// The client prepares the unnamed statement. Gives what it takes the place of.
+    pub fn parse_unnamed(&mut self, sql: &[u8], types: &[u8], class: Classification) -> UnnamedBefore {
+        let before = self.take_unnamed();
+        self.unnamed_count += 1;
+        let mut unnamed = self.spare.take().unwrap_or_else(|| Box::new(Unnamed::new(class)));
+        unnamed.count = self.unnamed_count;
+        unnamed.class = class;
+        unnamed.told = None;
+        unnamed.sql.clear();
+        unnamed.sql.extend_from_slice(sql);
+        unnamed.types.clear();
+        unnamed.types.extend_from_slice(types);
+        self.unnamed = Some(unnamed);
+        before
+    }
+
+    /// Takes the unnamed statement away, for as long as that may not have happened after all.
+    pub fn take_unnamed(&mut self) -> UnnamedBefore {
+        UnnamedBefore { unnamed: self.unnamed.take(), streamed: std::mem::take(&mut self.unnamed_streamed) }
+    }
+
+    /// What took its place has not.
+    pub fn restore_unnamed(&mut self, before: UnnamedBefore) {
+        self.unnamed = before.unnamed;
+        self.unnamed_streamed = before.streamed;
+    }
+
+    /// It is gone for good.
+    pub fn forget_unnamed(&mut self, before: UnnamedBefore) {
+        let small = |it: &Unnamed| it.sql.capacity() + it.types.capacity() <= SPARE_BYTES_MAX;
+        self.spare = before.unnamed.filter(|it| small(it)).or_else(|| self.spare.take());
     }
 
     /// What the statement of that name needs; `None` when there is none.

@@ -65,7 +65,7 @@ impl Session {
                 }
             }
             Ended::Refused(code) => {
-                let failed = std::mem::take(part.answer.failed_parses());
+                let failed = part.answer.take_unkept().tokens;
                 if let Some(server) = attached.lease.server() {
                     part.journal.correct(&failed, &mut server.carried);
                 }

@@ -6,11 +6,11 @@
 
 use std::rc::Rc;
 
-use super::prepared::{NAME_PREFIX, Names, Statement, Table, Unnamed};
+use super::prepared::{NAME_PREFIX, Names, Statement, Table, UnnamedBefore};
 use super::unit;
 use crate::backend::connection::{Carried, PreparedHere};
 use crate::classify::{self, StandardConformingStrings};
-use crate::relay::answer::{Answer, Expect};
+use crate::relay::answer::{Answer, Expect, Unkept};
 use crate::wire::extended::{self, Named};
 use crate::wire::{frame, reply};
 
@@ -29,14 +29,16 @@ enum Change {
 }
 
 /// What is taken for done as soon as it is sent (or answered here).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Promise {
     /// The statement of this identity is on the server, and may have the client's name.
     Prepared(u64, Option<Box<[u8]>>),
     /// This statement is not there any more.
     Gone(PreparedHere),
-    /// The unnamed statement is there.
-    Unnamed,
+    /// The client's unnamed statement is another than before, or none.
+    Unnamed(UnnamedBefore),
+    /// The client's unnamed statement is there.
+    UnnamedHere,
     /// The client's name is free again.
     Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
     /// The client is told the shape of the rows of the statement of this name and identity.
@@ -48,6 +50,7 @@ enum Promise {
     /// pgsteer is told of the unnamed statement, which the client was told has this shape.
     UnnamedShape(u64),
     /// Nothing that would have to be undone.
+    #[default]
     Nothing,
 }
 
@@ -60,17 +63,22 @@ impl Journal {
                 Change::Closed(name, statement, told) => names.restore(&name, statement, told),
             }
         }
-        self.promises.clear();
+        for promise in self.promises.drain(..).rev() {
+            if let Promise::Unnamed(before) = promise {
+                names.restore_unnamed(before);
+            }
+        }
     }
 
     /// These promises were not kept: what the server does not have after all.
     pub fn correct(&self, failed: &[u32], carried: &mut Carried) {
         // The last first: of a Close and a Parse that were both skipped, what was there before stays.
-        for promise in self.promised(failed) {
+        for &token in failed.iter().rev() {
+            let Some(promise) = self.promises.get(at(token)) else { continue };
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
                 Promise::Gone(here) => carried.prepared.insert(*here),
-                Promise::Unnamed => carried.unnamed = None,
+                Promise::Unnamed(_) | Promise::UnnamedHere => carried.unnamed = None,
                 Promise::Closed(..)
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
@@ -91,7 +99,7 @@ impl Journal {
     /// The server has told these shapes of rows, by token.
     pub fn note_shapes(&self, shapes: &[(u32, u64)], names: &mut Names, carried: &mut Carried) {
         for &(token, shape) in shapes {
-            match self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)) {
+            match self.promises.get(at(token)) {
                 Some(Promise::Described(name, id)) => {
                     names.tell(name, *id, shape);
                     carried.prepared.set_shape(*id, shape);
@@ -110,14 +118,18 @@ impl Journal {
     }
 
     /// The unit is over; these promises were not kept.
-    pub fn settle(&mut self, failed: &[u32], names: &mut Names, carried: &mut Carried) {
-        self.correct(failed, carried);
-        for promise in self.promised(failed) {
+    pub fn settle(&mut self, unkept: &Unkept, names: &mut Names, carried: &mut Carried) {
+        self.correct(&unkept.tokens, carried);
+        for &token in unkept.tokens.iter().rev() {
+            let Some(promise) = self.promises.get_mut(at(token)).map(std::mem::take) else { continue };
             match promise {
-                Promise::Prepared(_, Some(name)) => names.remove(name),
-                Promise::Unnamed => names.drop_unnamed(),
-                Promise::Closed(name, statement, told) => names.restore(name, Rc::clone(statement), *told),
+                Promise::Prepared(_, Some(name)) => names.remove(&name),
+                // A Parse that fails takes the unnamed statement with it; one that is skipped does not.
+                Promise::Unnamed(_) if unkept.refused == Some(token) => names.drop_unnamed(),
+                Promise::Unnamed(before) => names.restore_unnamed(before),
+                Promise::Closed(name, statement, told) => names.restore(&name, statement, told),
                 Promise::Prepared(_, None)
+                | Promise::UnnamedHere
                 | Promise::Gone(..)
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
@@ -127,14 +139,11 @@ impl Journal {
             }
         }
         self.changes.clear();
-        self.promises.clear();
-    }
-
-    fn promised<'j>(&'j self, failed: &'j [u32]) -> impl Iterator<Item = &'j Promise> {
-        failed
-            .iter()
-            .rev()
-            .filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
+        for promise in self.promises.drain(..) {
+            if let Promise::Unnamed(before) = promise {
+                names.forget_unnamed(before);
+            }
+        }
     }
 
     fn promise(&mut self, promise: Promise) -> u32 {
@@ -142,6 +151,10 @@ impl Journal {
         self.promises.push(promise);
         token
     }
+}
+
+fn at(token: u32) -> usize {
+    usize::try_from(token).unwrap_or(usize::MAX)
 }
 
 /// What is done where the server has not told yet whether a statement's rows look as its client was told: prepared anew they
@@ -217,11 +230,14 @@ impl<'a> Translator<'a> {
         self.out.extend_from_slice(tail);
         let reply = match kind {
             b'P' => {
-                let token = self.journal.promise(Promise::Nothing);
-                self.names.drop_unnamed();
-                self.names.unnamed_streamed = body.first() == Some(&0);
-                self.carried.unnamed = None;
-                Expect::Parse { forward: true, token }
+                let unnamed = body.first() == Some(&0);
+                let promise =
+                    if unnamed { Promise::Unnamed(self.names.take_unnamed()) } else { Promise::Nothing };
+                if unnamed {
+                    self.names.unnamed_streamed = true;
+                    self.carried.unnamed = None;
+                }
+                Expect::Parse { forward: true, token: self.journal.promise(promise) }
             }
             b'B' => Expect::Bind,
             // COPY data has no reply.
@@ -264,26 +280,9 @@ impl<'a> Translator<'a> {
         };
         if parse.name.is_empty() {
             let class = classify::classify(parse.sql, self.strings);
-            self.names.unnamed_count += 1;
-            self.names.unnamed_streamed = false;
-            let count = self.names.unnamed_count;
-            let mut unnamed = self.names.unnamed.take().unwrap_or(Unnamed {
-                count,
-                sql: Vec::new(),
-                types: Vec::new(),
-                class,
-                told: None,
-            });
-            unnamed.told = None;
-            unnamed.count = count;
-            unnamed.class = class;
-            unnamed.sql.clear();
-            unnamed.sql.extend_from_slice(parse.sql);
-            unnamed.types.clear();
-            unnamed.types.extend_from_slice(parse.types);
-            self.names.unnamed = Some(unnamed);
-            self.carried.unnamed = Some((self.session, count));
-            let token = self.journal.promise(Promise::Unnamed);
+            let before = self.names.parse_unnamed(parse.sql, parse.types, class);
+            self.carried.unnamed = Some((self.session, self.names.unnamed_count));
+            let token = self.journal.promise(Promise::Unnamed(before));
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         }
         if let Some(existing) = self.names.named(parse.name).cloned() {
@@ -414,7 +413,7 @@ impl<'a> Translator<'a> {
         let told = unnamed.told;
         frame::put(self.out, b'P', &[b"\0", &unnamed.sql, b"\0", &unnamed.types]);
         self.carried.unnamed = wanted;
-        let token = self.journal.promise(Promise::Unnamed);
+        let token = self.journal.promise(Promise::UnnamedHere);
         self.answer.expect(Expect::Parse { forward: false, token });
         told
     }
@@ -515,11 +514,12 @@ impl<'a> Translator<'a> {
                 self.answer.expect(Expect::Local { reply: reply::CLOSE_COMPLETE, token });
             }
             Some(Named::Statement(_)) => {
-                self.names.drop_unnamed();
+                let before = self.names.take_unnamed();
                 self.carried.unnamed = None;
-                self.raw(b'C', body, Some(Expect::Close));
+                let token = Some(self.journal.promise(Promise::Unnamed(before)));
+                self.raw(b'C', body, Some(Expect::Close { token }));
             }
-            _ => self.raw(b'C', body, Some(Expect::Close)),
+            _ => self.raw(b'C', body, Some(Expect::Close { token: None })),
         }
     }
 }
