@@ -88,8 +88,21 @@ pub struct PoolGroup {
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
     /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
+    /// What a write may do that its text does not show.
+    pub hidden: RefCell<Hidden>,
     /// Sessions of this group ask what sequences gave last: what an INSERT may have made one give pins them.
     pub asks_last_values: Cell<bool>,
+}
+
+/// What triggers and column defaults of a database do beside writing, as far as the catalogue shows.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    /// A column's default asks what a sequence gave last.
+    pub asks_last_values: bool,
+    /// A trigger may change the session.
+    pub touches_session: bool,
+    /// When the catalogue was last looked through; `None`: never, or something was defined since.
+    pub looked_at: Option<Instant>,
 }
 
 /// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
@@ -192,6 +205,7 @@ impl Pools {
             limits: self.settings.limits_of(database, user),
             by_node: RefCell::default(),
             custom_settings: RefCell::default(),
+            hidden: RefCell::default(),
             asks_last_values: Cell::new(false),
         });
         groups.insert(key, Rc::downgrade(&group));

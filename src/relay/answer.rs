@@ -326,6 +326,14 @@ impl Answer {
         self.ahead.extend_from_slice(bytes);
     }
 
+    /// The server is at a Bind or Describe of the client's: what fails now is the statement as it was prepared, which has not begun.
+    pub fn awaits_bind(&self) -> bool {
+        matches!(
+            self.expect.front(),
+            Some(Expect::Bind | Expect::Describe | Expect::Shape { .. } | Expect::OwnShape { .. })
+        )
+    }
+
     /// What comes now is thrown away, up to the end of the answer.
     pub fn is_discarding(&self) -> bool {
         self.discarding

@@ -219,7 +219,10 @@ impl Session {
         if needs.asks_last_value {
             self.group.asks_last_values.set(true);
         }
-        if self.group.asks_last_values.get() && !self.pins.contains(&PinReason::Sequence) {
+        let Needs { repeatable, session, transaction, statements, .. } = *needs;
+        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
+        let asks = self.group.asks_last_values.get();
+        if asks && may_insert && !self.pins.contains(&PinReason::Sequence) {
             self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
             self.pins.push(PinReason::Sequence);
         }
@@ -227,16 +230,15 @@ impl Session {
 
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
-        let Needs { repeatable, session, transaction, statements, .. } = task.needs;
-        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
-        if attached.side == Side::Primary && may_insert {
+        if attached.side == Side::Primary {
             self.note_write(&task.needs, attached);
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
+        let hidden = attached.side == Side::Primary && self.hides_effects(&task.needs);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
-            _ if unseen => Inspect::All,
+            _ if unseen || hidden => Inspect::All,
             Some(pin) if inspect::is_asked(pin) => Inspect::Pins,
             _ if may_end => Inspect::Pins,
             _ => Inspect::Nothing,

@@ -338,6 +338,10 @@ impl Session {
     async fn read_on(&mut self, window: &mut Window) -> Flow<()> {
         let unfinished = unit::unfinished(window.filled());
         if unfinished == 0 || self.skip_to_sync {
+            if self.attached.is_some() {
+                // What the held server says meanwhile is passed on, and the limits of an idle client hold.
+                self.wait_attached().await?;
+            }
             return self.read_more(window).await;
         }
         match tokio::time::timeout(BATCH_PAUSE, self.read_more(window)).await {

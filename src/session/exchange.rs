@@ -500,6 +500,7 @@ impl<'a> Exchange<'a> {
         matches!(self.rules, Rules::Alone | Rules::ReadOnStandby | Rules::FirstOnDoubtful)
             && !self.delivered
             && !self.answer.has_results()
+            && self.answer.awaits_bind()
     }
 
     /// Whether this error, first of its answer, means "not here" rather than "wrong".

@@ -238,6 +238,7 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut commands = Vec::new();
+    let mut last = None;
     // Whoever the last session acted as may not be allowed to set what this one has set.
     if applied.iter().any(|pair| is_identity(&pair.0)) {
         commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
@@ -247,11 +248,26 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
             commands.push(format!("RESET {}", quoted_name(name)));
         }
     }
-    let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
+    // Values are kept in UTF-8, and sent so, whatever encoding the client speaks.
+    let (encoding, rest): (Vec<_>, Vec<_>) =
+        wanted.iter().filter(|pair| !has(applied, pair)).partition(|pair| pair.0 == "client_encoding");
+    let is_wide = rest.iter().any(|(_, value)| !value.is_ascii());
+    let speaks_otherwise = |pairs: &[(String, String)]| pairs.iter().any(|pair| pair.0 == "client_encoding");
+    let mut encoding = encoding;
+    if is_wide && (speaks_otherwise(applied) || speaks_otherwise(wanted)) {
+        commands.push("SET client_encoding TO 'UTF8'".to_owned());
+        encoding = wanted.iter().filter(|pair| pair.0 == "client_encoding").collect();
+        if encoding.is_empty() {
+            last = Some("RESET client_encoding".to_owned());
+        }
+    }
+    let plain = rest.into_iter().filter(|pair| !is_identity(&pair.0));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
         commands.push(assignment(name, value));
     }
+    commands.extend(encoding.into_iter().map(|(name, value)| assignment(name, value)));
+    commands.extend(last);
     commands
 }
 

@@ -142,6 +142,8 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
+    /// It defines something: what triggers and defaults do may be otherwise from now on.
+    pub defines: bool,
     /// It asks what a sequence gave last.
     pub asks_last_value: bool,
     /// It may cancel or end any session, its own too.
@@ -175,6 +177,7 @@ impl Default for Needs {
             session: false,
             may_unpin: false,
             databases: false,
+            defines: false,
             asks_last_value: false,
             signals: false,
             signals_resolved: false,
@@ -212,6 +215,7 @@ impl Needs {
         self.databases |= class.databases;
         self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
+        self.defines |= class.reason == Reason::Ddl;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;

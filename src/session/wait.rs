@@ -79,7 +79,7 @@ impl Session {
     }
 
     /// The same while a server connection is held: what the server says by itself is passed on.
-    async fn wait_attached(&mut self) -> Flow<()> {
+    pub(super) async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         self.control.forget_cancels();
         if attached.batch.is_some() {
@@ -97,6 +97,12 @@ impl Session {
         waited
     }
 
+    /// Nothing of a transaction or batch is under way.
+    pub(super) fn is_between(&self) -> bool {
+        let in_batch = self.attached.as_ref().is_some_and(|attached| attached.batch.is_some());
+        matches!(self.transaction, Transaction::None) && !in_batch
+    }
+
     /// Waits for the rest of a batch, passing on what the server says meanwhile.
     async fn wait_in_batch(&mut self) -> Flow<()> {
         loop {
@@ -104,7 +110,7 @@ impl Session {
             let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
                 return Ok(());
             };
-            if !self.server_speaks(&link.stream).await {
+            if !self.within_idle_limit(self.server_speaks(&link.stream)).await? {
                 return Ok(());
             }
             drop(link);
