@@ -14,9 +14,9 @@ use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
 use super::shards::Command;
 use super::verifiers::Verifiers;
-use crate::auth::{AuthType, ClientKey, Kind, Verifier};
-use crate::client::Door;
+use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
 use crate::client::handshake::Request;
+use crate::client::{Door, Granted};
 use crate::config::{AuthMethod, Config};
 use crate::session::settings;
 use crate::topology::model::Snapshot;
@@ -90,9 +90,16 @@ impl House {
         self.reported.forget_database(database);
     }
 
-    /// A server has refused this user's keys: the password may have been set again.
+    /// Forgets what is known of these users.
+    pub(super) fn forget_users(&self, users: &Users) {
+        self.verifiers.forget(users);
+        self.reported.forget_users(users);
+    }
+
+    /// A server has refused this user's keys, or says that it is another role by now.
     pub(super) fn doubt(&self, user: &str) {
         self.verifiers.doubt(user);
+        self.reported.forget_users(&Users::of([user.to_owned()]));
     }
 
     /// Forgets a client's cancel key.
@@ -186,7 +193,7 @@ impl Door for ShardDoor<'_> {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> Result<Parameters, Vec<u8>> {
+    ) -> Result<Granted, Vec<u8>> {
         let pairs = settings::from_startup(startup).map_err(|error| {
             let mut out = Vec::new();
             Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);
@@ -210,7 +217,7 @@ impl Door for ShardDoor<'_> {
             }
             refusal.frame
         })?;
-        for (name, value) in &mut found {
+        for (name, value) in &mut found.parameters {
             if name == "in_hot_standby" {
                 // Writes work at this endpoint, whichever node was asked.
                 "off".clone_into(value);

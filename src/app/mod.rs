@@ -185,7 +185,8 @@ fn pool_settings(config: &Config) -> pool::Settings {
 }
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
-    let (monitor, metrics, house) = (monitor.clone(), metrics.clone(), Arc::clone(house));
+    let (monitor, metrics) = (monitor.clone(), metrics.clone());
+    let (of_databases, of_users) = (Arc::clone(house), Arc::clone(house));
     Shared {
         settings: session::Settings {
             hold_timeout: config.hold.timeout,
@@ -206,7 +207,8 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
-        forget_database: Box::new(move |database| house.forget_database(database)),
+        forget_database: Box::new(move |database| of_databases.forget_database(database)),
+        forget_users: Box::new(move |users| of_users.forget_users(users)),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

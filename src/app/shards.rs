@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::house::{House, ShardDoor};
 use crate::auth::Secret;
 use crate::classify::StandardConformingStrings;
-use crate::client::{self, LoggedIn, Outcome};
+use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, LoginKeys, Mail, Pools, Registry};
 use crate::session::control::{Control, Taken};
@@ -282,10 +282,12 @@ async fn log_in(
 }
 
 fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
-    let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
+    let LoggedIn { request, startup, keys, granted, process_id, early } = logged_in;
+    let Granted { parameters, role } = granted;
     let identity = Identity {
         user: request.user.as_str().into(),
         database: request.database.as_str().into(),
+        role,
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
         settings: settings::from_startup(&startup).unwrap_or_default(),
         strings: strings(&parameters),

@@ -254,6 +254,8 @@ pub struct Classification {
     pub statements: u16,
     /// CREATE, ALTER or DROP DATABASE among them: nobody else may be connected to what it names.
     pub databases: bool,
+    /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
+    pub roles: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -26,6 +26,7 @@ pub(super) struct Scanner<'a> {
     pub(super) rolls_back: bool,
     pub(super) copies: bool,
     pub(super) databases: bool,
+    pub(super) roles: bool,
     statements: u16,
 }
 
@@ -43,6 +44,7 @@ impl<'a> Scanner<'a> {
             rolls_back: false,
             copies: false,
             databases: false,
+            roles: false,
             statements: 0,
         }
     }
@@ -188,6 +190,7 @@ impl<'a> Scanner<'a> {
             commits: self.commits || (self.rolls_back && self.statements > 1),
             statements: self.statements,
             databases: self.databases,
+            roles: self.roles,
             copies: self.copies,
             hint,
         }

@@ -8,7 +8,7 @@ use std::io;
 use tokio::net::TcpStream;
 
 use super::handshake::{self, Request};
-use crate::auth::{AuthType, ClientKey, Kind, ScramServer, Verifier, nonce_from};
+use crate::auth::{AuthType, ClientKey, Kind, RoleOid, ScramServer, Verifier, nonce_from};
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
 use crate::wire::reply::Report;
@@ -30,7 +30,7 @@ pub trait Door {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> impl Future<Output = Result<Vec<(String, String)>, Vec<u8>>>;
+    ) -> impl Future<Output = Result<Granted, Vec<u8>>>;
     /// Takes the client in: its process id and key.
     fn admit(&self) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
@@ -38,6 +38,15 @@ pub trait Door {
     /// A cancel request came. Resolves when it has taken effect as far as it ever will, so that what the client sends next is
     /// not hit; bounded.
     fn cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = ()>;
+}
+
+/// What a server said when it let the client in.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    /// The parameters to report.
+    pub parameters: Vec<(String, String)>,
+    /// The role that the user is, if known.
+    pub role: Option<RoleOid>,
 }
 
 /// A client that is in.
@@ -49,8 +58,8 @@ pub struct LoggedIn {
     pub startup: Startup,
     /// What logs in to servers as this user.
     pub keys: Option<(ClientKey, [u8; 32])>,
-    /// The parameters that were reported.
-    pub parameters: Vec<(String, String)>,
+    /// What a server said of it; the parameters were reported.
+    pub granted: Granted,
     /// The process id it was given.
     pub process_id: i32,
     /// Bytes that came behind the login.
@@ -95,17 +104,17 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             }
         }
     };
-    let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
-        Ok(parameters) => parameters,
+    let granted = match door.parameters(&request, &startup, keys.as_ref()).await {
+        Ok(granted) => granted,
         Err(error) => {
             net::write_all(stream, &error).await?;
             return Ok(Outcome::Refused);
         }
     };
     let (process_id, key) = door.admit();
-    negotiation.extend_from_slice(&handshake::welcome(&parameters, process_id, &key));
+    negotiation.extend_from_slice(&handshake::welcome(&granted.parameters, process_id, &key));
     net::write_all(stream, &negotiation).await?;
-    Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, parameters, process_id, early: bytes })))
+    Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, granted, process_id, early: bytes })))
 }
 
 async fn refuse(stream: &TcpStream, report: &Report) -> io::Result<Outcome> {

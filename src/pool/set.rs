@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::Settings;
 use super::keys::LoginKeys;
 use super::lease::{Lease, LeaseError};
 use super::state::{Given, PoolState};
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::connection::Link;
 use crate::backend::login::LoginError;
 use crate::backend::{self, ConnectError, Endpoint, Reported, Server, SettingValues};
@@ -43,6 +43,8 @@ pub struct PoolKey {
 #[derive(Debug)]
 pub struct PoolShared {
     open: AtomicUsize,
+    /// How often what is known of its user became wrong. Connections opened before that are not used again.
+    generation: AtomicU64,
     /// By shard: idle connections.
     idle: Box<[AtomicUsize]>,
     /// By shard: sessions that wait.
@@ -73,6 +75,8 @@ pub enum Mail {
         /// Done when this is dropped.
         done: oneshot::Sender<()>,
     },
+    /// A pool's generation has changed: idle connections may be outdated.
+    Sweep,
     /// A connection handed over.
     Give {
         /// The pool.
@@ -90,6 +94,8 @@ pub struct Parts {
     epoch: Epoch,
     cancel_key: backend::connection::CancelKey,
     in_hot_standby: bool,
+    role: Option<RoleOid>,
+    generation: u64,
     opened_at: Instant,
     reported: Vec<(String, String)>,
     applied: SettingValues,
@@ -117,11 +123,20 @@ impl Registry {
         Arc::clone(pools.entry(key.clone()).or_insert_with(|| {
             Arc::new(PoolShared {
                 open: AtomicUsize::new(0),
+                generation: AtomicU64::new(0),
                 idle: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
                 waiting: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
                 waiting_total: AtomicUsize::new(0),
             })
         }))
+    }
+
+    /// Outdates every connection of these users.
+    fn outdate(&self, users: &Users) {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, shared) in pools.iter().filter(|(key, _)| users.include(&key.user)) {
+            shared.generation.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn send(&self, shard: usize, mail: Mail) -> Result<(), Mail> {
@@ -148,6 +163,18 @@ pub struct Pool {
     state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
     /// Whose turn it is when sessions wait here and on other shards.
     next_goes_away: Cell<bool>,
+}
+
+impl Pool {
+    /// Opened before what was known of its user became wrong.
+    fn is_outdated(&self, server: &Server) -> bool {
+        server.generation != self.shared.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whether a session of this role may have it.
+    fn is_for(&self, server: &Server, role: Option<RoleOid>) -> bool {
+        !self.is_outdated(server) && !RoleOid::differ(server.role, role)
+    }
 }
 
 /// The pools of one (database, user), by node: what a session keeps, so that a lease costs no look-up by name.
@@ -276,16 +303,21 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is alive: best one that has the settings of this identity. No system call, no
-    /// lock.
-    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, settings_id: u64) -> Option<Lease> {
+    /// An idle connection, if there is one that is alive and of this role: best one that has the settings of this
+    /// identity. No system call, no lock.
+    pub fn try_claim(
+        self: &Rc<Self>,
+        pool: &Rc<Pool>,
+        settings_id: u64,
+        role: Option<RoleOid>,
+    ) -> Option<Lease> {
         loop {
             let server = pool.state.borrow_mut().claim_fitting(|server| server.applied.id == settings_id)?;
             self.note_claimed(pool);
-            if server.is_quiet() {
+            if server.is_quiet() && pool.is_for(&server, role) {
                 return Some(self.leased(pool, server));
             }
-            self.closed(pool);
+            self.close(pool, &server);
         }
     }
 
@@ -298,7 +330,7 @@ impl Pools {
     ) -> Result<Lease, LeaseError> {
         let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
         loop {
-            if let Some(lease) = self.try_claim(pool, settings_id) {
+            if let Some(lease) = self.try_claim(pool, settings_id, endpoint.role) {
                 return Ok(lease);
             }
             if self.may_open(pool) {
@@ -317,15 +349,25 @@ impl Pools {
                 // The sender is only dropped when the node is fenced.
                 Ok(Err(_)) => return Err(LeaseError::Fenced),
                 Ok(Ok(Grant::Retry)) => {}
-                Ok(Ok(Grant::Server(server))) => return Ok(self.leased(pool, server)),
+                Ok(Ok(Grant::Server(server))) if pool.is_for(&server, endpoint.role) => {
+                    return Ok(self.leased(pool, server));
+                }
+                Ok(Ok(Grant::Server(server))) => self.close(pool, &server),
             }
         }
     }
 
     async fn open(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
         let room = Room { pools: self, pool, used: false };
+        let generation = pool.shared.generation.load(Ordering::SeqCst);
         match self.registry.keys.log_in(endpoint).await {
-            Ok(server) => {
+            Ok(server) if RoleOid::differ(server.role, endpoint.role) => {
+                server.terminate();
+                self.registry.keys.refused(&endpoint.user);
+                Err(LeaseError::OtherRole)
+            }
+            Ok(mut server) => {
+                server.generation = generation;
                 self.counters.server_connections_opened.add(1);
                 self.enlist(&server);
                 Ok(room.fill(server))
@@ -395,9 +437,10 @@ impl Pools {
                 self.wake_next(&self.pool(&key));
             }
             Mail::Leave { database, done } => {
-                self.close_idle(|pool| *pool.database == *database, |_| true);
+                self.close_idle(|pool| *pool.database == *database, |_, _| true);
                 drop(done);
             }
+            Mail::Sweep => self.sweep(Instant::now()),
             Mail::Give { key, parts } => {
                 let pool = self.pool(&key);
                 match assemble(*parts, key.node) {
@@ -438,6 +481,9 @@ impl Pools {
     }
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+        if pool.is_outdated(&server) {
+            return self.close(pool, &server);
+        }
         if let Some(shard) = self.waiting_elsewhere(pool) {
             let nobody_here = pool.state.borrow().waiting_count() == 0;
             if nobody_here || pool.next_goes_away.replace(!pool.next_goes_away.get()) {
@@ -467,6 +513,11 @@ impl Pools {
                 self.hand_over(pool, *server, shard);
             }
         }
+    }
+
+    fn close(&self, pool: &Pool, server: &Server) {
+        server.terminate();
+        self.closed(pool);
     }
 
     pub(super) fn closed(&self, pool: &Pool) {
@@ -518,16 +569,17 @@ impl Pools {
                 crate::net::sever(&link.stream);
             }
         }
-        self.close_idle(|key| key.node == node, |server| server.link.epoch.get() < epoch);
+        self.close_idle(|key| key.node == node, |_, server| server.link.epoch.get() < epoch);
     }
 
-    /// Closes idle connections that are too old, unused for too long, or closed by the server.
+    /// Closes idle connections that are too old, unused for too long, outdated, or closed by the server.
     pub fn sweep(&self, now: Instant) {
         let (lifetime, idle) = (self.settings.server_lifetime, self.settings.server_idle_timeout);
         self.close_idle(
             |_| true,
-            |server| {
-                now.saturating_duration_since(server.opened_at) > lifetime
+            |pool, server| {
+                pool.is_outdated(server)
+                    || now.saturating_duration_since(server.opened_at) > lifetime
                     || now.saturating_duration_since(server.idle_since) > idle
                     || !server.is_quiet()
             },
@@ -537,13 +589,24 @@ impl Pools {
     /// Closes all idle connections to a database, on every node and shard: DROP DATABASE and kin fail while anybody else is
     /// connected to it. Cancel-safe.
     pub async fn leave_database(&self, database: &Arc<str>) {
-        self.close_idle(|pool| *pool.database == **database, |_| true);
+        self.close_idle(|pool| *pool.database == **database, |_, _| true);
         for shard in (0..self.registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
             let (done, closed) = oneshot::channel();
             if self.registry.send(shard, Mail::Leave { database: Arc::clone(database), done }).is_ok() {
                 // The other end is dropped when it is done, and when the shard ends.
                 let _ = closed.await;
             }
+        }
+    }
+
+    /// No connection of these users is used again, idle or leased, on any node or shard: their roles have been created, altered or
+    /// dropped.
+    pub fn outdate(&self, users: &Users) {
+        self.registry.outdate(users);
+        self.sweep(Instant::now());
+        for shard in (0..self.registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
+            // A shard that has ended has none.
+            let _ = self.registry.send(shard, Mail::Sweep);
         }
     }
 
@@ -556,11 +619,11 @@ impl Pools {
         databases
     }
 
-    fn close_idle(&self, of: impl Fn(&PoolKey) -> bool, mut leave: impl FnMut(&mut Server) -> bool) {
+    fn close_idle(&self, of: impl Fn(&PoolKey) -> bool, mut leave: impl FnMut(&Pool, &mut Server) -> bool) {
         let pools: Vec<Rc<Pool>> =
             self.by_key.borrow().iter().filter(|(key, _)| of(key)).map(|(_, pool)| Rc::clone(pool)).collect();
         for pool in pools {
-            let gone = pool.state.borrow_mut().remove_idle(|server| leave(server));
+            let gone = pool.state.borrow_mut().remove_idle(|server| leave(&pool, server));
             for server in gone {
                 server.terminate();
                 self.closed(&pool);
@@ -649,6 +712,8 @@ fn take_apart(server: Server) -> Option<Parts> {
         epoch: link.epoch.get(),
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
+        role: server.role,
+        generation: server.generation,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
         applied: (*server.applied).clone(),
@@ -661,6 +726,8 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
         link: Rc::new(Link { stream, node, epoch: Cell::new(parts.epoch) }),
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
+        role: parts.role,
+        generation: parts.generation,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),
         idle_since: Instant::now(),

@@ -56,7 +56,7 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool, self.settings.id) {
+            let lease = match self.shard.pools.try_claim(&pool, self.settings.id, self.role) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
@@ -88,6 +88,11 @@ impl Session {
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
+                // It may only not have heard of it yet.
+                LeaseError::OtherRole if side == Side::Standby => task.excluded.push(node),
+                LeaseError::OtherRole => {
+                    return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
+                }
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
                     if side == Side::Primary
                         && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
@@ -221,6 +226,7 @@ impl Session {
             address: Arc::clone(&snapshot.node(node)?.address),
             epoch,
             user: Arc::clone(self.group.user()),
+            role: self.role,
             database: Arc::clone(self.group.database()),
             secret: self.secret,
             parameters: Vec::new(),

@@ -20,7 +20,7 @@ use super::shard::Shard;
 use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
@@ -42,6 +42,8 @@ pub struct Identity {
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
+    /// The role it is, if known.
+    pub role: Option<RoleOid>,
     /// What logs in to servers as this user, where they ask.
     pub secret: Option<Secret<'static>>,
     /// What the client was told at its login.
@@ -125,6 +127,8 @@ pub struct Session {
     pub(super) number: u64,
     pub(super) group: Rc<PoolGroup>,
     pub(super) secret: Option<Secret<'static>>,
+    /// The role that the user was at its login, if known.
+    pub(super) role: Option<RoleOid>,
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
     /// Transactions are READ ONLY unless they say otherwise.
@@ -157,6 +161,8 @@ pub struct Session {
     pub(super) skip_to_sync: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// Roles that were created, altered or dropped in this transaction.
+    pub(super) altered_roles: Option<Box<Users>>,
 }
 
 impl Session {
@@ -176,6 +182,7 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            role: identity.role,
             told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
@@ -200,6 +207,7 @@ impl Session {
             attached: None,
             skip_to_sync: false,
             commit_bound: false,
+            altered_roles: None,
         };
         session.read_settings();
         session
@@ -308,7 +316,7 @@ impl Session {
         }
     }
 
-    fn is_in_batch(&self) -> bool {
+    pub(super) fn is_in_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
     }
 
@@ -358,6 +366,13 @@ impl Session {
         if needs.databases {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
         }
-        self.run(window, kind, bytes, needs, Instant::now()).await
+        if needs.roles {
+            self.note_roles(window.filled().get(..bytes).unwrap_or_default());
+        }
+        let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
+        if self.altered_roles.is_some() {
+            self.settle_roles();
+        }
+        flow
     }
 }

@@ -65,6 +65,16 @@ pub fn no_server_connection(cause: &str) -> Report {
         .hint("Raise pool.size (and max_connections of the servers), or shorten transactions.")
 }
 
+/// The user's role was dropped or renamed, and another has its name.
+pub fn other_role(user: &str) -> Report {
+    Report::fatal(
+        state::INVALID_AUTHORIZATION_SPECIFICATION,
+        "pgsteer: the role of this session was dropped or renamed",
+    )
+    .detail(format!("\"{user}\" is another role by now. The statement was not run."))
+    .hint("Connect again, as whoever you are to be.")
+}
+
 /// A pinned session's server is gone.
 pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
     let pins: Vec<&str> = pins.iter().map(|pin| pin.as_str()).collect();

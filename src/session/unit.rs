@@ -129,6 +129,8 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
+    /// It creates, alters or drops a role.
+    pub roles: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -156,6 +158,7 @@ impl Default for Needs {
             session: false,
             may_unpin: false,
             databases: false,
+            roles: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -188,6 +191,7 @@ impl Needs {
             self.repeatable = false;
         }
         self.databases |= class.databases;
+        self.roles |= class.roles;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
