@@ -16,7 +16,7 @@ use super::shards::Command;
 use super::verifiers::Verifiers;
 use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
 use crate::client::handshake::Request;
-use crate::client::{Door, Granted};
+use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
 use crate::session::settings;
 use crate::topology::model::Snapshot;
@@ -193,11 +193,12 @@ impl Door for ShardDoor<'_> {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> Result<Granted, Vec<u8>> {
+    ) -> Result<Granted, Denial> {
         let pairs = settings::from_startup(startup).map_err(|error| {
-            let mut out = Vec::new();
-            Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);
-            out
+            let report = Report::fatal(error.code(), error.to_string());
+            let mut frame = Vec::new();
+            error.hint().into_iter().fold(report, Report::hint).put(&mut frame);
+            Denial { frame, authenticated: true }
         })?;
         // A name that the server takes as it is makes no question of its own: many clients have one each.
         let (plain_names, settings): (Parameters, Parameters) =
@@ -215,7 +216,7 @@ impl Door for ShardDoor<'_> {
                 // The password has been changed since the verifier was asked for.
                 self.house.verifiers.doubt(&request.user);
             }
-            refusal.frame
+            refusal.denial
         })?;
         for (name, value) in &mut found.parameters {
             if name == "in_hot_standby" {

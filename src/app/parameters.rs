@@ -17,7 +17,7 @@ use super::login_role::{Asked, LoginRole};
 use crate::auth::{ClientKey, Secret, Users, nonce_from};
 use crate::backend::login::LoginError;
 use crate::backend::{self, ConnectError, Endpoint};
-use crate::client::Granted;
+use crate::client::{Denial, Granted};
 use crate::topology::model::Epoch;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate::{self as state, SqlState};
@@ -46,8 +46,8 @@ pub(super) struct Question {
 pub(super) struct Refusal {
     /// The server's SQLSTATE, if it was the server.
     pub(super) code: Option<SqlState>,
-    /// The ErrorResponse.
-    pub(super) frame: Vec<u8>,
+    /// What the client is told.
+    pub(super) denial: Denial,
 }
 
 type Answer = Result<Granted, Failure<Refusal>>;
@@ -177,7 +177,7 @@ impl Reported {
                 Failure::Final(cause) => {
                     let mut frame = Vec::new();
                     house::role_rejected(&cause).put(&mut frame);
-                    Failure::Final(Refusal { code: None, frame })
+                    Failure::Final(Refusal { code: None, denial: Denial { frame, authenticated: false } })
                 }
             },
         })
@@ -210,8 +210,9 @@ impl Reported {
 /// What the client is told of an error that does not pass.
 fn refusal(error: ConnectError) -> Option<Refusal> {
     match error {
-        ConnectError::Login(LoginError::Refused { code, frame, .. }) => {
-            (!failure::passes(code)).then_some(Refusal { code: Some(code), frame })
+        ConnectError::Login(LoginError::Refused { code, frame, authenticated, .. }) => {
+            let denial = Denial { frame, authenticated };
+            (!failure::passes(code)).then_some(Refusal { code: Some(code), denial })
         }
         ConnectError::Login(
             error @ (LoginError::NoSecret | LoginError::Method(_) | LoginError::Scram(_)),
@@ -226,7 +227,7 @@ fn refusal(error: ConnectError) -> Option<Refusal> {
                 "With auth.type = \"trust\" the servers must trust pgsteer too; with \"scram-sha-256\" they must ask for SCRAM.",
             )
             .put(&mut frame);
-            Some(Refusal { code: None, frame })
+            Some(Refusal { code: None, denial: Denial { frame, authenticated: false } })
         }
         ConnectError::Login(LoginError::Malformed) | ConnectError::Io(_) | ConnectError::TimedOut => None,
     }

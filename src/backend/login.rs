@@ -43,6 +43,8 @@ pub enum LoginError {
         message: String,
         /// The whole ErrorResponse, to pass on.
         frame: Vec<u8>,
+        /// It came behind AuthenticationOk.
+        authenticated: bool,
     },
     /// The server asks for a password and there is none for this user.
     #[error("the server asks for a password, and pgsteer knows none for this user")]
@@ -117,7 +119,12 @@ impl Login {
                 let mut whole = Vec::new();
                 frame::put(&mut whole, b'E', &[body]);
                 let code = reply::error_fields(body).code;
-                Err(LoginError::Refused { code, message: reply::error_message(body), frame: whole })
+                Err(LoginError::Refused {
+                    code,
+                    message: reply::error_message(body),
+                    frame: whole,
+                    authenticated: matches!(self.state, State::Parameters | State::Role),
+                })
             }
             b'S' => {
                 if let Some((name, value)) = reply::parameter_status(body) {

@@ -30,7 +30,7 @@ pub trait Door {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> impl Future<Output = Result<Granted, Vec<u8>>>;
+    ) -> impl Future<Output = Result<Granted, Denial>>;
     /// Takes the client in: its process id and key.
     fn admit(&self) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
@@ -47,6 +47,15 @@ pub struct Granted {
     pub parameters: Vec<(String, String)>,
     /// The role that the user is, if known.
     pub role: Option<RoleOid>,
+}
+
+/// Why the client is not let in though it has proved itself.
+#[derive(Debug, Clone)]
+pub struct Denial {
+    /// The ErrorResponse.
+    pub frame: Vec<u8>,
+    /// A server would have said AuthenticationOk before.
+    pub authenticated: bool,
 }
 
 /// A client that is in.
@@ -106,8 +115,12 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     };
     let granted = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(granted) => granted,
-        Err(error) => {
-            net::write_all(stream, &error).await?;
+        Err(denial) => {
+            if denial.authenticated {
+                negotiation.extend_from_slice(&handshake::authentication_ok());
+            }
+            negotiation.extend_from_slice(&denial.frame);
+            net::write_all(stream, &negotiation).await?;
             return Ok(Outcome::Refused);
         }
     };

@@ -131,9 +131,14 @@ pub fn wrong_password(user: &str) -> Report {
     Report::fatal(state::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
 }
 
+/// AuthenticationOk.
+pub fn authentication_ok() -> Vec<u8> {
+    encode(&Authentication::Ok)
+}
+
 /// AuthenticationOk, the parameters, the key, ReadyForQuery.
 pub fn welcome(parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
-    let mut out = encode(&Authentication::Ok);
+    let mut out = authentication_ok();
     for (name, value) in parameters {
         reply::put_parameter_status(&mut out, name, value);
     }

@@ -23,6 +23,7 @@ mod row_shapes;
 mod run;
 pub mod settings;
 pub mod shard;
+mod startup_options;
 pub mod transaction;
 pub mod translate;
 pub mod unit;
