@@ -9,6 +9,7 @@ use pgsteer::config::{Config, SourceFile, Sources, load};
 
 const CONFIG_MAP: &str = include_str!("../config/kubernetes/configmap.yaml");
 const DEPLOYMENT: &str = include_str!("../config/kubernetes/deployment.yaml");
+const SERVICES: &str = include_str!("../config/kubernetes/service.yaml");
 const COMPOSE: &str = include_str!("../docker/compose.yaml");
 const DOCKERFILE: &str = include_str!("../docker/Dockerfile");
 
@@ -51,6 +52,21 @@ fn probes_and_ports_agree() {
     for path in ["/livez", "/readyz", "/metrics"] {
         assert!(DEPLOYMENT.contains(path), "{path}");
     }
+}
+
+/// A headless Service's name stands for the pods themselves, so its port is theirs.
+#[test]
+fn replicas_find_each_other() {
+    let config = config_map();
+    let [peers] = &config.listen.peers[..] else { panic!("{:?}", config.listen.peers) };
+    let service = SERVICES
+        .split("---\n")
+        .find(|service| service.contains(&format!("  name: {}\n", peers.host)))
+        .expect("the Service of that name");
+    assert!(service.contains("clusterIP: None\n"));
+    assert!(service.contains("publishNotReadyAddresses: true\n"));
+    assert_eq!(peers.port, config.listen.addresses[0].port());
+    assert!(service.contains(&format!("port: {}\n", peers.port)));
 }
 
 #[test]

@@ -130,15 +130,29 @@ fn flags_win_over_environment_over_file() {
 fn every_flag_reaches_its_key() {
     let flags = "--nodes h1 --listen 0.0.0.0:1,[::]:2 --admin 127.0.0.1:3 --user u --database d --auth trust \
                  --max-lag 2s --mode split --pool-size 4 --shards 5 --log-level debug --log-format json \
-                 --hold-timeout 6s --shutdown-timeout 7s";
+                 --hold-timeout 6s --shutdown-timeout 7s --peers pods:6432,[::1]:2";
     let config = loaded("", &[], &flags.split_whitespace().collect::<Vec<_>>());
     assert_eq!(config.listen.addresses.len(), 2);
     assert_eq!(config.admin.address, Some("127.0.0.1:3".parse().expect("address")));
     assert_eq!((&*config.cluster.user, &*config.cluster.database), ("u", "d"));
     assert_eq!(config.auth.method, AuthMethod::Trust);
     assert_eq!(config.listen.shards, NonZeroUsize::new(5));
+    let peers: Vec<String> = config.listen.peers.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["pods:6432", "[::1]:2"]);
     assert_eq!((&*config.log.filter, config.log.format), ("debug", LogFormat::Json));
     assert_eq!(config.shutdown.timeout, Duration::from_secs(7));
+}
+
+/// A peer has no usual port, and is reached by TCP.
+#[test]
+fn peers_need_a_port() {
+    for bad in ["pods", "[::1]", "/tmp:6432", "pods:6432,other"] {
+        let found = faults("[cluster]\nnodes = [\"a\"]", &[("PGSTEER_PEERS", bad)], &[]).to_string();
+        assert!(
+            found.starts_with("environment PGSTEER_PEERS listen.peers: expected a list of host:port"),
+            "{found}"
+        );
+    }
 }
 
 #[test]

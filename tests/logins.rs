@@ -161,12 +161,12 @@ async fn the_first_packets() {
     raw.log_in("postgres", "postgres").await;
     assert_eq!(values(&raw.query("SELECT 7").await), ["7"]);
 
-    // A newer minor version is negotiated down, unknown protocol options are named.
+    // Unknown protocol options are named.
     let mut raw = proxy.raw().await;
     raw.send(&startup(PROTOCOL_3_2, &[("user", "postgres"), ("_pq_.future", "1")])).await;
     let welcome = raw.read_until(b'Z').await;
     let negotiation = welcome.iter().find(|message| message.kind == b'v').expect("a negotiation");
-    assert_eq!(negotiation.body, *b"\0\x03\0\0\0\0\0\x01_pq_.future\0");
+    assert_eq!(negotiation.body, *b"\0\x03\0\x02\0\0\0\x01_pq_.future\0");
     assert_eq!(values(&raw.query("SELECT 8").await), ["8"]);
 
     for (bytes, code, what) in [
@@ -185,6 +185,13 @@ async fn the_first_packets() {
         let mut raw = proxy.raw().await;
         raw.send(&bytes).await;
         assert_eq!(errors(&raw.read_to_end().await), [code], "{what}");
+    }
+
+    // Who has proved itself is told so before it is told what else is wrong.
+    for (name, value) in [("database", "nowhere"), ("options", "-c no_such=1"), ("user", "no_such_role")] {
+        let mut raw = proxy.raw().await;
+        raw.send(&startup(PROTOCOL_3_0, &[("user", "postgres"), (name, value)])).await;
+        assert_eq!(kinds(&raw.read_to_end().await), "RE", "{name}");
     }
 
     // What says no in PostgreSQL's words is no replication; a parameter of its own wins over the options.

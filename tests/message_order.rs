@@ -232,3 +232,55 @@ async fn what_follows_a_rollback_may_have_been_committed() {
         assert_eq!(answer.last().unwrap().body, b"I");
     }
 }
+
+/// X01: messages without a Sync are run as they come, here in transactions of their own and in an open one, and an error is told
+/// before the Sync is sent.
+#[tokio::test]
+async fn what_has_no_end_is_run_all_the_same() {
+    let (sandbox, proxy) = single().await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TABLE t (n int PRIMARY KEY)").await;
+    let insert = parse("s", "INSERT INTO t VALUES ($1)");
+    answered(&mut client, &[insert, sync()]).await;
+    for begun in [false, true] {
+        if begun {
+            run(&mut client, "BEGIN").await;
+        }
+        client.send(&[bind("", "s", &["1"]), execute("")].concat()).await;
+        running::eventually("the insert has run", async || {
+            let sql =
+                "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'RowExclusiveLock'";
+            direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+        })
+        .await;
+        client.send(&[bind("", "s", &["1"]), execute("")].concat()).await;
+        let failed = client.read_until(b'E').await;
+        assert_eq!((kinds(&failed), errors(&failed)), ("2C2E".to_owned(), vec!["23505".to_owned()]));
+        let rest = answered(&mut client, &[bind("", "s", &["2"]), execute(""), sync()]).await;
+        assert_eq!(
+            (kinds(&rest), &rest[0].body[..]),
+            ("Z".to_owned(), &(if begun { *b"E" } else { *b"I" })[..])
+        );
+        run(&mut client, "ROLLBACK").await;
+        assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["0"]);
+    }
+    // COPY is asked for before its data are there.
+    client.send(&[parse("", "COPY t FROM STDIN"), bind("", "", &[]), execute("")].concat()).await;
+    running::eventually("COPY has begun", async || {
+        let sql = "SELECT count(*) FROM pg_stat_progress_copy";
+        direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    let data =
+        [running::frame(b'd', b"7\n"), running::frame(b'd', b"8\n"), running::frame(b'c', b""), sync()];
+    let copied = answered(&mut client, &data).await;
+    assert_eq!(kinds(&copied), "12GCZ", "{copied:?}");
+    let twice = [parse("", "COPY t FROM STDIN"), bind("", "", &[]), execute(""), sync()];
+    client.send(&twice.concat()).await;
+    client.read_until(b'G').await;
+    let copied =
+        answered(&mut client, &[running::frame(b'd', b"9\n"), running::frame(b'c', b""), sync()]).await;
+    assert_eq!(kinds(&copied), "CZ", "{copied:?}");
+    assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["3"]);
+}

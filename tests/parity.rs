@@ -45,12 +45,6 @@ const KNOWN: &[Known] = &[
         reason: "a bug: PostgreSQL forgets READ ONLY when a block fails, but the chained one is still on the standby",
     },
     Known {
-        script: "termination by itself",
-        direct: r#"T pg_terminate_backend(0.0 16 1 -1 0)"#,
-        through: r#"E S=ERROR V=ERROR C=08007 M=pgsteer: the server was lost before it answered; the outcome of the statement is unknown D=The server said: terminating connection due to administrator command (57P01). The statement had been sent and may have been carried out and committed. H=Look whether its effect is there before running it again."#,
-        reason: "a lost server costs an error, not the session",
-    },
-    Known {
         script: "the unnamed statement outlives a parse that is skipped",
         direct: r#"E S=ERROR V=ERROR C=22012 M=division by zero"#,
         through: r#"E S=ERROR V=ERROR C=26000 M=unnamed prepared statement does not exist"#,

@@ -197,3 +197,22 @@ async fn nothing_of_a_pipeline_runs() {
     // `w` was not prepared: its name is free.
     assert_eq!(kinds(&stage.one.extended(&[parse("w", "SELECT 1")]).await), "1Z");
 }
+
+/// S04: the shape that a portal was described with counts as well: drivers keep it with the statement.
+#[tokio::test]
+async fn the_shape_of_a_portal_is_that_of_its_statement() {
+    for sql in [READ, WRITE] {
+        let mut stage = Stage::start().await;
+        let first = [parse("s", sql), bind("", "s", &[]), describe(b'P', ""), execute("")];
+        assert_eq!(kinds(&stage.one.extended(&first).await), "12TDCZ");
+        let count = values(&stage.one.query("SELECT count(*) FROM t").await);
+        stage.add_column().await;
+        // On the server where it was prepared, and on another.
+        for _ in 0..2 {
+            let answer = stage.one.extended(&[bind("", "s", &[]), execute("")]).await;
+            assert!(is_plan_changed(&answer) && kinds(&answer) == "EZ", "{sql}: {answer:?}");
+            stage.lose_the_connection().await;
+        }
+        assert_eq!(values(&stage.one.query("SELECT count(*) FROM t").await), count);
+    }
+}

@@ -329,3 +329,54 @@ async fn a_reset_that_did_not_happen_is_not_believed() {
         assert_eq!(show(&mut all.one, "work_mem").await, "4MB", "{text}");
     }
 }
+
+/// P6, F11: who has asked for its server process keeps it, until it lets go of everything: nobody else is cancelled by what it was
+/// told. In a condition the process id tells the client nothing.
+#[tokio::test]
+async fn the_server_process_stays_with_who_asked_for_it() {
+    let mut all = Two::start_sized("2", &[]).await;
+    let harmless = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+    run(&mut all.one, harmless).await;
+    assert_eq!(all.pins("backend_pid").await, 0.0);
+    let told = values(&run(&mut all.one, "SELECT pg_backend_pid()").await);
+    assert_eq!(all.pins("backend_pid").await, 1.0);
+    for _ in 0..3 {
+        all.two_gets_through().await;
+        let sql = "SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        assert_ne!(values(&run(&mut all.two, sql).await), told);
+        assert_eq!(values(&run(&mut all.one, "SELECT pg_backend_pid()").await), told);
+    }
+    run(&mut all.one, "DISCARD ALL").await;
+    all.two_gets_through().await;
+    let sql =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state = 'idle'";
+    run(&mut all.two, sql).await;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    assert_eq!(values(&run(&mut all.two, sql).await), told, "the connection used last, free again");
+}
+
+/// G01, G04: a connection on which unseen code has run goes back at once, best to the same session; another session finds it as new.
+#[tokio::test]
+async fn what_unseen_code_left_is_reset_before_another_session_only() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE SEQUENCE s").await;
+    let body = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.left', '7', false); \
+                PERFORM nextval('s'); RETURN (SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()); END $$";
+    run(&mut all.one, &format!("CREATE FUNCTION leaves() RETURNS int {body}")).await;
+    let first = values(&run(&mut all.one, "SELECT leaves()").await);
+    for _ in 0..5 {
+        assert_eq!(values(&run(&mut all.one, "SELECT leaves()").await), first);
+        assert_eq!(show(&mut all.one, "app.left").await, "7");
+    }
+    // The other session gets both connections in turn.
+    run(&mut all.one, "BEGIN; SELECT leaves()").await;
+    assert_eq!(show(&mut all.two, "app.left").await, "");
+    run(&mut all.one, "COMMIT").await;
+    for _ in 0..3 {
+        assert_eq!(show(&mut all.two, "app.left").await, "");
+        let sequence = all.two.query("SELECT lastval()").await;
+        assert_eq!(errors(&sequence), ["55000"], "{sequence:?}");
+        run(&mut all.two, "DISCARD ALL").await;
+        run(&mut all.one, "SELECT leaves()").await;
+    }
+}

@@ -4,32 +4,35 @@
 //! settings. Must not know: statements.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::cancel_keys::{CancelKeys, Holder};
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
+use super::peers::{Forwarded, Peers};
 use super::shards::Command;
 use super::verifiers::Verifiers;
 use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
 use crate::client::handshake::Request;
 use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
-use crate::session::settings;
+use crate::session::shard::Shard;
+use crate::session::{outcome, settings};
 use crate::topology::model::Snapshot;
+use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
+use crate::wire::text;
+
+/// PostgreSQL cuts a longer application name.
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
 /// A cancel request's connection is kept open no longer than this, whatever has become of the request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-
-/// Process ids of clients begin here, above those that any operating system gives (Linux: 2^22 at most): whoever has a server
-/// signal what it takes for its own server process must not hit somebody else's.
-const PROCESS_ID_MIN: i32 = 1 << 23;
 
 /// The house that all shards' doors lead into.
 pub(super) struct House {
@@ -39,13 +42,8 @@ pub(super) struct House {
     commands: Vec<mpsc::UnboundedSender<Command>>,
     verifiers: Arc<Verifiers>,
     reported: Arc<Reported>,
-    cancel_keys: Mutex<HashMap<i32, CancelEntry>>,
-}
-
-struct CancelEntry {
-    key: Vec<u8>,
-    shard: usize,
-    session: u64,
+    cancel_keys: CancelKeys,
+    peers: Arc<Peers>,
 }
 
 /// Random bytes for nonces, keys and secrets.
@@ -71,6 +69,8 @@ impl House {
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         let role = Arc::new(LoginRole::new(config, snapshots));
+        let cancel_keys = CancelKeys::new();
+        let own = Introduction { token: cancel_keys.token.to_bytes(), identity: random() };
         Arc::new(Self {
             auth_type: match config.auth.method {
                 AuthMethod::ScramSha256 => AuthType::ScramSha256,
@@ -80,8 +80,9 @@ impl House {
             mock_secret: random(),
             commands,
             verifiers: Verifiers::new(config, Arc::clone(&role), control.clone()),
+            peers: Peers::new(config.listen.peers.clone(), own, &control),
             reported: Reported::new(role, control),
-            cancel_keys: Mutex::default(),
+            cancel_keys,
         })
     }
 
@@ -104,21 +105,26 @@ impl House {
 
     /// Forgets a client's cancel key.
     pub(super) fn leave(&self, process_id: i32) {
-        self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&process_id);
+        self.cancel_keys.forget(process_id);
     }
 
-    /// Shard and session that have this key.
-    fn holder(&self, process_id: i32, key: &[u8]) -> Option<(usize, u64)> {
-        let keys = self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = keys.get(&process_id).filter(|entry| entry.key == key)?;
-        Some((entry.shard, entry.session))
+    /// Cancels what the session with this key does and waits until that has taken effect. Gives whether there is such a session.
+    async fn cancel(&self, process_id: i32, key: &[u8]) -> bool {
+        let Some(holder) = self.cancel_keys.holder(process_id, key) else { return false };
+        let Some(commands) = self.commands.get(holder.shard) else { return false };
+        let (taken, answer) = oneshot::channel();
+        // A shard that has ended runs nothing that could be cancelled: it drops its end, and that is an answer, too.
+        if commands.send(Command::Cancel { session: holder.session, taken }).is_ok() {
+            let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
+        }
+        true
     }
 }
 
 /// One connection's door: the house, which shard and session it leads to, and how far the login is.
 pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
-    shard: usize,
+    shard: &'a Shard,
     session: u64,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
@@ -128,7 +134,7 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: usize, session: u64) -> Self {
+    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64) -> Self {
         Self {
             house,
             shard,
@@ -179,6 +185,10 @@ impl Door for ShardDoor<'_> {
         self.house.auth_type
     }
 
+    fn closed(&self) -> Option<Box<Report>> {
+        self.shard.draining.get().then(|| Box::new(outcome::shutting_down()))
+    }
+
     async fn verifier(&self, user: &str) -> Result<(Verifier, Kind), Box<Report>> {
         let look_up = self.house.verifiers.look_up(user, |cause| self.note(cause));
         match self.asking(look_up).await {
@@ -196,10 +206,13 @@ impl Door for ShardDoor<'_> {
     ) -> Result<Granted, Denial> {
         let pairs = settings::from_startup(startup).map_err(|error| {
             let report = Report::fatal(error.code(), error.to_string());
-            let mut frame = Vec::new();
-            error.hint().into_iter().fold(report, Report::hint).put(&mut frame);
-            Denial { frame, authenticated: true }
+            denied(&error.hint().into_iter().fold(report, Report::hint))
         })?;
+        // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.
+        let opaque = |(name, value): &&(String, String)| !is_application_name(name) && !text::is_utf8(value);
+        if let Some((name, _)) = pairs.iter().find(opaque) {
+            return Err(denied(&not_utf8(name)));
+        }
         // A name that the server takes as it is makes no question of its own: many clients have one each.
         let (plain_names, settings): (Parameters, Parameters) =
             pairs.into_iter().partition(|(name, value)| is_application_name(name) && is_plain(value));
@@ -224,26 +237,17 @@ impl Door for ShardDoor<'_> {
                 "off".clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
+                value.truncate(APPLICATION_NAME_BYTES_MAX);
             }
         }
         Ok(found)
     }
 
-    fn admit(&self) -> (i32, Vec<u8>) {
-        let mut keys = self.house.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let process_id = i32::from_be_bytes(random::<4>()) & i32::MAX;
-            if process_id < PROCESS_ID_MIN || keys.contains_key(&process_id) {
-                continue;
-            }
-            let key = random::<4>().to_vec();
-            keys.insert(
-                process_id,
-                CancelEntry { key: key.clone(), shard: self.shard, session: self.session },
-            );
-            self.admitted.set(Some(process_id));
-            return (process_id, key);
-        }
+    fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>) {
+        let holder = Holder { shard: self.shard.number, session: self.session };
+        let (process_id, key) = self.house.cancel_keys.give(key_bytes, holder);
+        self.admitted.set(Some(process_id));
+        (process_id, key)
     }
 
     fn distrust(&self, user: &str) {
@@ -252,14 +256,39 @@ impl Door for ShardDoor<'_> {
 
     async fn cancel(&self, process_id: i32, key: &[u8]) {
         self.cancelling.set(true);
-        let Some((shard, session)) = self.house.holder(process_id, key) else { return };
-        let Some(commands) = self.house.commands.get(shard) else { return };
-        let (taken, answer) = oneshot::channel();
-        // A shard that has ended runs nothing that could be cancelled: it drops its end, and that is an answer, too.
-        if commands.send(Command::Cancel { session, taken }).is_ok() {
-            let _ = tokio::time::timeout(CANCEL_LIMIT, answer).await;
+        if self.house.cancel(process_id, key).await {
+            return;
+        }
+        let forwarded = self.house.peers.forward(process_id, key);
+        if let Ok(Forwarded::Taken) = tokio::time::timeout(CANCEL_LIMIT, forwarded).await {
+            self.shard.counters.cancels_forwarded.inc();
         }
     }
+
+    async fn forwarded_cancel(&self, process_id: i32, key: &[u8]) -> bool {
+        self.cancelling.set(true);
+        self.house.cancel(process_id, key).await
+    }
+
+    fn introduction(&self) -> Introduction {
+        self.house.peers.own()
+    }
+}
+
+fn not_utf8(name: &str) -> Report {
+    Report::fatal(
+        state::CHARACTER_NOT_IN_REPERTOIRE,
+        format!("pgsteer: the value of startup parameter \"{name}\" is not valid UTF-8"),
+    )
+    .detail("Only user, database and application_name may be in another encoding.")
+    .hint("Set it by a SET command after the login.")
+}
+
+/// Told to a client that has proved itself, as a server would.
+fn denied(report: &Report) -> Denial {
+    let mut frame = Vec::new();
+    report.put(&mut frame);
+    Denial { frame, authenticated: true }
 }
 
 fn is_application_name(name: &str) -> bool {

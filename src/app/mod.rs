@@ -4,11 +4,13 @@
 //! has another; they speak by channels. Nothing here decides anything about statements. Only this module and `cli` import
 //! `config`.
 
+mod cancel_keys;
 mod failure;
 mod flights;
 mod house;
 mod login_role;
 mod parameters;
+mod peers;
 mod shards;
 mod status;
 mod verifiers;
@@ -101,7 +103,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
     tracing::info!(signal, timeout = ?config.shutdown.timeout, "draining: no new clients, transactions end");
     shutdown.begin();
-    accepting.abort();
+    if config.listen.peers.is_empty() {
+        // Whoever comes next may take the addresses.
+        accepting.abort();
+    }
     let again = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

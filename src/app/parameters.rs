@@ -195,7 +195,6 @@ impl Reported {
             // It is closed at once: no fence looks at it.
             epoch: Epoch(0),
             user: question.user.as_str().into(),
-            role: None,
             database: question.database.as_str().into(),
             secret,
             parameters: question.settings.clone(),

@@ -34,6 +34,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often sessions are looked over for having become idle: what they keep is small, and so is what it costs anew.
 const COOL_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A connection that comes during the drain has so long to say what it wants: it may be a cancel request.
+const LATE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a shard is told.
 pub(super) enum Command {
     /// A new client.
@@ -167,6 +170,7 @@ impl ShardThread {
         shard.publish(snapshot);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         let mut cool = tokio::time::interval(COOL_INTERVAL);
+        let mut is_closing = false;
         loop {
             tokio::select! {
                 biased;
@@ -177,7 +181,7 @@ impl ShardThread {
                     }
                     Err(_) => return,
                 },
-                command = self.commands.recv() => match command {
+                command = self.commands.recv(), if !is_closing => match command {
                     Some(command) => self.command(&shard, command),
                     None => return,
                 },
@@ -187,7 +191,15 @@ impl ShardThread {
             }
             // Looked at with every turn, which the ticks alone bring soon enough.
             if shard.draining.get() && shard.is_empty() {
-                return;
+                // Who has come meanwhile is heard; whoever comes now is given to a shard that goes on.
+                is_closing = true;
+                self.commands.close();
+                while let Ok(command) = self.commands.try_recv() {
+                    self.command(&shard, command);
+                }
+                if shard.is_empty() {
+                    return;
+                }
             }
         }
     }
@@ -254,7 +266,9 @@ async fn log_in(
     control: &Control,
     session: u64,
 ) -> Option<(Identity, i32, Vec<u8>)> {
-    let door = ShardDoor::new(house, shard.number, session);
+    // It may bring a cancel request.
+    let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
+    let door = ShardDoor::new(house, shard, session);
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
@@ -269,7 +283,7 @@ async fn log_in(
                 Some(door.too_late())
             }
         },
-        () = drain_begins(shard, control, &door) => Some(outcome::shutting_down()),
+        () = drain_begins(shard, control, &door, patience) => Some(outcome::shutting_down()),
     };
     door.close();
     if let Some(report) = report {
@@ -284,12 +298,17 @@ async fn log_in(
 fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, granted, process_id, early } = logged_in;
     let Granted { parameters, role } = granted;
+    let mut settings = settings::from_startup(&startup).unwrap_or_default();
+    // What a server makes of other bytes than printable ASCII depends on its version.
+    for (_, value) in settings.iter_mut().filter(|(name, _)| name == "application_name") {
+        parameter(&parameters, "application_name").clone_into(value);
+    }
     let identity = Identity {
         user: request.user.as_str().into(),
         database: request.database.as_str().into(),
         role,
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
-        settings: settings::from_startup(&startup).unwrap_or_default(),
+        settings,
         strings: strings(&parameters),
         opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",
@@ -301,8 +320,12 @@ fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     (identity, process_id, early)
 }
 
-/// Returns when the drain has begun, which a login does not outlive; a cancel request does, it is over soon.
-async fn drain_begins(shard: &Shard, control: &Control, door: &ShardDoor<'_>) {
+/// Returns when the drain has begun, which a login does not outlive; a cancel request does, it is over soon. What has come since
+/// then has so much `patience` to say what it is.
+async fn drain_begins(shard: &Shard, control: &Control, door: &ShardDoor<'_>, patience: Duration) {
+    if !patience.is_zero() {
+        tokio::time::sleep(patience).await;
+    }
     while !shard.draining.get() || door.is_cancelling() {
         control.bell.notified().await;
     }
@@ -341,11 +364,8 @@ pub(super) async fn accept(
                             too_many(&stream);
                             continue;
                         }
-                        next = next.wrapping_add(1);
-                        let shard = commands.get(next % commands.len().max(1));
-                        if let (Some(shard), Ok(stream)) = (shard, stream.into_std()) {
-                            // A shard that has ended drops the client.
-                            let _ = shard.send(Command::Client(stream));
+                        if let Ok(stream) = stream.into_std() {
+                            next = hand_out(stream, &commands, next);
                         }
                     }
                     Err(error) => {
@@ -358,6 +378,20 @@ pub(super) async fn accept(
         });
     }
     while accepting.join_next().await.is_some() {}
+}
+
+/// Gives a client to the shard behind `last`, or the next that has not ended; gives which. Where all have ended, nobody is served.
+fn hand_out(stream: std::net::TcpStream, commands: &Commands, last: usize) -> usize {
+    let mut command = Command::Client(stream);
+    let mut next = last;
+    for _ in 0..commands.len() {
+        next = (next + 1) % commands.len();
+        match commands.get(next).map(|shard| shard.send(command)) {
+            Some(Err(mpsc::error::SendError(back))) => command = back,
+            Some(Ok(())) | None => break,
+        }
+    }
+    next
 }
 
 fn too_many(stream: &TcpStream) {

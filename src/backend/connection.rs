@@ -33,8 +33,6 @@ pub struct Endpoint {
     pub epoch: Epoch,
     /// User.
     pub user: Arc<str>,
-    /// The role that the user was when it logged in to pgsteer, if known. `open` does not look at it.
-    pub role: Option<RoleOid>,
     /// Database.
     pub database: Arc<str>,
     /// How to prove it, where the server asks.
@@ -102,6 +100,9 @@ pub struct Server {
     pub carried: Carried,
     /// What it last reported.
     pub reported: Reported,
+    /// The session that may have left here what the server does not list (settings with a prefix, what sequences gave), by its
+    /// number over all shards: before another one runs anything it must all be reset (`reset::EVERY_SETTING`).
+    pub left_by: Option<u64>,
     /// The settings it has been brought to.
     pub applied: Rc<SettingValues>,
 }
@@ -239,6 +240,7 @@ async fn open_unbounded(
                         idle_since: now,
                         carried: Carried::default(),
                         reported: Reported::new(greeting.parameters.clone()),
+                        left_by: None,
                         applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));

@@ -6,14 +6,11 @@
 //! role's when the name is another's by then.
 //! Source: "Start-up" in the protocol documentation's message flow.
 
-use bytes::BytesMut;
-use pgwire::messages::Message;
-use pgwire::messages::startup::Startup;
-
 use crate::auth::{RoleOid, ScramClient, Secret, WaitingServerFinal};
 use crate::wire::frame;
 use crate::wire::reply;
 use crate::wire::sqlstate::SqlState;
+use crate::wire::text;
 
 /// Asks which role the session's user is. No function or setting of the user's own can get between.
 const WHICH_ROLE: &str = "SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid";
@@ -90,16 +87,19 @@ pub struct Login {
 
 /// The StartupMessage (protocol 3.0) for these parameters.
 pub fn startup_message(user: &str, database: &str, parameters: &[(String, String)]) -> Vec<u8> {
-    let mut startup = Startup::new();
-    startup.parameters.insert("user".to_owned(), user.to_owned());
-    startup.parameters.insert("database".to_owned(), database.to_owned());
-    for (name, value) in parameters {
-        startup.parameters.insert(name.clone(), value.clone());
+    let mut body = (3u32 << 16).to_be_bytes().to_vec();
+    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in [("user", user), ("database", database)].into_iter().chain(parameters) {
+        for string in [name, value] {
+            body.extend_from_slice(&text::to_bytes(string));
+            body.push(0);
+        }
     }
-    let mut bytes = BytesMut::new();
-    let encoded = startup.encode(&mut bytes);
-    debug_assert!(encoded.is_ok(), "encoding into memory");
-    bytes.to_vec()
+    body.push(0);
+    // The server refuses what is longer than a startup packet may be.
+    let mut packet = u32::try_from(body.len() + 4).unwrap_or(u32::MAX).to_be_bytes().to_vec();
+    packet.append(&mut body);
+    packet
 }
 
 impl Login {
@@ -127,9 +127,10 @@ impl Login {
                 })
             }
             b'S' => {
-                if let Some((name, value)) = reply::parameter_status(body) {
-                    self.greeting.parameters.retain(|(other, _)| other != name);
-                    self.greeting.parameters.push((name.to_owned(), value.to_owned()));
+                if let Some((name, value)) = reply::parameter_status_bytes(body) {
+                    let name = text::from_bytes(name);
+                    self.greeting.parameters.retain(|(other, _)| *other != name);
+                    self.greeting.parameters.push((name, text::from_bytes(value)));
                 }
                 Ok(Action::Wait)
             }

@@ -34,17 +34,14 @@ pub async fn reset(server: &mut Server) -> Result<(), CommandError> {
     run(server, &["DISCARD ALL".to_owned()]).await?;
     server.carried = Carried::default();
     server.applied = Rc::default();
+    server.left_by = None;
     Ok(())
 }
 
-/// Has the server forget all settings and what its sequences gave last; prepared statements stay.
-/// Not cancel-safe: dropped in the middle, the connection must be closed.
-pub async fn reset_settings(server: &mut Server) -> Result<(), CommandError> {
-    let commands = ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL", "DISCARD SEQUENCES"];
-    run(server, &commands.map(str::to_owned)).await?;
-    server.applied = Rc::default();
-    Ok(())
-}
+/// Has the server forget all settings, listed or not, and what its sequences gave last; prepared statements stay. Allowed in a
+/// transaction.
+pub const EVERY_SETTING: [&str; 4] =
+    ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL", "DISCARD SEQUENCES"];
 
 /// Runs the commands, each as a Query of its own, and waits for all of them. Gives the notifications that came meanwhile, for
 /// the client. Not cancel-safe: dropped in the middle, the connection must be closed.

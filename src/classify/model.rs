@@ -100,13 +100,15 @@ pub enum PinReason {
     Sequence,
     /// DO, CALL, or a function that is not known: what it leaves behind can't be seen.
     Unseen,
+    /// The client has asked for its server process: it may cancel, end or watch what it was told.
+    BackendPid,
     /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
     Other,
 }
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -116,6 +118,7 @@ impl PinReason {
         Self::Seed,
         Self::Sequence,
         Self::Unseen,
+        Self::BackendPid,
         Self::Other,
     ];
 
@@ -131,6 +134,7 @@ impl PinReason {
             Self::Seed => "seed",
             Self::Sequence => "sequence",
             Self::Unseen => "unseen",
+            Self::BackendPid => "backend_pid",
             Self::Other => "other",
         }
     }
@@ -256,6 +260,8 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
+    /// It calls `pg_terminate_backend`, which may end its own session.
+    pub terminates: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -335,6 +335,15 @@ impl Body {
         }
     }
 
+    /// Functions that tell or end a server process. In conditions the process id only sorts out the session's own rows.
+    fn process(&self, scan: &mut Scanner<'_>, function: &Folded<'_>) {
+        scan.terminates |= function.is(b"pg_terminate_backend");
+        let told = self.depth == 0 && self.levels[0].clause == Clause::Targets;
+        if told && function.is(b"pg_backend_pid") {
+            scan.pin(PinReason::BackendPid);
+        }
+    }
+
     /// Temporary schemas, and views whose content is the node's own.
     #[inline]
     fn system_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
@@ -496,6 +505,9 @@ impl Body {
         }
         if let Some(pin) = pin_of(&function) {
             scan.pin(pin);
+        }
+        if local {
+            self.process(scan, &function);
         }
         scan.write(match (local, builtins::is_writing(&function)) {
             (true, _) => Reason::NodeLocal,

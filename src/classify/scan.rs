@@ -27,6 +27,7 @@ pub(super) struct Scanner<'a> {
     pub(super) copies: bool,
     pub(super) databases: bool,
     pub(super) roles: bool,
+    pub(super) terminates: bool,
     statements: u16,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Scanner<'a> {
             copies: false,
             databases: false,
             roles: false,
+            terminates: false,
             statements: 0,
         }
     }
@@ -191,6 +193,7 @@ impl<'a> Scanner<'a> {
             statements: self.statements,
             databases: self.databases,
             roles: self.roles,
+            terminates: self.terminates,
             copies: self.copies,
             hint,
         }

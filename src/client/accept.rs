@@ -11,6 +11,7 @@ use super::handshake::{self, Request};
 use crate::auth::{AuthType, ClientKey, Kind, RoleOid, ScramServer, Verifier, nonce_from};
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
+use crate::wire::peer::{self, Introduction};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
 use crate::wire::startup::{self, Initial, STARTUP_BYTES_MAX, Startup};
@@ -22,6 +23,8 @@ const AUTH_BYTES_MAX: usize = 65_535;
 pub trait Door {
     /// How clients prove themselves.
     fn auth_type(&self) -> AuthType;
+    /// Why nobody is let in any more, if that is so.
+    fn closed(&self) -> Option<Box<Report>>;
     /// The user's verifier; a mock one for a user that does not exist or may not log in.
     fn verifier(&self, user: &str) -> impl Future<Output = Result<(Verifier, Kind), Box<Report>>>;
     /// The parameters to report, from a server that accepted this user, database and settings; else its ErrorResponse.
@@ -31,13 +34,18 @@ pub trait Door {
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
     ) -> impl Future<Output = Result<Granted, Denial>>;
-    /// Takes the client in: its process id and key.
-    fn admit(&self) -> (i32, Vec<u8>);
+    /// Takes the client in: its process id and a key of so many bytes.
+    fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
     fn distrust(&self, user: &str);
     /// A cancel request came. Resolves when it has taken effect as far as it ever will, so that what the client sends next is
     /// not hit; bounded.
     fn cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = ()>;
+    /// The same for one that came to another pgsteer process. Gives whether the key is one of this process; where it is not, that
+    /// is all: it is not passed on again.
+    fn forwarded_cancel(&self, process_id: i32, key: &[u8]) -> impl Future<Output = bool>;
+    /// How this process introduces itself to others.
+    fn introduction(&self) -> Introduction;
 }
 
 /// What a server said when it let the client in.
@@ -96,14 +104,31 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             door.cancel(process_id, &key).await;
             return Ok(Outcome::Over);
         }
-        Ok(Initial::Ssl | Initial::GssEnc | Initial::Terminate) => return Ok(Outcome::Over),
+        Ok(Initial::PeerCancel { process_id, key }) => {
+            let is_mine = door.forwarded_cancel(process_id, &key).await;
+            net::write_all(stream, if is_mine { peer::TAKEN } else { peer::NOT_MINE }).await?;
+            return Ok(Outcome::Over);
+        }
+        Ok(Initial::PeerHello) => {
+            net::write_all(stream, &door.introduction().encode()).await?;
+            return Ok(Outcome::Over);
+        }
+        Ok(Initial::MalformedCancel | Initial::Ssl | Initial::GssEnc | Initial::Terminate) => {
+            return Ok(Outcome::Over);
+        }
         Err(report) => return refuse(stream, &report).await,
     };
+    if let Some(report) = door.closed() {
+        return refuse(stream, &report).await;
+    }
+    let mut negotiation = handshake::negotiation(&startup);
     let request = match handshake::request(&startup) {
         Ok(request) => request,
-        Err(report) => return refuse(stream, &report).await,
+        Err(report) => {
+            net::write_all(stream, &negotiation).await?;
+            return refuse(stream, &report).await;
+        }
     };
-    let mut negotiation = handshake::negotiation(&startup);
     let keys = match door.auth_type() {
         AuthType::Trust => None,
         AuthType::ScramSha256 => {
@@ -124,7 +149,7 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             return Ok(Outcome::Refused);
         }
     };
-    let (process_id, key) = door.admit();
+    let (process_id, key) = door.admit(startup.cancel_key_bytes());
     negotiation.extend_from_slice(&handshake::welcome(&granted.parameters, process_id, &key));
     net::write_all(stream, &negotiation).await?;
     Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, granted, process_id, early: bytes })))

@@ -5,13 +5,14 @@
 
 use bytes::BytesMut;
 use pgwire::messages::Message;
-use pgwire::messages::startup::{Authentication, NegotiateProtocolVersion};
+use pgwire::messages::startup::Authentication;
 
 use crate::auth::MECHANISM;
 use crate::wire::frame;
 use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate as state;
-use crate::wire::startup::{Startup, StartupError};
+use crate::wire::startup::{MINOR_MAX, NAME_BYTES_MAX, Startup, StartupError};
+use crate::wire::text;
 
 /// Who wants in, where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +56,10 @@ pub fn request(startup: &Startup) -> Result<Request, Box<Report>> {
         }
     }
     let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
-    Ok(Request { user: user.to_owned(), database: database.to_owned() })
+    let mut request = Request { user: user.to_owned(), database: database.to_owned() };
+    text::truncate(&mut request.user, NAME_BYTES_MAX);
+    text::truncate(&mut request.database, NAME_BYTES_MAX);
+    Ok(request)
 }
 
 enum Replication {
@@ -88,12 +92,23 @@ pub fn startup_fault(error: &StartupError) -> Report {
     Report::fatal(code, error.to_string())
 }
 
-/// NegotiateProtocolVersion, where the client asked for more than protocol 3.0 without options.
+/// NegotiateProtocolVersion, where the client asked for a newer version than there is, or for protocol options: pgsteer has
+/// none. Otherwise nothing.
 pub fn negotiation(startup: &Startup) -> Vec<u8> {
-    if startup.minor == 0 && startup.protocol_options.is_empty() {
-        return Vec::new();
+    let mut out = Vec::new();
+    if startup.minor <= MINOR_MAX && startup.protocol_options.is_empty() {
+        return out;
     }
-    encode(&NegotiateProtocolVersion::new(3 << 16, startup.protocol_options.clone()))
+    let version = (3u32 << 16 | u32::from(startup.minor_spoken())).to_be_bytes();
+    // A startup packet holds no more names than a count can tell.
+    let count = u32::try_from(startup.protocol_options.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let mut names = Vec::new();
+    for name in &startup.protocol_options {
+        names.extend_from_slice(&text::to_bytes(name));
+        names.push(0);
+    }
+    frame::put(&mut out, b'v', &[&version, &count, &names]);
+    out
 }
 
 /// AuthenticationSASL.
@@ -168,15 +183,31 @@ mod tests {
         assert_eq!(request(&startup(&[])).unwrap_err().code, state::INVALID_AUTHORIZATION_SPECIFICATION);
     }
 
-    /// P06: newer minors and unknown options are negotiated down to 3.0.
+    /// P06, byte by byte what PostgreSQL 18 says: every minor version up to 3.2 as it is, newer ones are negotiated down,
+    /// unknown options are named.
     #[test]
-    fn newer_minors_are_negotiated_down() {
-        let mut asked = startup(&[("user", "bob")]);
-        assert!(negotiation(&asked).is_empty());
-        asked.minor = 2;
-        asked.protocol_options.push("_pq_.x".to_owned());
-        let bytes = negotiation(&asked);
-        assert_eq!(bytes[..9], *b"v\0\0\0\x13\0\x03\0\0");
+    fn versions_are_negotiated_as_postgresql_does() {
+        let said = |minor, options: &[&str]| {
+            let mut asked = startup(&[("user", "bob")]);
+            asked.minor = minor;
+            asked.protocol_options = options.iter().map(|name| (*name).to_owned()).collect();
+            negotiation(&asked)
+        };
+        for minor in [0, 1, 2] {
+            assert!(said(minor, &[]).is_empty(), "3.{minor}");
+        }
+        assert_eq!(said(3, &[]), *b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0");
+        let grease = b"v\0\0\0\x2b\0\x03\0\x02\0\0\0\x01_pq_.test_protocol_negotiation\0";
+        assert_eq!(said(9999, &["_pq_.test_protocol_negotiation"]), *grease);
+        assert_eq!(said(0, &["_pq_.x", "_pq_.y"]), *b"v\0\0\0\x1a\0\x03\0\0\0\0\0\x02_pq_.x\0_pq_.y\0");
+        assert_eq!(said(1, &["_pq_.x"]), *b"v\0\0\0\x13\0\x03\0\x01\0\0\0\x01_pq_.x\0");
+        assert_eq!(said(2, &[&text::from_bytes(b"_pq_.\xe9")])[12..], *b"\x01_pq_.\xe9\0");
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        let request = request(&startup(&[("user", &"u".repeat(70)), ("database", &"d".repeat(64))])).unwrap();
+        assert_eq!((request.user, request.database), ("u".repeat(63), "d".repeat(63)));
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub struct RunArgs {
     /// Most server connections for each node, database and user [env: PGSTEER_POOL_SIZE]
     #[arg(long, value_name = "COUNT")]
     pub pool_size: Option<String>,
+    /// The other pgsteer processes of this deployment, comma-separated, to forward cancel requests to; a name stands
+    /// for all its addresses [env: PGSTEER_PEERS]
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub peers: Option<String>,
     /// Number of shards, or "auto": one per core, one core left free [env: PGSTEER_SHARDS]
     #[arg(long, value_name = "COUNT")]
     pub shards: Option<String>,
@@ -94,6 +98,7 @@ impl RunArgs {
             ("--max-lag", &self.max_lag),
             ("--mode", &self.mode),
             ("--pool-size", &self.pool_size),
+            ("--peers", &self.peers),
             ("--shards", &self.shards),
             ("--log-level", &self.log_level),
             ("--log-format", &self.log_format),

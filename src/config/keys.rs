@@ -181,7 +181,7 @@ const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()
 }
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 34] = [
+pub(super) const KEYS: [Key; 35] = [
     flagged(
         "listen.address",
         "--listen",
@@ -189,6 +189,11 @@ pub(super) const KEYS: [Key; 34] = [
     ),
     key("listen.max_client_conn", Kind::Count { least: 1, field: |c| &mut c.listen.max_client_conn }),
     key("listen.login_timeout", duration(|c| &mut c.listen.login_timeout)),
+    flagged(
+        "listen.peers",
+        "--peers",
+        custom("a list of host:port, such as \"pgsteer-peers:6432\"; empty for none", peers),
+    ),
     flagged("listen.shards", "--shards", custom("\"auto\" or a whole number from 1 to 1024", shards)),
     flagged("admin.address", "--admin", custom("IP:port, such as \"127.0.0.1:9127\", or \"off\"", admin)),
     flagged("cluster.nodes", "--nodes", Kind::Nodes),
@@ -229,6 +234,17 @@ pub(super) const KEYS: [Key; 34] = [
 fn listen(draft: &mut Draft, given: &Given) -> Option<()> {
     let parsed: Result<Vec<SocketAddr>, _> = given.list()?.into_iter().map(str::parse).collect();
     draft.config.listen.addresses = parsed.ok().filter(|addresses| !addresses.is_empty())?;
+    Some(())
+}
+
+fn peers(draft: &mut Draft, given: &Given) -> Option<()> {
+    let parsed = given.list()?.into_iter().map(|text| {
+        let address: NodeAddress = text.parse().ok()?;
+        // The port that is taken where none is given is a server's.
+        let complete = !address.host.starts_with('/') && text.ends_with(&format!(":{}", address.port));
+        complete.then_some(address)
+    });
+    draft.config.listen.peers = parsed.collect::<Option<_>>()?;
     Some(())
 }
 

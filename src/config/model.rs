@@ -77,6 +77,8 @@ pub struct Listen {
     pub max_client_conn: u64,
     /// Time for a client to complete its login.
     pub login_timeout: Duration,
+    /// The other pgsteer processes of the deployment: where their clients connect. A name stands for all its addresses.
+    pub peers: Vec<NodeAddress>,
     /// Number of shards; `None` means one per core, with one core left free.
     pub shards: Option<NonZeroUsize>,
 }
@@ -96,6 +98,7 @@ impl Default for Listen {
             addresses: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6432)],
             max_client_conn: 10_000,
             login_timeout: Duration::from_secs(15),
+            peers: Vec::new(),
             shards: None,
         }
     }

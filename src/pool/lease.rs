@@ -51,16 +51,6 @@ impl Lease {
         }
     }
 
-    /// Has the server forget all settings, those that it does not list too, and what sequences gave; then gives it back.
-    /// Closes it if that fails.
-    pub async fn reset_settings_and_release(mut self, timeout: Duration) {
-        let Some(server) = self.server.as_deref_mut() else { return };
-        match tokio::time::timeout(timeout, backend::reset::reset_settings(server)).await {
-            Ok(Ok(())) => self.release(Instant::now()),
-            Ok(Err(_)) | Err(_) => drop(self),
-        }
-    }
-
     /// Has the server forget the session (`DISCARD ALL`), then gives it back; closes it if that fails.
     pub async fn reset_and_release(mut self, timeout: Duration) {
         let Some(server) = self.server.as_deref_mut() else { return };

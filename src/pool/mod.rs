@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
-pub use set::{Mail, PoolGroup, PoolKey, Pools, Registry};
+pub use set::{Fit, Mail, PoolGroup, PoolKey, Pools, Registry};
 
 /// Settings of pooling (`[pool]`).
 #[derive(Debug, Clone, PartialEq)]

@@ -98,6 +98,7 @@ pub struct Parts {
     generation: u64,
     opened_at: Instant,
     reported: Vec<(String, String)>,
+    left_by: Option<u64>,
     applied: SettingValues,
 }
 
@@ -147,6 +148,23 @@ impl Registry {
     }
 }
 
+/// What makes a connection need nothing before a session's statement.
+#[derive(Debug, Clone, Copy)]
+pub struct Fit {
+    /// Identity of the session's settings.
+    pub settings_id: u64,
+    /// The session's number over all shards.
+    pub session: u64,
+    /// The role that its user was at its login, if known. Connections of another are not for it.
+    pub role: Option<RoleOid>,
+}
+
+impl Fit {
+    fn is_met_by(self, server: &Server) -> bool {
+        server.applied.id == self.settings_id && server.left_by.is_none_or(|left_by| left_by == self.session)
+    }
+}
+
 /// What a waiter gets.
 #[derive(Debug)]
 enum Grant {
@@ -171,9 +189,9 @@ impl Pool {
         server.generation != self.shared.generation.load(Ordering::Relaxed)
     }
 
-    /// Whether a session of this role may have it.
-    fn is_for(&self, server: &Server, role: Option<RoleOid>) -> bool {
-        !self.is_outdated(server) && !RoleOid::differ(server.role, role)
+    /// Whether the session may have it.
+    fn is_for(&self, server: &Server, session: Fit) -> bool {
+        !self.is_outdated(server) && !RoleOid::differ(server.role, session.role)
     }
 }
 
@@ -303,18 +321,13 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is alive and of this role: best one that has the settings of this
-    /// identity. No system call, no lock.
-    pub fn try_claim(
-        self: &Rc<Self>,
-        pool: &Rc<Pool>,
-        settings_id: u64,
-        role: Option<RoleOid>,
-    ) -> Option<Lease> {
+    /// An idle connection, if there is one that is alive and of the session's role: best one that fits the session. No system
+    /// call, no lock.
+    pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, session: Fit) -> Option<Lease> {
         loop {
-            let server = pool.state.borrow_mut().claim_fitting(|server| server.applied.id == settings_id)?;
+            let server = pool.state.borrow_mut().claim_fitting(|server| session.is_met_by(server))?;
             self.note_claimed(pool);
-            if server.is_quiet() && pool.is_for(&server, role) {
+            if server.is_quiet() && pool.is_for(&server, session) {
                 return Some(self.leased(pool, server));
             }
             self.close(pool, &server);
@@ -326,15 +339,15 @@ impl Pools {
         self: &Rc<Self>,
         pool: &Rc<Pool>,
         endpoint: &Endpoint,
-        settings_id: u64,
+        session: Fit,
     ) -> Result<Lease, LeaseError> {
         let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
         loop {
-            if let Some(lease) = self.try_claim(pool, settings_id, endpoint.role) {
+            if let Some(lease) = self.try_claim(pool, session) {
                 return Ok(lease);
             }
             if self.may_open(pool) {
-                return self.open(pool, endpoint).await;
+                return self.open(pool, endpoint, session.role).await;
             }
             let (grant, granted) = oneshot::channel();
             let mut waiting = Waiting::enter(self, pool, granted);
@@ -349,7 +362,7 @@ impl Pools {
                 // The sender is only dropped when the node is fenced.
                 Ok(Err(_)) => return Err(LeaseError::Fenced),
                 Ok(Ok(Grant::Retry)) => {}
-                Ok(Ok(Grant::Server(server))) if pool.is_for(&server, endpoint.role) => {
+                Ok(Ok(Grant::Server(server))) if pool.is_for(&server, session) => {
                     return Ok(self.leased(pool, server));
                 }
                 Ok(Ok(Grant::Server(server))) => self.close(pool, &server),
@@ -357,11 +370,16 @@ impl Pools {
         }
     }
 
-    async fn open(self: &Rc<Self>, pool: &Rc<Pool>, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
+    async fn open(
+        self: &Rc<Self>,
+        pool: &Rc<Pool>,
+        endpoint: &Endpoint,
+        role: Option<RoleOid>,
+    ) -> Result<Lease, LeaseError> {
         let room = Room { pools: self, pool, used: false };
         let generation = pool.shared.generation.load(Ordering::SeqCst);
         match self.registry.keys.log_in(endpoint).await {
-            Ok(server) if RoleOid::differ(server.role, endpoint.role) => {
+            Ok(server) if RoleOid::differ(server.role, role) => {
                 server.terminate();
                 self.registry.keys.refused(&endpoint.user);
                 Err(LeaseError::OtherRole)
@@ -716,6 +734,7 @@ fn take_apart(server: Server) -> Option<Parts> {
         generation: server.generation,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
+        left_by: server.left_by,
         applied: (*server.applied).clone(),
     })
 }
@@ -730,6 +749,7 @@ fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
         generation: parts.generation,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),
+        left_by: parts.left_by,
         idle_since: Instant::now(),
         carried: backend::connection::Carried::default(),
         applied: Rc::new(parts.applied),

@@ -10,6 +10,7 @@ use super::attempt::Sent;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::Ended;
 use super::inspect::{self, Inspect};
+use super::outcome;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
@@ -17,8 +18,8 @@ use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
-use super::{RESET_TIMEOUT, outcome};
 use crate::backend::connection::Carried;
+use crate::classify::PinReason;
 use crate::relay::answer::Answer;
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -218,6 +219,7 @@ impl Session {
         attached.inspect = attached.inspect.max(question);
         if let Some(pin) = pin
             && !inspect::is_asked(pin)
+            && (pin != PinReason::BackendPid || attached.side == Side::Primary)
             && !self.pins.contains(&pin)
         {
             self.shard.counters.pins.at(pin as usize).inc();
@@ -233,7 +235,7 @@ impl Session {
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
-    pub(super) fn keep_or_release(&mut self, attached: Attached, now: Instant) {
+    pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         if self.transaction.is_on_server() || !self.pins.is_empty() {
             self.attached = Some(attached);
             return;
@@ -243,9 +245,11 @@ impl Session {
         if attached.spoiled || self.control.cancel_sent.get() {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
-        } else if attached.unlisted {
-            tokio::task::spawn_local(attached.lease.reset_settings_and_release(RESET_TIMEOUT));
         } else {
+            let unlisted = attached.unlisted;
+            if let Some(server) = attached.lease.server().filter(|_| unlisted) {
+                server.left_by = Some(self.key());
+            }
             attached.lease.release(now);
         }
     }

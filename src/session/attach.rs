@@ -17,7 +17,7 @@ use super::transaction::Transaction;
 use super::unit::Kind;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
-use crate::pool::LeaseError;
+use crate::pool::{Fit, LeaseError};
 use crate::route::{self, Destination, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
@@ -56,7 +56,7 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool, self.settings.id, self.role) {
+            let lease = match self.shard.pools.try_claim(&pool, self.fit()) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
@@ -127,9 +127,13 @@ impl Session {
         }
     }
 
+    fn fit(&self) -> Fit {
+        Fit { settings_id: self.settings.id, session: self.key(), role: self.role }
+    }
+
     /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
     async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
-        let lease = self.shard.pools.lease(pool, endpoint, self.settings.id);
+        let lease = self.shard.pools.lease(pool, endpoint, self.fit());
         let mut lease = std::pin::pin!(lease);
         loop {
             tokio::select! {
@@ -226,7 +230,6 @@ impl Session {
             address: Arc::clone(&snapshot.node(node)?.address),
             epoch,
             user: Arc::clone(self.group.user()),
-            role: self.role,
             database: Arc::clone(self.group.database()),
             secret: self.secret,
             parameters: Vec::new(),

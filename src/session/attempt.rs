@@ -13,7 +13,7 @@ use super::settings::{Touched, difference};
 use super::transaction::Transaction;
 use super::translate::{Doubt, Journal, Shapes, Translator};
 use super::unit::{self, Kind};
-use crate::backend::Server;
+use crate::backend::{Server, reset};
 use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
 use crate::telemetry::metrics::Side;
@@ -41,8 +41,8 @@ pub(super) struct Sent {
     pub(super) failed: bool,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub(super) copies_ended: usize,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
 }
 
 /// A part of a batch on its way: what is written for the server, what its answer is to be, what can be undone.
@@ -51,7 +51,7 @@ pub(super) struct Part {
     fresh: bool,
     /// An error was passed on in an earlier one.
     failed: bool,
-    copies_ended: usize,
+    copies_ended: isize,
     pub(super) answer: Box<Answer>,
     pub(super) journal: Journal,
     pub(super) out: Vec<u8>,
@@ -109,7 +109,7 @@ impl Sent {
 impl Session {
     /// The unit would leave state on a standby, and can't be refused by the server itself (see `translate`).
     pub(super) fn must_not_pin_here(&self, task: &Task<'_>) -> bool {
-        task.needs.pin.is_some()
+        task.pin_elsewhere().is_some()
             && matches!(task.kind, Kind::Flushed | Kind::Partial)
             && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
     }
@@ -141,6 +141,7 @@ impl Session {
         let goal = match task.kind {
             Kind::Simple | Kind::Synced => Goal::Ready,
             Kind::Flushed => Goal::Settled,
+            Kind::Partial if part.out.is_empty() => Goal::Drained,
             Kind::Partial => Goal::Sent,
         };
         let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
@@ -211,6 +212,7 @@ impl Session {
         exchange.copies_ended = part.copies_ended;
         exchange.extended = task.kind == Kind::Synced;
         exchange.goal = goal;
+        exchange.may_end_itself = task.needs.terminates;
         exchange.through =
             if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
         exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
@@ -282,7 +284,7 @@ impl Session {
         doubts: &'t mut Vec<Doubt>,
     ) -> Translator<'t> {
         Translator {
-            session: self.number << 8 | (self.shard.number as u64 & 0xff),
+            session: self.key(),
             scope: self.scope_now(),
             out: &mut part.out,
             answer: &mut part.answer,
@@ -295,18 +297,40 @@ impl Session {
             unit,
             shapes,
             doubts,
+            bound: None,
         }
+    }
+
+    /// The session's number, unique over the shards.
+    pub(super) fn key(&self) -> u64 {
+        self.number << 8 | (self.shard.number as u64 & 0xff)
+    }
+
+    /// The statements after which the server has the session's settings and no other, taken for run.
+    pub(super) fn take_over(&self, server: &mut Server) -> Vec<String> {
+        let foreign = server.left_by.is_some_and(|session| session != self.key());
+        let mut commands: Vec<String> = Vec::new();
+        let applied = std::mem::replace(&mut server.applied, Rc::clone(&self.settings));
+        if foreign {
+            // The session before may have set what the server does not list.
+            commands.extend(reset::EVERY_SETTING.map(str::to_owned));
+            server.left_by = None;
+        }
+        let applied = if foreign { &[] } else { applied.pairs.as_slice() };
+        commands.extend(difference(applied, &self.settings.pairs));
+        commands
     }
 
     /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
     /// in such a way that the unit does not run should any of it fail.
     fn put_settings(&self, attached: &mut Attached, answer: &mut Answer, out: &mut Vec<u8>) {
-        let Some(server) = attached.lease.server().filter(|server| server.applied.id != self.settings.id)
-        else {
+        let key = self.key();
+        let Some(server) = attached.lease.server() else { return };
+        let foreign = server.left_by.is_some_and(|session| session != key);
+        if !foreign && server.applied.id == self.settings.id {
             return;
-        };
-        let commands = difference(&server.applied.pairs, &self.settings.pairs);
-        server.applied = Rc::clone(&self.settings);
+        }
+        let commands = self.take_over(server);
         if commands.is_empty() {
             return;
         }
@@ -339,7 +363,7 @@ impl Session {
             server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.needs.pin, task.kind) {
+        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.pin_elsewhere(), task.kind) {
             // It would leave state on a standby that later writes of the session need on the primary.
             server.carried.unnamed = None;
             reply::put_query(out, &refusal_on_standby(pin.as_str()));

@@ -35,6 +35,10 @@ use crate::wire::reply::{self, Report};
 /// A unit larger than this streams to the primary without being looked into.
 pub const UNIT_BYTES_MAX: usize = 1024 * 1024;
 
+/// How long the end of a batch is waited for before what there is of it is sent: longer than a batch takes to arrive, even where
+/// the second write of a client waits for an acknowledgement that is put off (40 ms, Linux).
+const BATCH_PAUSE: Duration = Duration::from_millis(100);
+
 /// Who the client is, once logged in. The session keeps user and database by way of its pools.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -105,8 +109,8 @@ pub(super) struct Batch {
     pub(super) repeatable: bool,
     /// An error came: the server ignores everything up to Sync.
     pub(super) failed: bool,
-    /// COPY data that was sent to its end before the server had asked for it.
-    pub(super) copies_ended: usize,
+    /// See `Exchange::copies_ended`.
+    pub(super) copies_ended: isize,
 }
 
 /// What some settings mean for the reading of a client's texts.
@@ -297,7 +301,7 @@ impl Session {
                 .map_err(|error| End::Told(Box::new(outcome::protocol(&error.to_string()))))?;
             match front {
                 Front::Incomplete if window.filled().is_empty() => self.read_first(&mut window)?,
-                Front::Incomplete => self.read_more(&mut window).await?,
+                Front::Incomplete => self.read_on(&mut window).await?,
                 Front::Terminate => return Err(End::Client),
                 Front::Invalid { kind } => {
                     return Err(End::Told(Box::new(outcome::protocol(&format!(
@@ -322,6 +326,19 @@ impl Session {
 
     pub(super) fn is_in_failed_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|it| it.batch.as_ref().is_some_and(|batch| batch.failed))
+    }
+
+    /// Reads more of what is not a whole unit yet. Whole messages of a batch whose end does not come soon go to the server
+    /// without it, which runs them and says at once if one fails.
+    async fn read_on(&mut self, window: &mut Window) -> Flow<()> {
+        let unfinished = unit::unfinished(window.filled());
+        if unfinished == 0 || self.skip_to_sync {
+            return self.read_more(window).await;
+        }
+        match tokio::time::timeout(BATCH_PAUSE, self.read_more(window)).await {
+            Ok(read) => read,
+            Err(_) => self.unit(window, Kind::Partial, unfinished).await,
+        }
     }
 
     /// Runs one unit that stands whole at the front of the window.

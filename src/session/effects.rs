@@ -9,7 +9,7 @@ use super::unit::{self, Needs};
 use crate::auth::Users;
 use crate::classify::{self, SessionEffect, TransactionEffect};
 use crate::route::{Mode, Need};
-use crate::wire::extended;
+use crate::wire::{extended, startup, text};
 
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
@@ -158,7 +158,11 @@ impl Session {
     /// Notes the roles that a unit may create, alter or drop, before it runs. What is known of them is forgotten already: who is told
     /// that it is done must not be let in by what was known before.
     pub(super) fn note_roles(&mut self, unit: &[u8]) {
-        let names = self.names_in(unit).into_iter().filter_map(|name| String::from_utf8(name).ok());
+        let names = self.names_in(unit).into_iter().map(|name| {
+            let mut name = text::from_bytes(&name);
+            text::truncate(&mut name, startup::NAME_BYTES_MAX);
+            name
+        });
         let named = Users::of(names);
         let all = match self.altered_roles.take() {
             Some(users) => users.and(named),

@@ -47,6 +47,8 @@ pub enum Goal {
     Settled,
     /// Everything sent; replies may come later.
     Sent,
+    /// What has come is passed on.
+    Drained,
 }
 
 /// How it ended.
@@ -129,8 +131,9 @@ pub struct Exchange<'a> {
     pub goal: Goal,
     /// The unit is extended: COPY is followed by a Sync.
     pub extended: bool,
-    /// COPY data that was sent to its end before the server asked for it.
-    pub copies_ended: usize,
+    /// How often COPY data was sent to its end before the server had asked for it; negative: how often it has asked for what is
+    /// not sent to its end.
+    pub copies_ended: isize,
     /// How much of a retriable answer is held back.
     pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
@@ -143,6 +146,8 @@ pub struct Exchange<'a> {
     pub told: &'a Reported,
     /// What it knows now, if it was told something else.
     pub news: Option<Reported>,
+    /// The unit may end its own session: then the client hears that from the server.
+    pub may_end_itself: bool,
     /// Bytes of `out` sent.
     pub sent: usize,
     /// Something was sent to the server.
@@ -200,6 +205,7 @@ impl<'a> Exchange<'a> {
             reported,
             told,
             news: None,
+            may_end_itself: false,
             sent: 0,
             any_sent: false,
             delivered: false,
@@ -245,6 +251,7 @@ impl<'a> Exchange<'a> {
                 return Ended::Settled;
             }
             match self.pull().await {
+                Ok(false) if self.goal == Goal::Drained => return Ended::Settled,
                 Ok(pulled) => moved |= pulled,
                 // The answer is complete; that the server ends behind it is the next statement's matter.
                 Err(Ended::ServerLost { .. }) if self.finishing.is_some() => {
@@ -323,11 +330,7 @@ impl<'a> Exchange<'a> {
                 .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
             match event {
                 Event::NeedMore => break,
-                Event::Error(fields)
-                    if fields.ends_session
-                        && sqlstate::dismisses(fields.code)
-                        && fields.code != sqlstate::IDLE_SESSION_TIMEOUT =>
-                {
+                Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
                     self.answer.accept();
                     self.flush().await?;
                     return Err(Ended::Dismissed);
@@ -346,7 +349,9 @@ impl<'a> Exchange<'a> {
                 }
                 Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
-                Event::CopyIn if self.copies_ended > 0 => self.copies_ended -= 1,
+                Event::CopyIn if self.copies_ended > 0 || self.goal == Goal::Drained => {
+                    self.copies_ended -= 1;
+                }
                 Event::CopyIn => {
                     self.copied = true;
                     self.through = Through::Copy { left: 0, sync: self.extended, done: false };
@@ -367,6 +372,12 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         Ok(true)
+    }
+
+    /// Whether an end of the session is no loss of its server: it was meant.
+    fn dismisses(&self, code: SqlState) -> bool {
+        (sqlstate::dismisses(code) && code != sqlstate::IDLE_SESSION_TIMEOUT)
+            || (self.may_end_itself && code == sqlstate::ADMIN_SHUTDOWN)
     }
 
     async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {

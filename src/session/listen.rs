@@ -3,12 +3,10 @@
 //! Invariant: only for a session of which nothing but its channels was lost: between transactions, nothing under way, no other
 //! pin. Must not know: how the primary is found.
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{End, Flow, Session};
 use super::run::{TRIES_MAX, Task};
-use super::settings::difference;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use super::{RESET_TIMEOUT, outcome};
@@ -48,15 +46,14 @@ impl Session {
             if !ready {
                 break;
             }
-            let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.server()) else {
-                continue;
-            };
-            let mut commands = difference(&server.applied.pairs, &self.settings.pairs);
+            let Some(mut attached) = self.attached.take() else { continue };
+            let Some(server) = attached.lease.server() else { continue };
+            let mut commands = self.take_over(server);
             let listens = |name: &String| format!("LISTEN \"{}\"", name.replace('"', "\"\""));
             commands.extend(self.channels.iter().map(listens));
             match tokio::time::timeout(RESET_TIMEOUT, reset::run(server, &commands)).await {
                 Ok(Ok(notifications)) => {
-                    server.applied = Rc::clone(&self.settings);
+                    self.attached = Some(attached);
                     let mut out = Vec::new();
                     outcome::listening_again(cause).put(&mut out);
                     out.extend_from_slice(&notifications);
@@ -67,7 +64,8 @@ impl Session {
                     return Err(self.not_listening(&format!("{cause}. The next one said: {said}")));
                 }
                 Ok(Err(CommandError::Io(_))) | Err(_) => {
-                    self.detach_lost(super::shard::SuspectCause::ConnectionLost);
+                    self.shard.suspect(attached.node, super::shard::SuspectCause::ConnectionLost);
+                    *self.control.runs_at.borrow_mut() = None;
                 }
             }
         }

@@ -10,6 +10,7 @@ use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
+use crate::classify::PinReason;
 use crate::relay::buffer::Window;
 use crate::route::Need;
 use crate::topology::model::NodeId;
@@ -58,6 +59,14 @@ pub(super) struct Task<'w> {
     pub(super) tries: usize,
 }
 
+impl Task<'_> {
+    /// State that the unit would leave, where later statements of the session need it on the primary. Which process a standby's
+    /// is means something until the end of its transaction.
+    pub(super) fn pin_elsewhere(&self) -> Option<PinReason> {
+        self.needs.pin.filter(|pin| *pin != PinReason::BackendPid)
+    }
+}
+
 impl Session {
     /// Runs the unit at the front of the window to its end.
     pub(super) async fn run(
@@ -96,6 +105,24 @@ impl Session {
         Ok(())
     }
 
+    /// Passes on what the server says in the middle of a batch.
+    pub(super) async fn drain_server(&mut self) -> Flow<()> {
+        // Nothing is read from the client while this has no room.
+        let mut nothing = Window::new(Box::default());
+        let task = Task {
+            window: &mut nothing,
+            kind: Kind::Partial,
+            bytes: 0,
+            beyond: 0,
+            needs: Needs::default(),
+            now: Instant::now(),
+            excluded: Vec::new(),
+            tries: 0,
+        };
+        // Boxed: the wait of an idle session is not to have room for it.
+        Box::pin(self.run_task(task)).await
+    }
+
     /// Runs a unit of one frame that is larger than its buffer may become: to the primary, streaming.
     pub(super) async fn oversized(&mut self, window: &mut Window, kind: u8, frame_bytes: usize) -> Flow<()> {
         let simple = matches!(kind, b'Q' | b'F');
@@ -111,8 +138,7 @@ impl Session {
             self.read_more(window).await?;
         }
         let here = window.filled().len().min(frame_bytes);
-        let needs =
-            Needs { pin: (kind == b'P').then_some(crate::classify::PinReason::Other), ..Needs::unknown() };
+        let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let task = Task {
             window,

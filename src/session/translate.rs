@@ -194,9 +194,11 @@ pub struct Translator<'a> {
     pub shapes: Shapes,
     /// What is to be asked for before this is sent.
     pub doubts: &'a mut Vec<Doubt>,
+    /// The last portal that was bound, and the client's name of its statement.
+    pub bound: Option<(&'a [u8], &'a [u8])>,
 }
 
-impl Translator<'_> {
+impl<'a> Translator<'a> {
     /// Translates the beginning of a frame of `frame_bytes`, of which only `here` is there; the rest follows untouched.
     pub fn large(&mut self, kind: u8, frame_bytes: usize, here: &[u8]) {
         let body = here.get(frame::HEADER_BYTES..).unwrap_or_default();
@@ -230,7 +232,7 @@ impl Translator<'_> {
     }
 
     /// Translates one frame.
-    pub fn frame(&mut self, kind: u8, body: &[u8]) {
+    pub fn frame(&mut self, kind: u8, body: &'a [u8]) {
         match kind {
             b'Q' => {
                 self.names.drop_unnamed();
@@ -435,8 +437,9 @@ impl Translator<'_> {
         }
     }
 
-    fn bind(&mut self, body: &[u8]) {
+    fn bind(&mut self, body: &'a [u8]) {
         let Some(bind) = extended::bind(body) else { return self.raw(b'B', body, Some(Expect::Bind)) };
+        self.bound = Some((bind.portal, bind.statement));
         if bind.statement.is_empty() {
             if let Some(told) = self.ensure_unnamed() {
                 self.compare(Doubt::Unnamed(told), bind.portal);
@@ -462,18 +465,39 @@ impl Translator<'_> {
     fn describe(&mut self, body: &[u8]) {
         match extended::named(body) {
             Some(Named::Statement(name)) => {
-                let promise = if name.is_empty() {
-                    self.names.unnamed.as_ref().map(|unnamed| Promise::DescribedUnnamed(unnamed.count))
-                } else {
-                    self.names.named(name).map(|statement| Promise::Described(name.into(), statement.id))
-                };
+                let promise = self.described(name);
                 let name = self.server_name(name);
                 frame::put(self.out, b'D', &[b"S", &name, b"\0"]);
                 let token = self.journal.promise(promise.unwrap_or(Promise::Nothing));
                 self.answer.expect(Expect::Shape { token });
             }
-            _ => self.raw(b'D', body, Some(Expect::Describe)),
+            Some(Named::Portal(portal)) => {
+                let reply = match self.bound {
+                    Some((bound, statement)) if bound == portal && !self.knows_shape(statement) => {
+                        let promise = self.described(statement).unwrap_or(Promise::Nothing);
+                        Expect::Shape { token: self.journal.promise(promise) }
+                    }
+                    _ => Expect::Describe,
+                };
+                self.raw(b'D', body, Some(reply));
+            }
+            None => self.raw(b'D', body, Some(Expect::Describe)),
         }
+    }
+
+    /// The client will be told the shape of the rows of the statement of this name.
+    fn described(&self, name: &[u8]) -> Option<Promise> {
+        if name.is_empty() {
+            self.names.unnamed.as_ref().map(|unnamed| Promise::DescribedUnnamed(unnamed.count))
+        } else {
+            self.names.named(name).map(|statement| Promise::Described(name.into(), statement.id))
+        }
+    }
+
+    /// Whether it was told, and the server's statement can have no other by now without the server's saying so.
+    fn knows_shape(&self, name: &[u8]) -> bool {
+        let Some((statement, Some(told))) = self.names.described(name) else { return false };
+        self.carried.prepared.get(statement.id).is_some_and(|here| here.shape == Some(told))
     }
 
     fn close(&mut self, body: &[u8]) {

@@ -113,6 +113,19 @@ pub fn frames(unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
+/// How many bytes of whole extended messages stand at the front, with no end of their batch behind them.
+pub fn unfinished(bytes: &[u8]) -> usize {
+    let mut length = 0;
+    while let Some(rest) = bytes.get(length..)
+        && let Ok(Some(header)) = frame::header(rest)
+        && matches!(header.kind, b'P' | b'B' | b'D' | b'E' | b'C')
+        && header.frame_bytes <= rest.len()
+    {
+        length += header.frame_bytes;
+    }
+    length
+}
+
 /// What a unit needs, all its statements taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each read by another rule")]
@@ -131,6 +144,8 @@ pub struct Needs {
     pub databases: bool,
     /// It creates, alters or drops a role.
     pub roles: bool,
+    /// It may end its own session.
+    pub terminates: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -159,6 +174,7 @@ impl Default for Needs {
             may_unpin: false,
             databases: false,
             roles: false,
+            terminates: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -192,6 +208,7 @@ impl Needs {
         }
         self.databases |= class.databases;
         self.roles |= class.roles;
+        self.terminates |= class.terminates;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;

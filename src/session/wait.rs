@@ -16,7 +16,6 @@ use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
-use crate::telemetry::metrics::Side;
 use crate::wire::reply::{self, OwnProcess};
 use crate::wire::sqlstate;
 
@@ -98,45 +97,37 @@ impl Session {
         waited
     }
 
-    /// Waits for the rest of a batch. Nobody reads the server meanwhile; a standby that has something to say and can't would keep
-    /// replay waiting, so there the client has only so long.
+    /// Waits for the rest of a batch, passing on what the server says meanwhile.
     async fn wait_in_batch(&mut self) -> Flow<()> {
-        let Some(attached) = &mut self.attached else { return Ok(()) };
-        if attached.side == Side::Primary {
-            return net::readable(&self.client).await.map_err(|_| End::Client);
-        }
-        let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
-            return Ok(());
-        };
-        let limit = self.shard.shared.settings.standby_stall_timeout;
         loop {
-            if let Ok(ready) = tokio::time::timeout(limit, net::readable(&self.client)).await {
-                return ready.map_err(|_| End::Client);
+            let Some(attached) = &mut self.attached else { return Ok(()) };
+            let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
+                return Ok(());
+            };
+            if !self.server_speaks(&link.stream).await {
+                return Ok(());
             }
-            let talks = poll_fn(|context| Poll::Ready(link.stream.poll_read_ready(context).is_ready())).await;
-            if talks {
-                self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
-                return Err(End::Client);
-            }
+            drop(link);
+            self.drain_server().await?;
         }
+    }
+
+    /// Waits until the client or the server has something to say; whether it is the server.
+    async fn server_speaks(&self, server: &TcpStream) -> bool {
+        poll_fn(|context| {
+            let speaks = server.poll_read_ready(context).is_ready();
+            if speaks || self.client.poll_read_ready(context).is_ready() {
+                Poll::Ready(speaks)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
     }
 
     /// Waits for the client, passing on what the held server says by itself.
     async fn wait_beside(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
-        loop {
-            let mut server_ready = false;
-            poll_fn(|context| {
-                server_ready = stream.poll_read_ready(context).is_ready();
-                if server_ready || self.client.poll_read_ready(context).is_ready() {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
-            })
-            .await;
-            if !server_ready {
-                return Ok(());
-            }
+        while self.server_speaks(stream).await {
             let mut answer = self.shard.buffers.take_answer();
             answer.comes_from(own);
             let result = self.unsolicited(stream, &mut answer).await;
@@ -146,6 +137,7 @@ impl Session {
                 Some(cause) => return self.lost_while_idle(&cause).await,
             }
         }
+        Ok(())
     }
 
     /// Reads what a held server says by itself, to the end of a message; `Some` when it is gone.

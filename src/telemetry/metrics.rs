@@ -80,6 +80,8 @@ pub struct ShardCounters {
     pub leases: Counter,
     /// Cancel requests passed on.
     pub cancels: Counter,
+    /// Cancel requests that another pgsteer process has taken.
+    pub cancels_forwarded: Counter,
     /// Bytes from clients to servers.
     pub client_to_server_bytes: Counter,
     /// Bytes from servers to clients.
@@ -349,7 +351,7 @@ const GAUGES: [Row<Gauge>; 2] = [
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
-const COUNTERS: [Row<Counter>; 10] = [
+const COUNTERS: [Row<Counter>; 11] = [
     ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
     ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
     ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
@@ -363,6 +365,11 @@ const COUNTERS: [Row<Counter>; 10] = [
     }),
     ("pgsteer_leases_total", "Server connections lent to a transaction.", |shard| &shard.leases),
     ("pgsteer_cancels_total", "Cancel requests passed on.", |shard| &shard.cancels),
+    (
+        "pgsteer_cancels_forwarded_total",
+        "Cancel requests of other pgsteer processes' clients, passed on to those.",
+        |shard| &shard.cancels_forwarded,
+    ),
     ("pgsteer_client_to_server_bytes_total", "Bytes from clients to servers.", |shard| {
         &shard.client_to_server_bytes
     }),

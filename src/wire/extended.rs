@@ -77,8 +77,8 @@ pub fn named(body: &[u8]) -> Option<Named<'_>> {
     let (&kind, mut rest) = body.split_first()?;
     let name = cstring(&mut rest)?;
     match kind {
-        b'S' => Some(Named::Statement(name)),
-        b'P' => Some(Named::Portal(name)),
+        b'S' if rest.is_empty() => Some(Named::Statement(name)),
+        b'P' if rest.is_empty() => Some(Named::Portal(name)),
         _ => None,
     }
 }

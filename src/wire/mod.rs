@@ -5,8 +5,10 @@
 
 pub mod extended;
 pub mod frame;
+pub mod peer;
 pub mod reply;
 pub mod sqlstate;
 pub mod startup;
+pub mod text;
 
 pub use sqlstate::SqlState;

@@ -1,16 +1,12 @@
 //! The messages pgsteer writes itself, to clients and to servers, and the few fields it reads from server messages.
 //!
-//! Invariant: every frame written here is complete. Rare messages are encoded by the `pgwire` crate's types; those of the
-//! hot path are constants. Must not know: when they are sent.
+//! Invariant: every frame written here is complete; texts are written as the bytes they stand for (`text`). Must not know: when
+//! they are sent.
 
 use std::hash::Hasher as _;
 
-use bytes::BytesMut;
-use pgwire::messages::Message;
-use pgwire::messages::response::{ErrorResponse, NoticeResponse};
-use pgwire::messages::startup::ParameterStatus;
-
 use super::sqlstate::{self, SqlState};
+use super::{frame, text};
 
 /// ReadyForQuery's transaction status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,34 +119,31 @@ impl Report {
 
     /// Appends the ErrorResponse (or NoticeResponse for a warning).
     pub fn put(&self, out: &mut Vec<u8>) {
-        let mut fields = vec![
-            (b'S', self.severity.as_str().to_owned()),
-            (b'V', self.severity.as_str().to_owned()),
-            (b'C', self.code.as_str().to_owned()),
-            (b'M', self.message.clone()),
+        let severity = self.severity.as_str();
+        let fields = [
+            (b'S', Some(severity)),
+            (b'V', Some(severity)),
+            (b'C', Some(self.code.as_str())),
+            (b'M', Some(self.message.as_str())),
+            (b'D', self.detail.as_deref()),
+            (b'H', self.hint.as_deref()),
         ];
-        fields.extend(self.detail.iter().map(|text| (b'D', text.clone())));
-        fields.extend(self.hint.iter().map(|text| (b'H', text.clone())));
-        for (_, text) in &mut fields {
-            text.retain(|c| c != '\0');
+        let mut body = Vec::new();
+        for (field, text) in fields {
+            if let Some(text) = text {
+                body.push(field);
+                body.extend(text::to_bytes(text).iter().filter(|byte| **byte != 0));
+                body.push(0);
+            }
         }
-        let mut bytes = BytesMut::new();
-        let encoded = if self.severity == Severity::Warning {
-            NoticeResponse::new(fields).encode(&mut bytes)
-        } else {
-            ErrorResponse::new(fields).encode(&mut bytes)
-        };
-        debug_assert!(encoded.is_ok(), "encoding into memory");
-        out.extend_from_slice(&bytes);
+        let kind = if self.severity == Severity::Warning { b'N' } else { b'E' };
+        frame::put(out, kind, &[&body, b"\0"]);
     }
 }
 
 /// Appends a ParameterStatus.
 pub fn put_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
-    let mut bytes = BytesMut::new();
-    let encoded = ParameterStatus::new(name.to_owned(), value.to_owned()).encode(&mut bytes);
-    debug_assert!(encoded.is_ok(), "encoding into memory");
-    out.extend_from_slice(&bytes);
+    frame::put(out, b'S', &[&text::to_bytes(name), b"\0", &text::to_bytes(value), b"\0"]);
 }
 
 /// One server process by two names: a session's server, for the moment.
@@ -187,12 +180,12 @@ impl OwnProcess {
 
 /// Appends a CommandComplete with this tag.
 pub fn put_command_complete(out: &mut Vec<u8>, tag: &str) {
-    super::frame::put(out, b'C', &[tag.as_bytes(), b"\0"]);
+    frame::put(out, b'C', &[tag.as_bytes(), b"\0"]);
 }
 
 /// Appends a Query message.
 pub fn put_query(out: &mut Vec<u8>, sql: &str) {
-    super::frame::put(out, b'Q', &[sql.as_bytes(), b"\0"]);
+    frame::put(out, b'Q', &[&text::to_bytes(sql), b"\0"]);
 }
 
 /// Appends one statement in the extended protocol, through the unnamed statement and portal, without a Sync: should it fail,
@@ -268,10 +261,16 @@ pub fn error_message(body: &[u8]) -> String {
 
 /// Splits the body of a ParameterStatus.
 pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let (name, value) = parameter_status_bytes(body)?;
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
+/// The same in whatever encoding.
+pub fn parameter_status_bytes(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let body = body.strip_suffix(b"\0")?;
     let middle = body.iter().position(|&byte| byte == 0)?;
     let (name, value) = body.split_at(middle);
-    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value.get(1..)?).ok()?))
+    Some((name, value.get(1..)?))
 }
 
 /// What a RowDescription says that its client relies on when it reads rows later: names, types and modifiers of the columns

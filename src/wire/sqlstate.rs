@@ -51,6 +51,8 @@ states! {
     OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
     /// Startup parameter or value refused.
     INVALID_PARAMETER_VALUE = b"22023";
+    /// Not text in the encoding it should be in.
+    CHARACTER_NOT_IN_REPERTOIRE = b"22021";
     /// A write on a standby, or in a READ ONLY transaction.
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// Commands ignored until the end of the transaction block.

@@ -1,10 +1,24 @@
 //! The first packet of a connection: SSLRequest, GSSENCRequest, CancelRequest or StartupMessage.
 //!
-//! Invariant: bounded by PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`; every string is checked UTF-8-free of surprises
-//! before use. Must not know: sockets, authentication. Source: "Message Formats" in the protocol documentation.
+//! Invariant: bounded by PostgreSQL's own `MAX_STARTUP_PACKET_LENGTH`; strings are taken in any encoding, as stand-ins (`text`).
+//! Must not know: sockets, authentication. Source: "Message Formats" in the protocol documentation.
 
-/// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`.
-pub const STARTUP_BYTES_MAX: usize = 10_000;
+use super::{peer, text};
+
+/// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`, which does not count the length field, and that field.
+pub const STARTUP_BYTES_MAX: usize = 10_004;
+
+/// PostgreSQL cuts longer names (`NAMEDATALEN`, less the terminator).
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// The newest minor version of protocol 3 that is spoken with clients: 3.2, of PostgreSQL 18.
+pub const MINOR_MAX: u16 = 2;
+
+/// From this minor version on a client takes cancel keys that are longer than four bytes.
+const MINOR_OF_LONG_KEYS: u16 = 2;
+
+/// The longest key of a CancelRequest.
+const CANCEL_KEY_BYTES_MAX: usize = 256;
 
 const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
@@ -23,7 +37,18 @@ pub enum Initial {
     Cancel {
         /// The process id it was given.
         process_id: i32,
-        /// The key it was given, 4 to 256 bytes.
+        /// The key it was given, 1 to 256 bytes.
+        key: Vec<u8>,
+    },
+    /// A CancelRequest that can't be: PostgreSQL says nothing to it.
+    MalformedCancel,
+    /// Another pgsteer process wants to know who this is.
+    PeerHello,
+    /// Another pgsteer process got a client's cancel request.
+    PeerCancel {
+        /// The process id the client was given.
+        process_id: i32,
+        /// The key it was given.
         key: Vec<u8>,
     },
     /// Wants to log in.
@@ -48,6 +73,16 @@ impl Startup {
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
+
+    /// The minor version that is spoken with this client: what it asked for, or the newest there is.
+    pub fn minor_spoken(&self) -> u16 {
+        self.minor.min(MINOR_MAX)
+    }
+
+    /// How long a cancel key it takes, in bytes.
+    pub fn cancel_key_bytes(&self) -> usize {
+        if self.minor_spoken() >= MINOR_OF_LONG_KEYS { 32 } else { 4 }
+    }
 }
 
 /// The client's first packet is wrong.
@@ -64,7 +99,7 @@ pub enum StartupError {
         /// Minor version.
         minor: u16,
     },
-    /// Strings that do not end, a value missing, or text that is not UTF-8.
+    /// Strings that do not end, or a value missing.
     #[error("invalid startup packet layout: expected terminator as last byte")]
     Layout,
 }
@@ -91,18 +126,24 @@ pub fn initial(bytes: &[u8]) -> Result<Option<(Initial, usize)>, StartupError> {
     let initial = match code {
         SSL_REQUEST => Initial::Ssl,
         GSSENC_REQUEST => Initial::GssEnc,
-        CANCEL_REQUEST => cancel(body)?,
+        CANCEL_REQUEST => match cancel_key(body) {
+            Some((process_id, key)) => Initial::Cancel { process_id, key },
+            None => Initial::MalformedCancel,
+        },
+        peer::HELLO => Initial::PeerHello,
+        peer::FORWARDED_CANCEL => match cancel_key(body) {
+            Some((process_id, key)) => Initial::PeerCancel { process_id, key },
+            None => Initial::MalformedCancel,
+        },
         _ => Initial::Startup(startup(code, body)?),
     };
     Ok(Some((initial, length)))
 }
 
-fn cancel(body: &[u8]) -> Result<Initial, StartupError> {
-    let (process_id, key) = body.split_first_chunk::<4>().ok_or(StartupError::Layout)?;
-    if !(4..=256).contains(&key.len()) {
-        return Err(StartupError::Layout);
-    }
-    Ok(Initial::Cancel { process_id: i32::from_be_bytes(*process_id), key: key.to_vec() })
+fn cancel_key(body: &[u8]) -> Option<(i32, Vec<u8>)> {
+    let (process_id, key) = body.split_first_chunk::<4>()?;
+    let key = (1..=CANCEL_KEY_BYTES_MAX).contains(&key.len()).then(|| key.to_vec())?;
+    Some((i32::from_be_bytes(*process_id), key))
 }
 
 fn startup(code: u32, body: &[u8]) -> Result<Startup, StartupError> {
@@ -114,9 +155,13 @@ fn startup(code: u32, body: &[u8]) -> Result<Startup, StartupError> {
     let mut startup = Startup { minor, ..Startup::default() };
     let mut rest = body;
     loop {
+        // PostgreSQL looks only whether the name that ends the list is the last byte, not what it is.
+        if rest.len() == 1 {
+            return Ok(startup);
+        }
         let name = cstring(&mut rest)?;
         if name.is_empty() {
-            break;
+            return Err(StartupError::Layout);
         }
         let value = cstring(&mut rest)?;
         if name.starts_with("_pq_.") {
@@ -125,15 +170,13 @@ fn startup(code: u32, body: &[u8]) -> Result<Startup, StartupError> {
             startup.parameters.push((name, value));
         }
     }
-    if rest.is_empty() { Ok(startup) } else { Err(StartupError::Layout) }
 }
 
 fn cstring(rest: &mut &[u8]) -> Result<String, StartupError> {
     let end = rest.iter().position(|&byte| byte == 0).ok_or(StartupError::Layout)?;
-    let text = rest.get(..end).ok_or(StartupError::Layout)?;
-    let text = std::str::from_utf8(text).map_err(|_| StartupError::Layout)?.to_owned();
+    let string = text::from_bytes(rest.get(..end).ok_or(StartupError::Layout)?);
     *rest = rest.get(end + 1..).ok_or(StartupError::Layout)?;
-    Ok(text)
+    Ok(string)
 }
 
 #[cfg(test)]
@@ -180,11 +223,41 @@ mod tests {
     fn refuses_malformed_packets() {
         assert_eq!(initial(&(-1i32).to_be_bytes()), Err(StartupError::Length(-1)));
         assert_eq!(initial(&7u32.to_be_bytes()), Err(StartupError::Length(7)));
-        assert_eq!(initial(&10_001u32.to_be_bytes()), Err(StartupError::Length(10_001)));
-        for body in [&b"user"[..], b"user\0", b"user\0bob\0", b"user\0bob\0\0x", b"user\0\xff\0\0"] {
+        assert_eq!(initial(&10_004u32.to_be_bytes()), Ok(None));
+        assert_eq!(initial(&10_005u32.to_be_bytes()), Err(StartupError::Length(10_005)));
+        for body in [&b""[..], b"user", b"user\0", b"user\0bob\0", b"user\0bob\0\0x", b"user\0bob\0a\0\0"] {
             assert_eq!(initial(&packet(3 << 16, body)), Err(StartupError::Layout), "{body:?}");
         }
         assert_eq!(initial(&packet(2 << 16, b"")), Err(StartupError::Version { major: 2, minor: 0 }));
-        assert_eq!(initial(&packet(CANCEL_REQUEST, b"\0\0\0\x01abc")), Err(StartupError::Layout));
+    }
+
+    /// P07: PostgreSQL answers nothing to a cancel request, whatever is wrong with it.
+    #[test]
+    fn keys_of_cancel_requests() {
+        let read = |body: &[u8]| initial(&packet(CANCEL_REQUEST, body)).unwrap().unwrap().0;
+        let whole = |key: &[u8]| [b"\0\0\0\x01", key].concat();
+        for key in [&b"x"[..], b"four", &[7; 32], &[7; 256]] {
+            assert_eq!(read(&whole(key)), Initial::Cancel { process_id: 1, key: key.to_vec() });
+        }
+        for body in [&b""[..], b"\0\0\0", b"\0\0\0\x01", &whole(&[7; 257])] {
+            assert_eq!(read(body), Initial::MalformedCancel, "{body:?}");
+        }
+    }
+
+    /// P06: 3.1 has never been released, but it is what a client that asks for it gets.
+    #[test]
+    fn minor_versions() {
+        for (asked, spoken, key_bytes) in [(0, 0, 4), (1, 1, 4), (2, 2, 32), (3, 2, 32), (9999, 2, 32)] {
+            let startup = Startup { minor: asked, ..Startup::default() };
+            assert_eq!((startup.minor_spoken(), startup.cancel_key_bytes()), (spoken, key_bytes));
+        }
+    }
+
+    /// PostgreSQL takes names and values in any encoding, and a terminator that is none.
+    #[test]
+    fn reads_what_is_not_utf8() {
+        let bytes = packet(3 << 16, b"user\0jos\xe9\0x");
+        let (Initial::Startup(startup), _) = initial(&bytes).unwrap().unwrap() else { panic!("a startup") };
+        assert_eq!(*text::to_bytes(startup.parameter("user").unwrap()), *b"jos\xe9");
     }
 }

@@ -42,10 +42,11 @@ pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
-fn free_port() -> u16 {
+/// An address where nobody listens.
+pub fn free_address() -> SocketAddr {
     (0..1000)
-        .map(|_| fastrand::u16(PORTS))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PORTS))))
+        .find(|address| TcpListener::bind(address).is_ok())
         .expect("a free port")
 }
 
@@ -81,7 +82,20 @@ impl Running {
         extra_args: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut running = Self::launch_at(nodes, sandbox, extra_args, environment).await;
+        let mut running = Self::launch_at(free_address(), nodes, sandbox, extra_args, environment).await;
+        running.wait_ready().await;
+        running
+    }
+
+    /// The same with an address for clients that others know beforehand.
+    pub async fn start_on(
+        address: SocketAddr,
+        sandbox: &Sandbox,
+        extra_args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let nodes: Vec<SocketAddr> = sandbox.nodes().iter().map(Node::address).collect();
+        let mut running = Self::launch_at(address, &nodes, sandbox, extra_args, environment).await;
         running.wait_ready().await;
         running
     }
@@ -97,18 +111,18 @@ impl Running {
     /// The same without waiting for a primary: the listeners are open when this returns.
     pub async fn launch(sandbox: &Sandbox, extra_args: &[&str], environment: &[(&str, &str)]) -> Self {
         let nodes: Vec<SocketAddr> = sandbox.nodes().iter().map(Node::address).collect();
-        Self::launch_at(&nodes, sandbox, extra_args, environment).await
+        Self::launch_at(free_address(), &nodes, sandbox, extra_args, environment).await
     }
 
     async fn launch_at(
+        address: SocketAddr,
         nodes: &[SocketAddr],
         sandbox: &Sandbox,
         extra_args: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
         let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let admin = free_address();
         let log =
             std::env::temp_dir().join(format!("pgsteer-test-{}-{}.log", std::process::id(), address.port()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgsteer"));
