@@ -19,9 +19,10 @@ use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
 use crate::client::handshake::Request;
 use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
+use crate::route::Mode;
 use crate::session::shard::Shard;
 use crate::session::{outcome, settings};
-use crate::topology::model::Snapshot;
+use crate::topology::model::{Role, Snapshot};
 use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
@@ -126,6 +127,8 @@ pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
     shard: &'a Shard,
     session: u64,
+    /// What the endpoint is for.
+    mode: Mode,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
     /// It is no login: a cancel request is being dealt with.
@@ -134,11 +137,12 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64) -> Self {
+    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64, mode: Mode) -> Self {
         Self {
             house,
             shard,
             session,
+            mode,
             waits_for: RefCell::default(),
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
@@ -175,6 +179,22 @@ impl<'a> ShardDoor<'a> {
         answer
     }
 
+    /// The nodes are known, and no standby is among them.
+    fn is_without_standby(&self) -> bool {
+        let snapshot = self.shard.snapshot.borrow();
+        snapshot.primary.is_some() && !snapshot.nodes.iter().any(|node| node.role == Role::Standby)
+    }
+
+    /// Whether the session is on a standby, as far as it is known before its first statement.
+    fn in_hot_standby(&self) -> bool {
+        match self.mode {
+            // Writes work, whichever node was asked.
+            Mode::Split | Mode::Primary => false,
+            Mode::Standby => true,
+            Mode::PreferStandby => !self.is_without_standby(),
+        }
+    }
+
     fn note(&self, cause: &str) {
         self.waits_for.replace(Some(cause.to_owned()));
     }
@@ -186,7 +206,12 @@ impl Door for ShardDoor<'_> {
     }
 
     fn closed(&self) -> Option<Box<Report>> {
-        self.shard.draining.get().then(|| Box::new(outcome::shutting_down()))
+        if self.shard.draining.get() {
+            return Some(Box::new(outcome::shutting_down()));
+        }
+        // Whoever lists several hosts tries the next one.
+        (self.mode == Mode::Standby && self.is_without_standby())
+            .then(|| Box::new(outcome::no_standby_at_login()))
     }
 
     async fn verifier(&self, user: &str) -> Result<(Verifier, Kind), Box<Report>> {
@@ -220,6 +245,10 @@ impl Door for ShardDoor<'_> {
             user: request.user.clone(),
             database: request.database.clone(),
             settings,
+            first: match self.mode {
+                Mode::Split | Mode::Primary => Role::Primary,
+                Mode::Standby | Mode::PreferStandby => Role::Standby,
+            },
             proof: keys.map(|(_, server_key)| *server_key),
         };
         let client_key = keys.map(|(client_key, _)| client_key);
@@ -233,8 +262,8 @@ impl Door for ShardDoor<'_> {
         })?;
         for (name, value) in &mut found.parameters {
             if name == "in_hot_standby" {
-                // Writes work at this endpoint, whichever node was asked.
-                "off".clone_into(value);
+                let told = if self.in_hot_standby() { "on" } else { "off" };
+                told.clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
                 value.truncate(APPLICATION_NAME_BYTES_MAX);

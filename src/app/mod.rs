@@ -27,6 +27,7 @@ use self::house::House;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
 use crate::config::Config;
+use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -92,8 +93,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
         }
         None => None,
     };
-    for listener in &listeners {
-        tracing::info!(address = %listener.local_addr()?, shards = shard_count, "accepting clients");
+    for (listener, mode) in &listeners {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, mode = mode.as_str(), shards = shard_count, "accepting clients");
     }
     let clients_max = usize::try_from(config.listen.max_client_conn).unwrap_or(usize::MAX);
     let accepting = tokio::spawn(shards::accept(listeners, commands.clone(), metrics.clone(), clients_max));
@@ -147,11 +149,20 @@ async fn drain(
     }
 }
 
-fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let distinct: HashSet<_> = config.listen.addresses.iter().copied().collect();
-    distinct
+/// All listeners, and what their clients are for.
+fn listen(config: &Config) -> Result<Vec<(TcpListener, Mode)>, StartError> {
+    let own: HashSet<_> = config.listen.addresses.iter().copied().collect();
+    let own = own.into_iter().map(|address| (address, config.routing.mode));
+    let further = config
+        .listen
+        .further()
         .into_iter()
-        .map(|address| net::listen(address).map_err(|source| StartError::Listen { address, source }))
+        .flat_map(|(_, addresses, mode)| addresses.iter().map(move |address| (*address, mode)));
+    own.chain(further)
+        .map(|(address, mode)| {
+            let listener = net::listen(address).map_err(|source| StartError::Listen { address, source })?;
+            Ok((listener, mode))
+        })
         .collect()
 }
 

@@ -18,7 +18,7 @@ use crate::auth::{ClientKey, Secret, Users, nonce_from};
 use crate::backend::login::LoginError;
 use crate::backend::{self, ConnectError, Endpoint};
 use crate::client::{Denial, Granted};
-use crate::topology::model::Epoch;
+use crate::topology::model::{Epoch, Role};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate::{self as state, SqlState};
 
@@ -37,6 +37,8 @@ pub(super) struct Question {
     pub(super) user: String,
     pub(super) database: String,
     pub(super) settings: Parameters,
+    /// Nodes of which role are asked first.
+    pub(super) first: Role,
     /// The server key of the verifier that the client has proved itself by: another password is another question.
     pub(super) proof: Option<[u8; 32]>,
 }
@@ -155,7 +157,7 @@ impl Reported {
 
     /// Logs in as the client on the first node that answers.
     async fn round(&self, question: &Question, secret: Option<Secret<'static>>) -> Answer {
-        let mut round = self.role.round();
+        let mut round = self.role.round_from(question.first);
         let mut last = None;
         for node in std::mem::take(&mut round.nodes) {
             let (cause, refusal) = match self.log_in(&node, question, secret).await {

@@ -17,6 +17,7 @@ use crate::classify::StandardConformingStrings;
 use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, LoginKeys, Mail, Pools, Registry};
+use crate::route::Mode;
 use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
@@ -39,8 +40,8 @@ const LATE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a shard is told.
 pub(super) enum Command {
-    /// A new client.
-    Client(std::net::TcpStream),
+    /// A new client, and what its endpoint is for.
+    Client(std::net::TcpStream, Mode),
     /// Cancel what that session does.
     Cancel {
         /// The session.
@@ -206,7 +207,7 @@ impl ShardThread {
 
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
-            Command::Client(stream) => self.take_in(shard, stream),
+            Command::Client(stream, mode) => self.take_in(shard, stream, mode),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
@@ -218,7 +219,7 @@ impl ShardThread {
         }
     }
 
-    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream) {
+    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, mode: Mode) {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -236,7 +237,7 @@ impl ShardThread {
         // Here and not in its task: a drain that begins before the task runs must know of it.
         let session = shard.enter(Rc::clone(&control));
         let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
-        tokio::task::spawn_local(client_task(shard, house, client, control, session));
+        tokio::task::spawn_local(client_task(shard, house, client, control, (session, mode)));
     }
 }
 
@@ -246,10 +247,10 @@ async fn client_task(
     house: Arc<House>,
     client: Rc<TcpStream>,
     control: Rc<Control>,
-    session: u64,
+    (session, mode): (u64, Mode),
 ) {
     if let Some((identity, process_id, early)) =
-        Box::pin(log_in(&shard, &house, &client, &control, session)).await
+        Box::pin(log_in(&shard, &house, &client, &control, (session, mode))).await
     {
         control.logging_in.set(false);
         control.process_id.set(process_id);
@@ -264,15 +265,15 @@ async fn log_in(
     house: &Arc<House>,
     client: &Rc<TcpStream>,
     control: &Control,
-    session: u64,
+    (session, mode): (u64, Mode),
 ) -> Option<(Identity, i32, Vec<u8>)> {
     // It may bring a cancel request.
     let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
-    let door = ShardDoor::new(house, shard, session);
+    let door = ShardDoor::new(house, shard, session, mode);
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
-            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(shard, *logged_in)),
+            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(shard, *logged_in, mode)),
             Ok(Ok(Outcome::Refused)) => {
                 shard.counters.logins_failed.inc();
                 None
@@ -295,7 +296,7 @@ async fn log_in(
     None
 }
 
-fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
+fn let_in(shard: &Shard, logged_in: LoggedIn, mode: Mode) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, granted, process_id, early } = logged_in;
     let Granted { parameters, role } = granted;
     let mut settings = settings::from_startup(&startup).unwrap_or_default();
@@ -306,6 +307,7 @@ fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let identity = Identity {
         user: request.user.as_str().into(),
         database: request.database.as_str().into(),
+        mode,
         role,
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
         settings,
@@ -345,13 +347,13 @@ fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
 
 /// Accepts clients and hands them out to the shards in turn.
 pub(super) async fn accept(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Mode)>,
     commands: Commands,
     metrics: Metrics,
     clients_max: usize,
 ) {
     let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
+    for (listener, mode) in listeners {
         let (commands, metrics) = (commands.clone(), metrics.clone());
         accepting.spawn(async move {
             let mut next = 0usize;
@@ -365,7 +367,7 @@ pub(super) async fn accept(
                             continue;
                         }
                         if let Ok(stream) = stream.into_std() {
-                            next = hand_out(stream, &commands, next);
+                            next = hand_out(Command::Client(stream, mode), &commands, next);
                         }
                     }
                     Err(error) => {
@@ -381,8 +383,8 @@ pub(super) async fn accept(
 }
 
 /// Gives a client to the shard behind `last`, or the next that has not ended; gives which. Where all have ended, nobody is served.
-fn hand_out(stream: std::net::TcpStream, commands: &Commands, last: usize) -> usize {
-    let mut command = Command::Client(stream);
+fn hand_out(client: Command, commands: &Commands, last: usize) -> usize {
+    let mut command = client;
     let mut next = last;
     for _ in 0..commands.len() {
         next = (next + 1) % commands.len();

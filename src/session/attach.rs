@@ -18,7 +18,7 @@ use super::unit::Kind;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
 use crate::pool::{Fit, LeaseError};
-use crate::route::{self, Destination, Need, Question};
+use crate::route::{self, Destination, Mode, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::sqlstate;
@@ -161,9 +161,9 @@ impl Session {
     }
 
     /// Waits for another snapshot; `false` when the client has been told that there will be none.
-    async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+    pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
-            match Hold::enter(&self.shard, task.bytes, task.now) {
+            match Hold::enter(&self.shard, task.bytes, task.now, self.mode) {
                 Ok(entered) => *hold = Some(entered),
                 Err(report) => return self.refuse(task, &report).await,
             }
@@ -177,7 +177,13 @@ impl Session {
                 waited = waiting.wait(&self.control) => {
                     task.now = Instant::now();
                     return match waited {
-                        Ok(()) => Ok(true),
+                        Ok(()) => {
+                            if self.mode == Mode::Standby {
+                                // There is nobody else: who could not answer before may now.
+                                task.excluded.clear();
+                            }
+                            Ok(true)
+                        }
                         Err(report) => self.refuse(task, &report).await,
                     };
                 }
@@ -200,11 +206,11 @@ impl Session {
         let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
-        let need = if whole && free { task.needs.need } else { Need::Primary };
+        let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
         let excluded = task.excluded.as_slice();
         let decision = route::route(&Question {
             need,
-            target: task.needs.target,
+            target: task.needs.target.filter(|_| !self.is_for_standbys()),
             max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
             freshness: &self.freshness,
             excluded,

@@ -27,6 +27,7 @@ use crate::net;
 use crate::pool::{Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
+use crate::route::Mode;
 use crate::route::freshness::Freshness;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
@@ -46,6 +47,8 @@ pub struct Identity {
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
+    /// What the endpoint is for that it came in by.
+    pub mode: Mode,
     /// The role it is, if known.
     pub role: Option<RoleOid>,
     /// What logs in to servers as this user, where they ask.
@@ -131,6 +134,8 @@ pub struct Session {
     pub(super) number: u64,
     pub(super) group: Rc<PoolGroup>,
     pub(super) secret: Option<Secret<'static>>,
+    /// What its endpoint is for.
+    pub(super) mode: Mode,
     /// The role that the user was at its login, if known.
     pub(super) role: Option<RoleOid>,
     pub(super) strings: StandardConformingStrings,
@@ -186,6 +191,7 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            mode: identity.mode,
             role: identity.role,
             told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,

@@ -10,6 +10,7 @@ mod attempt;
 pub mod control;
 pub mod driver;
 mod effects;
+mod endpoint;
 pub mod exchange;
 pub mod hold;
 mod input;

@@ -48,6 +48,23 @@ pub fn no_primary(waited: Duration) -> Report {
         .hint("Run it again later; see /topology on the admin address for the state of each node.")
 }
 
+/// No standby within `hold_timeout`, for a session that is for standbys alone.
+pub fn no_standby(waited: Duration) -> Report {
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available")
+        .detail(format!(
+            "The statement was held for {waited:?} and no standby was within its bounds. It was not run."
+        ))
+        .hint(NO_STANDBY_HINT)
+}
+
+/// No standby at a login to an endpoint that is for standbys alone.
+pub fn no_standby_at_login() -> Report {
+    Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available").hint(NO_STANDBY_HINT)
+}
+
+const NO_STANDBY_HINT: &str = "See /topology on the admin address for the state of each node; \
+    an endpoint of listen.prefer_standby_address falls back on the primary.";
+
 /// The hold queue is full.
 pub fn hold_full() -> Report {
     Report::error(
