@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use pgsteer::admin::pools::{self, ClientReport};
 use pgsteer::admin::{Event, Limits, Readiness, Status, json, serve};
-use pgsteer::telemetry::{Labels, Metrics};
+use pgsteer::telemetry::{Labels, Metrics, PoolGauges};
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, PrimaryView, Role, Snapshot, Timeline};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,7 +44,7 @@ struct Fixed {
 
 impl Status for Fixed {
     fn metrics(&self) -> String {
-        self.metrics.render(&json::gauges(&self.snapshot, &[], self.now))
+        self.metrics.render(&json::gauges(&self.snapshot, &[], self.now), &PoolGauges::default())
     }
 
     fn readiness(&self) -> Readiness {
@@ -53,6 +54,10 @@ impl Status for Fixed {
     fn topology(&self) -> serde_json::Value {
         let event = Event { at: self.now - Duration::from_millis(40), text: "n2 is primary".to_owned() };
         json::topology(&self.snapshot, &[], &[event], self.now)
+    }
+
+    fn pools(&self) -> serde_json::Value {
+        pools::pools(&[], ClientReport { connected: 3, max_client_conn: 10 }, &[])
     }
 }
 
@@ -103,6 +108,17 @@ async fn endpoints_answer() {
     assert_eq!(code, 200);
     assert!(body.contains("/topology"), "{body}");
     assert_eq!(ask(address, "GET", "/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn pools_are_listed() {
+    let now = Instant::now();
+    let (address, _status) = start(snapshot(now), now, Limits::default()).await;
+    let (code, head, body) = ask(address, "GET", "/pools").await;
+    assert!(code == 200 && head.contains("application/json"), "{head}");
+    let value: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(value["clients"]["connected"], 3);
+    assert_eq!(value["pools"], serde_json::json!([]));
 }
 
 #[tokio::test]

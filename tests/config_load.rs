@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use pgsteer::config::{
-    AuthMethod, Config, Faults, Node, Origin, RunArgs, Secret, SourceFile, Sources, key_paths, load,
+    AuthMethod, Config, Faults, Node, Origin, Override, RunArgs, Secret, SourceFile, Sources, key_paths, load,
 };
+use pgsteer::pool::Mode as PoolMode;
 use pgsteer::route::Mode;
 use pgsteer::telemetry::LogFormat;
 use pgsteer::topology::model::NodeAddress;
@@ -75,8 +76,8 @@ fn the_reference_file_holds_exactly_the_defaults() {
 fn the_reference_file_names_every_key() {
     for path in key_paths() {
         let (section, key) = path.split_once('.').expect("section.key");
-        let found = if path == "cluster.node" {
-            REFERENCE.lines().any(|line| line == "# [[cluster.node]]")
+        let found = if matches!(path, "cluster.node" | "pool.database" | "pool.user") {
+            REFERENCE.lines().any(|line| line == format!("# [[{path}]]"))
         } else {
             let start = REFERENCE.find(&format!("\n[{section}]\n")).expect("section") + 2;
             let rest = &REFERENCE[start..];
@@ -130,7 +131,7 @@ fn flags_win_over_environment_over_file() {
 fn every_flag_reaches_its_key() {
     let flags = "--nodes h1 --listen 0.0.0.0:1,[::]:2 --admin 127.0.0.1:3 --user u --database d --auth trust \
                  --max-lag 2s --mode split --pool-size 4 --shards 5 --log-level debug --log-format json \
-                 --hold-timeout 6s --shutdown-timeout 7s --peers pods:6432,[::1]:2 \
+                 --hold-timeout 6s --shutdown-timeout 7s --peers pods:6432,[::1]:2 --pool-mode session \
                  --listen-primary [::]:3 --listen-standby [::]:4,[::]:5 --listen-prefer-standby [::]:6";
     let config = loaded("", &[], &flags.split_whitespace().collect::<Vec<_>>());
     assert_eq!(config.listen.addresses.len(), 2);
@@ -143,6 +144,7 @@ fn every_flag_reaches_its_key() {
     assert_eq!(config.listen.shards, NonZeroUsize::new(5));
     let peers: Vec<String> = config.listen.peers.iter().map(ToString::to_string).collect();
     assert_eq!(peers, ["pods:6432", "[::1]:2"]);
+    assert_eq!((config.pool.size, config.pool.mode), (4, PoolMode::Session));
     assert_eq!((&*config.log.filter, config.log.format), ("debug", LogFormat::Json));
     assert_eq!(config.shutdown.timeout, Duration::from_secs(7));
 }
@@ -186,8 +188,8 @@ fn all_faults_come_at_once_with_line_and_key() {
         "p.toml:2 listen.address: expected IP:port, or a list of them, such as \"127.0.0.1:6432\", got \"localhost\"",
         "p.toml:3 listen.max_client_conn: expected a whole number from 1 to 1000000, got \"many\"",
         "p.toml:6 pool.size: expected a whole number from 1 to 1000000, got 0",
-        "p.toml:7 pool.server_lifetime: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", more than zero, got 3600",
-        "p.toml:8 pool.server_idle_timeout: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", more than zero, got \"10 parsecs\"",
+        "p.toml:7 pool.server_lifetime: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", got 3600",
+        "p.toml:8 pool.server_idle_timeout: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", got \"10 parsecs\"",
         "p.toml:10 hold.max_bytes: expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"64KiB\", more than zero, got \"0B\"",
         "p.toml:11 hold.timout: unknown key; did you mean \"timeout\"?",
         "p.toml:12 rooting: unknown section; did you mean \"routing\"?",
@@ -292,6 +294,70 @@ fn nodes_as_tables() {
     let both = "[cluster]\nnodes = [\"a\"]\n[[cluster.node]]\nhost = \"b\"\n";
     assert!(
         faults(both, &[], &[]).to_string().contains("either cluster.nodes or [[cluster.node]], not both")
+    );
+}
+
+/// The tables of the reference file, without their comment signs.
+fn tables_of_the_reference() -> String {
+    let start = REFERENCE.find("# [[pool.database]]").expect("the tables");
+    let end = start + REFERENCE[start..].find("\n\n").expect("an empty line");
+    REFERENCE[start..end]
+        .lines()
+        .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+        .collect::<String>()
+        .replace("\n#\n", "\n\n")
+}
+
+#[test]
+fn a_database_and_a_user_have_limits_of_their_own() {
+    let text = format!("[cluster]\nnodes = [\"a\"]\n{}", tables_of_the_reference());
+    let pool = loaded(&text, &[], &[]).pool;
+    let shop = Override {
+        name: "shop".to_owned(),
+        mode: Some(PoolMode::Session),
+        size: Some(40),
+        min_pool_size: Some(5),
+        reserve_pool_size: Some(5),
+        max_connections: Some(60),
+        max_client_connections: Some(500),
+        server_lifetime: Some(Duration::from_secs(1800)),
+        query_wait_timeout: Some(Duration::from_secs(10)),
+        ..Override::default()
+    };
+    let batch = Override {
+        name: "batch".to_owned(),
+        mode: Some(PoolMode::Session),
+        size: Some(4),
+        reserve_pool_size: Some(0),
+        max_connections: Some(8),
+        max_client_connections: Some(50),
+        query_wait_timeout: Some(Duration::from_secs(3600)),
+        client_idle_timeout: Some(Duration::from_secs(600)),
+        idle_transaction_timeout: Some(Duration::from_secs(30)),
+        ..Override::default()
+    };
+    assert_eq!((pool.databases, pool.users), (vec![shop], vec![batch]));
+}
+
+#[test]
+fn faults_of_the_tables_are_all_named() {
+    let text = "[[pool.database]]\nname = \"a\"\nsize = 0\nmode = \"statement\"\n[[pool.database]]\nname = \"a\"\n\
+                [[pool.user]]\nsize = 1\n[[pool.user]]\nname = \"u\"\nmin_pool_size = 1\nquery_wait_timeout = 3\n";
+    let expected = [
+        "p.toml:3 pool.database.size: expected a whole number from 1 to 1000000",
+        "p.toml:4 pool.database.mode: expected \"transaction\" or \"session\"",
+        "p.toml:5 pool.database.name: \"a\" has a table already",
+        "p.toml:7 pool.user.name: expected a text that is not empty",
+        "p.toml:11 pool.user: unknown key \"min_pool_size\" (expected name, mode, size, reserve_pool_size, \
+         max_user_connections, max_user_client_connections, query_wait_timeout, client_idle_timeout, \
+         idle_transaction_timeout)",
+        "p.toml:12 pool.user.query_wait_timeout: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\"",
+    ];
+    assert_eq!(faults_of(text), expected);
+    assert_eq!(faults_of("[pool]\nuser = 3"), ["p.toml:2 pool.user: expected tables [[pool.user]]"]);
+    assert_eq!(
+        faults_of("[pool]\ndefault_pool_size = 3"),
+        ["p.toml:2 pool.default_pool_size: unknown key; did you mean \"pool.size\"?"]
     );
 }
 

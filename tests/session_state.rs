@@ -380,3 +380,30 @@ async fn what_unseen_code_left_is_reset_before_another_session_only() {
         run(&mut all.one, "SELECT leaves()").await;
     }
 }
+
+/// G06: what an INSERT made a sequence give is the session's own to ask for, and never another session's.
+#[tokio::test]
+async fn what_a_sequence_gave_last_is_the_sessions_own() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE TABLE t (id serial, who text)").await;
+    let last = async |client: &mut RawClient| {
+        let answer = client.query("SELECT lastval()").await;
+        if errors(&answer).is_empty() { values(&answer).concat() } else { errors(&answer).concat() }
+    };
+    // A session that has inserted nothing gets PostgreSQL's error, not the value of another.
+    run(&mut all.one, "INSERT INTO t (who) VALUES ('one')").await;
+    assert_eq!(last(&mut all.two).await, "55000");
+    // From the first question on whoever inserts stays where it has.
+    for round in 0..3 {
+        run(&mut all.one, "INSERT INTO t (who) VALUES ('one')").await;
+        let mut three = all.proxy.raw_logged_in().await;
+        drop(std::mem::replace(&mut all.two, three));
+        three = all.proxy.raw_logged_in().await;
+        run(&mut three, "INSERT INTO t (who) VALUES ('three')").await;
+        let own = values(&run(&mut all.one, "SELECT max(id) FROM t WHERE who = 'one'").await).concat();
+        assert_eq!(last(&mut all.one).await, own, "{round}");
+        let own = values(&run(&mut three, "SELECT max(id) FROM t WHERE who = 'three'").await).concat();
+        assert_eq!(last(&mut three).await, own, "{round}");
+    }
+    assert!(all.pins("sequence").await >= 2.0);
+}

@@ -1,4 +1,4 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz` and `/topology`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology` and `/pools`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
 //! peer does costs at most that. GET and HEAD only: nothing here changes anything. Must not know: what the answers
@@ -30,6 +30,7 @@ pgsteer
 /livez     200 as long as the control thread answers
 /readyz    200 while a primary is known and no drain has begun
 /topology  the cluster as pgsteer sees it, JSON
+/pools     server connections, their limits, and who waits, JSON
 ";
 
 /// How long to wait after `accept` failed, usually for want of file descriptors.
@@ -52,6 +53,8 @@ pub trait Status: Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// The answer of `/topology`.
     fn topology(&self) -> serde_json::Value;
+    /// The answer of `/pools`.
+    fn pools(&self) -> serde_json::Value;
 }
 
 /// What a peer may use up.
@@ -140,6 +143,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
             respond(code, TEXT, text + "\n")
         }
         "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
+        "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
         _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),
     }
 }

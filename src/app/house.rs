@@ -13,6 +13,7 @@ use super::cancel_keys::{CancelKeys, Holder};
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
 use super::peers::{Forwarded, Peers};
+use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
 use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
@@ -134,10 +135,18 @@ pub(super) struct ShardDoor<'a> {
     /// It is no login: a cancel request is being dealt with.
     cancelling: Cell<bool>,
     admitted: Cell<Option<i32>>,
+    seat: RefCell<Seat>,
+    /// The limit that kept it out.
+    kept_out_by: Cell<Option<ClientLimit>>,
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64, mode: Mode) -> Self {
+    pub(super) fn new(
+        house: &'a Arc<House>,
+        shard: &'a Shard,
+        session: u64,
+        (seat, mode): (Seat, Mode),
+    ) -> Self {
         Self {
             house,
             shard,
@@ -146,7 +155,26 @@ impl<'a> ShardDoor<'a> {
             waits_for: RefCell::default(),
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
+            seat: RefCell::new(seat),
+            kept_out_by: Cell::new(None),
         }
+    }
+
+    /// The place of the client that was let in.
+    pub(super) fn into_seat(self) -> Seat {
+        self.seat.into_inner()
+    }
+
+    /// The limit that kept the client out, if one did.
+    pub(super) fn kept_out_by(&self) -> Option<ClientLimit> {
+        self.kept_out_by.get()
+    }
+
+    fn placed(&self, placed: Result<(), ClientLimit>) -> Result<(), Box<Report>> {
+        placed.map_err(|limit| {
+            self.kept_out_by.set(Some(limit));
+            Box::new(seats::refusal(limit))
+        })
     }
 
     pub(super) fn is_cancelling(&self) -> bool {
@@ -212,6 +240,16 @@ impl Door for ShardDoor<'_> {
         // Whoever lists several hosts tries the next one.
         (self.mode == Mode::Standby && self.is_without_standby())
             .then(|| Box::new(outcome::no_standby_at_login()))
+    }
+
+    fn take_place(&self) -> Result<(), Box<Report>> {
+        let placed = self.seat.borrow_mut().sit();
+        self.placed(placed)
+    }
+
+    fn take_place_as(&self, request: &Request) -> Result<(), Box<Report>> {
+        let placed = self.seat.borrow_mut().sit_as(&request.database, &request.user);
+        self.placed(placed)
     }
 
     async fn verifier(&self, user: &str) -> Result<(Verifier, Kind), Box<Report>> {

@@ -11,6 +11,7 @@ mod house;
 mod login_role;
 mod parameters;
 mod peers;
+mod seats;
 mod shards;
 mod status;
 mod verifiers;
@@ -24,9 +25,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::house::House;
+use self::seats::Seats;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
 use crate::shutdown::Shutdown;
@@ -81,10 +84,22 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let house =
         House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
     let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
-    let shards =
-        Shards::start(command_receivers, &house, &shared, &pool_settings(&config), &metrics, &monitor)?;
+    let verifiers = Arc::clone(&house);
+    let keys = pool::LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
+    let (registry, mailboxes) = pool::Registry::new(shard_count, keys);
+    let receivers = command_receivers.into_iter().zip(mailboxes).collect();
+    let pools = (pool_settings(&config), Arc::clone(&registry));
+    let shards = Shards::start(receivers, &house, &shared, &pools, &metrics, &monitor)?;
 
-    let status = Arc::new(ProxyStatus::new(&config, monitor.clone(), metrics.clone(), shutdown.clone()));
+    let seats = Seats::new(&config);
+    let status = Arc::new(ProxyStatus::new(
+        &config,
+        monitor.clone(),
+        metrics.clone(),
+        shutdown.clone(),
+        registry,
+        Arc::clone(&seats),
+    ));
     let http = match config.admin.address {
         Some(address) => {
             let listener = net::listen(address).map_err(|source| StartError::Listen { address, source })?;
@@ -97,8 +112,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         let address = listener.local_addr()?;
         tracing::info!(%address, mode = mode.as_str(), shards = shard_count, "accepting clients");
     }
-    let clients_max = usize::try_from(config.listen.max_client_conn).unwrap_or(usize::MAX);
-    let accepting = tokio::spawn(shards::accept(listeners, commands.clone(), metrics.clone(), clients_max));
+    let accepting = tokio::spawn(shards::accept(listeners, commands.clone(), seats));
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -190,14 +204,46 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
 }
 
 fn pool_settings(config: &Config) -> pool::Settings {
+    let (pool, listen) = (&config.pool, &config.listen);
+    let own = |of: &[config::Override]| of.iter().map(|it| (it.name.clone(), own_limits(it))).collect();
     pool::Settings {
-        size: usize::try_from(config.pool.size).unwrap_or(usize::MAX),
-        server_lifetime: config.pool.server_lifetime,
-        server_idle_timeout: config.pool.server_idle_timeout,
-        query_wait_timeout: config.pool.query_wait_timeout,
+        limits: pool::Limits {
+            mode: pool.mode,
+            size: count(pool.size),
+            min_size: count(pool.min_pool_size),
+            reserve_size: count(pool.reserve_pool_size),
+            reserve_timeout: time_limit(pool.reserve_pool_timeout),
+            database_max: count_limit(count(pool.max_db_connections)),
+            user_max: count_limit(count(pool.max_user_connections)),
+            server_lifetime: pool.server_lifetime,
+            server_idle_timeout: time_limit(pool.server_idle_timeout),
+            query_wait_timeout: time_limit(pool.query_wait_timeout),
+            client_idle_timeout: time_limit(listen.client_idle_timeout),
+            idle_transaction_timeout: time_limit(pool.idle_transaction_timeout),
+        },
+        databases: own(&pool.databases),
+        users: own(&pool.users),
         connect_timeout: config.topology.connect_timeout,
         ..pool::Settings::default()
     }
+}
+
+fn own_limits(own: &config::Override) -> pool::OwnLimits {
+    pool::OwnLimits {
+        mode: own.mode,
+        size: own.size.map(count),
+        min_size: own.min_pool_size.map(count),
+        reserve_size: own.reserve_pool_size.map(count),
+        connections_max: own.max_connections.map(count),
+        server_lifetime: own.server_lifetime,
+        query_wait_timeout: own.query_wait_timeout,
+        client_idle_timeout: own.client_idle_timeout,
+        idle_transaction_timeout: own.idle_transaction_timeout,
+    }
+}
+
+fn count(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {

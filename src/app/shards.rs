@@ -12,11 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::house::{House, ShardDoor};
+use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
 use crate::classify::StandardConformingStrings;
 use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
-use crate::pool::{self, LoginKeys, Mail, Pools, Registry};
+use crate::pool::{self, Mail, Pools, Registry};
 use crate::route::Mode;
 use crate::session::control::{Control, Taken};
 use crate::session::driver::{Identity, Session};
@@ -26,8 +27,6 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
 use crate::topology::monitor::{Fence, MonitorHandle};
-use crate::wire::reply::Report;
-use crate::wire::sqlstate as state;
 
 /// How often idle server connections are looked over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,7 +40,7 @@ const LATE_LIMIT: Duration = Duration::from_secs(1);
 /// What a shard is told.
 pub(super) enum Command {
     /// A new client, and what its endpoint is for.
-    Client(std::net::TcpStream, Mode),
+    Client(std::net::TcpStream, Seat, Mode),
     /// Cancel what that session does.
     Cancel {
         /// The session.
@@ -80,18 +79,15 @@ impl Shards {
 
     /// Starts a thread for each.
     pub(super) fn start(
-        commands: Vec<mpsc::UnboundedReceiver<Command>>,
+        receivers: Vec<(mpsc::UnboundedReceiver<Command>, mpsc::UnboundedReceiver<Mail>)>,
         house: &Arc<House>,
         shared: &Arc<Shared>,
-        pool_settings: &pool::Settings,
+        (pool_settings, registry): &(pool::Settings, Arc<Registry>),
         metrics: &Metrics,
         monitor: &MonitorHandle,
     ) -> std::io::Result<Self> {
-        let verifiers = Arc::clone(house);
-        let keys = LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
-        let (registry, mailboxes) = Registry::new(commands.len(), keys);
         let mut ended = Vec::new();
-        for (number, (commands, mail)) in commands.into_iter().zip(mailboxes).enumerate() {
+        for (number, (commands, mail)) in receivers.into_iter().enumerate() {
             let (end, end_receiver) = oneshot::channel();
             ended.push(end_receiver);
             let thread = ShardThread {
@@ -101,7 +97,7 @@ impl Shards {
                 house: Arc::clone(house),
                 shared: Arc::clone(shared),
                 pool_settings: pool_settings.clone(),
-                registry: Arc::clone(&registry),
+                registry: Arc::clone(registry),
                 counters: metrics.shard(number).unwrap_or_default(),
                 snapshots: monitor.snapshots.clone(),
             };
@@ -188,7 +184,10 @@ impl ShardThread {
                 },
                 Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
                 _ = cool.tick() => shard.cool_down(),
-                _ = sweep.tick() => shard.pools.sweep(Instant::now()),
+                _ = sweep.tick() => {
+                    shard.pools.sweep(Instant::now());
+                    shard.pools.keep_ready(&shard.snapshot(), Instant::now());
+                }
             }
             // Looked at with every turn, which the ticks alone bring soon enough.
             if shard.draining.get() && shard.is_empty() {
@@ -207,7 +206,7 @@ impl ShardThread {
 
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
-            Command::Client(stream, mode) => self.take_in(shard, stream, mode),
+            Command::Client(stream, seat, mode) => self.take_in(shard, stream, (seat, mode)),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
@@ -219,7 +218,7 @@ impl ShardThread {
         }
     }
 
-    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, mode: Mode) {
+    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, entry: (Seat, Mode)) {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -237,7 +236,7 @@ impl ShardThread {
         // Here and not in its task: a drain that begins before the task runs must know of it.
         let session = shard.enter(Rc::clone(&control));
         let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
-        tokio::task::spawn_local(client_task(shard, house, client, control, (session, mode)));
+        tokio::task::spawn_local(client_task(shard, house, client, (control, session), entry));
     }
 }
 
@@ -246,11 +245,12 @@ async fn client_task(
     shard: Rc<Shard>,
     house: Arc<House>,
     client: Rc<TcpStream>,
-    control: Rc<Control>,
-    (session, mode): (u64, Mode),
+    (control, session): (Rc<Control>, u64),
+    entry: (Seat, Mode),
 ) {
-    if let Some((identity, process_id, early)) =
-        Box::pin(log_in(&shard, &house, &client, &control, (session, mode))).await
+    // The place is given up when everything of the session is gone.
+    if let Some((identity, process_id, early, _seat)) =
+        Box::pin(log_in(&shard, &house, &client, (&control, session), entry)).await
     {
         control.logging_in.set(false);
         control.process_id.set(process_id);
@@ -264,16 +264,19 @@ async fn log_in(
     shard: &Rc<Shard>,
     house: &Arc<House>,
     client: &Rc<TcpStream>,
-    control: &Control,
-    (session, mode): (u64, Mode),
-) -> Option<(Identity, i32, Vec<u8>)> {
+    (control, session): (&Control, u64),
+    (seat, mode): (Seat, Mode),
+) -> Option<(Identity, i32, Vec<u8>, Seat)> {
     // It may bring a cancel request.
     let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
-    let door = ShardDoor::new(house, shard, session, mode);
+    let door = ShardDoor::new(house, shard, session, (seat, mode));
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
-            Ok(Ok(Outcome::In(logged_in))) => return Some(let_in(shard, *logged_in, mode)),
+            Ok(Ok(Outcome::In(logged_in))) => {
+                let (identity, process_id, early) = let_in(shard, *logged_in, mode);
+                return Some((identity, process_id, early, door.into_seat()));
+            }
             Ok(Ok(Outcome::Refused)) => {
                 shard.counters.logins_failed.inc();
                 None
@@ -286,6 +289,9 @@ async fn log_in(
         },
         () = drain_begins(shard, control, &door, patience) => Some(outcome::shutting_down()),
     };
+    if let Some(limit) = door.kept_out_by() {
+        shard.counters.clients_kept_out.at(limit as usize).inc();
+    }
     door.close();
     if let Some(report) = report {
         let mut out = Vec::new();
@@ -346,28 +352,21 @@ fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
 }
 
 /// Accepts clients and hands them out to the shards in turn.
-pub(super) async fn accept(
-    listeners: Vec<(TcpListener, Mode)>,
-    commands: Commands,
-    metrics: Metrics,
-    clients_max: usize,
-) {
+pub(super) async fn accept(listeners: Vec<(TcpListener, Mode)>, commands: Commands, seats: Arc<Seats>) {
     let mut accepting = tokio::task::JoinSet::new();
     for (listener, mode) in listeners {
-        let (commands, metrics) = (commands.clone(), metrics.clone());
+        let (commands, seats) = (commands.clone(), Arc::clone(&seats));
         accepting.spawn(async move {
             let mut next = 0usize;
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let clients =
-                            metrics.total(|shard| shard.clients_active.value().max(0).unsigned_abs());
-                        if usize::try_from(clients).unwrap_or(usize::MAX) >= clients_max {
+                        let Some(seat) = seats.arrive() else {
                             too_many(&stream);
                             continue;
-                        }
+                        };
                         if let Ok(stream) = stream.into_std() {
-                            next = hand_out(Command::Client(stream, mode), &commands, next);
+                            next = hand_out(Command::Client(stream, seat, mode), &commands, next);
                         }
                     }
                     Err(error) => {
@@ -398,9 +397,7 @@ fn hand_out(client: Command, commands: &Commands, last: usize) -> usize {
 
 fn too_many(stream: &TcpStream) {
     let mut out = Vec::new();
-    Report::fatal(state::TOO_MANY_CONNECTIONS, "pgsteer: too many clients already")
-        .hint("Raise listen.max_client_conn.")
-        .put(&mut out);
+    seats::refusal(ClientLimit::All).put(&mut out);
     // Best effort on a fresh socket.
     let _ = stream.try_write(&out);
 }

@@ -2,16 +2,20 @@
 //!
 //! Must not know: HTTP.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::seats::{ClientLimit, Seats};
 use crate::admin::http::{Readiness, Status};
 use crate::admin::json;
+use crate::admin::pools::{self, ClientReport};
 use crate::classify::PinReason;
 use crate::config::Config;
+use crate::pool::{Limit, Registry};
 use crate::route::Reason;
 use crate::session::RETRY_LABELS;
 use crate::shutdown::Shutdown;
-use crate::telemetry::{Labels, Metrics};
+use crate::telemetry::{Labels, Metrics, PoolGauges};
 use crate::topology::model::Role;
 use crate::topology::monitor::MonitorHandle;
 
@@ -21,6 +25,8 @@ pub(super) struct ProxyStatus {
     monitor: MonitorHandle,
     metrics: Metrics,
     shutdown: Shutdown,
+    registry: Arc<Registry>,
+    seats: Arc<Seats>,
 }
 
 fn names(config: &Config) -> Vec<String> {
@@ -37,18 +43,45 @@ pub(super) fn labels(config: &Config) -> Labels {
             .map(Role::as_str)
             .to_vec(),
         nodes: names(config),
+        limits: Limit::ALL.map(Limit::as_str).to_vec(),
+        client_limits: ClientLimit::ALL.map(ClientLimit::as_str).to_vec(),
     }
 }
 
 impl ProxyStatus {
-    pub(super) fn new(config: &Config, monitor: MonitorHandle, metrics: Metrics, shutdown: Shutdown) -> Self {
-        Self { names: names(config), monitor, metrics, shutdown }
+    pub(super) fn new(
+        config: &Config,
+        monitor: MonitorHandle,
+        metrics: Metrics,
+        shutdown: Shutdown,
+        registry: Arc<Registry>,
+        seats: Arc<Seats>,
+    ) -> Self {
+        Self { names: names(config), monitor, metrics, shutdown, registry, seats }
+    }
+
+    fn pool_gauges(&self) -> PoolGauges {
+        let reports = self.registry.report();
+        let full = |limit: Limit| reports.iter().filter(|pool| pool.full == Some(limit)).count();
+        PoolGauges {
+            open: reports.iter().map(|pool| pool.open).sum(),
+            idle: reports.iter().map(|pool| pool.idle).sum(),
+            waiting: reports.iter().map(|pool| pool.waiting).sum(),
+            full: Limit::ALL.map(full).to_vec(),
+            clients: self.seats.taken(),
+        }
     }
 }
 
 impl Status for ProxyStatus {
     fn metrics(&self) -> String {
-        self.metrics.render(&json::gauges(&self.monitor.current.load(), &self.names, Instant::now()))
+        let cluster = json::gauges(&self.monitor.current.load(), &self.names, Instant::now());
+        self.metrics.render(&cluster, &self.pool_gauges())
+    }
+
+    fn pools(&self) -> serde_json::Value {
+        let (connected, max_client_conn) = self.seats.taken();
+        pools::pools(&self.registry.report(), ClientReport { connected, max_client_conn }, &self.names)
     }
 
     fn readiness(&self) -> Readiness {

@@ -100,6 +100,8 @@ pub struct Server {
     pub carried: Carried,
     /// What it last reported.
     pub reported: Reported,
+    /// The last session that may have written here, by its number over all shards: what sequences gave last was given to it.
+    pub last_writer: Option<u64>,
     /// The session that may have left here what the server does not list (settings with a prefix, what sequences gave), by its
     /// number over all shards: before another one runs anything it must all be reset (`reset::EVERY_SETTING`).
     pub left_by: Option<u64>,
@@ -240,6 +242,7 @@ async fn open_unbounded(
                         idle_since: now,
                         carried: Carried::default(),
                         reported: Reported::new(greeting.parameters.clone()),
+                        last_writer: None,
                         left_by: None,
                         applied: Rc::default(),
                     });

@@ -104,11 +104,13 @@ pub enum PinReason {
     BackendPid,
     /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
     Other,
+    /// No statement: the pool is in mode `session`.
+    PoolMode,
 }
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -120,6 +122,7 @@ impl PinReason {
         Self::Unseen,
         Self::BackendPid,
         Self::Other,
+        Self::PoolMode,
     ];
 
     /// The label in metrics, logs and error DETAILs.
@@ -136,6 +139,7 @@ impl PinReason {
             Self::Unseen => "unseen",
             Self::BackendPid => "backend_pid",
             Self::Other => "other",
+            Self::PoolMode => "pool_mode",
         }
     }
 }
@@ -262,6 +266,8 @@ pub struct Classification {
     pub roles: bool,
     /// It calls `pg_terminate_backend`, which may end its own session.
     pub terminates: bool,
+    /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
+    pub asks_last_value: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -505,6 +505,7 @@ impl Body {
         }
         if let Some(pin) = pin_of(&function) {
             scan.pin(pin);
+            scan.asks_last_value |= function.is_one_of(&["currval", "lastval"]);
         }
         if local {
             self.process(scan, &function);

@@ -28,6 +28,7 @@ pub(super) struct Scanner<'a> {
     pub(super) databases: bool,
     pub(super) roles: bool,
     pub(super) terminates: bool,
+    pub(super) asks_last_value: bool,
     statements: u16,
 }
 
@@ -47,6 +48,7 @@ impl<'a> Scanner<'a> {
             databases: false,
             roles: false,
             terminates: false,
+            asks_last_value: false,
             statements: 0,
         }
     }
@@ -194,6 +196,7 @@ impl<'a> Scanner<'a> {
             databases: self.databases,
             roles: self.roles,
             terminates: self.terminates,
+            asks_last_value: self.asks_last_value,
             copies: self.copies,
             hint,
         }

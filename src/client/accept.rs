@@ -25,6 +25,10 @@ pub trait Door {
     fn auth_type(&self) -> AuthType;
     /// Why nobody is let in any more, if that is so.
     fn closed(&self) -> Option<Box<Report>>;
+    /// Whoever asks to be let in needs a place, before it costs anything.
+    fn take_place(&self) -> Result<(), Box<Report>>;
+    /// It has proved who it is: a place for this user and database.
+    fn take_place_as(&self, request: &Request) -> Result<(), Box<Report>>;
     /// The user's verifier; a mock one for a user that does not exist or may not log in.
     fn verifier(&self, user: &str) -> impl Future<Output = Result<(Verifier, Kind), Box<Report>>>;
     /// The parameters to report, from a server that accepted this user, database and settings; else its ErrorResponse.
@@ -129,6 +133,10 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             return refuse(stream, &report).await;
         }
     };
+    if let Err(report) = door.take_place() {
+        net::write_all(stream, &negotiation).await?;
+        return refuse(stream, &report).await;
+    }
     let keys = match door.auth_type() {
         AuthType::Trust => None,
         AuthType::ScramSha256 => {
@@ -138,6 +146,9 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
             }
         }
     };
+    if let Err(report) = door.take_place_as(&request) {
+        return refuse(stream, &report).await;
+    }
     let granted = match door.parameters(&request, &startup, keys.as_ref()).await {
         Ok(granted) => granted,
         Err(denial) => {

@@ -58,6 +58,9 @@ pub struct RunArgs {
     /// for all its addresses [env: PGSTEER_PEERS]
     #[arg(long, value_name = "HOST:PORT,...")]
     pub peers: Option<String>,
+    /// transaction or session: how long a client keeps a server connection [env: PGSTEER_POOL_MODE]
+    #[arg(long, value_name = "MODE")]
+    pub pool_mode: Option<String>,
     /// Number of shards, or "auto": one per core, one core left free [env: PGSTEER_SHARDS]
     #[arg(long, value_name = "COUNT")]
     pub shards: Option<String>,
@@ -111,6 +114,7 @@ impl RunArgs {
             ("--mode", &self.mode),
             ("--pool-size", &self.pool_size),
             ("--peers", &self.peers),
+            ("--pool-mode", &self.pool_mode),
             ("--shards", &self.shards),
             ("--log-level", &self.log_level),
             ("--log-format", &self.log_format),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::model::{AuthMethod, Config, Node, Secret};
-use super::{nodes, units};
+use super::{nodes, overrides, units};
 use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
@@ -176,6 +176,11 @@ const fn duration(field: Field<Duration>) -> Kind {
     Kind::Duration { zero: false, field }
 }
 
+/// Zero means that there is no limit.
+const fn or_none(field: Field<Duration>) -> Kind {
+    Kind::Duration { zero: true, field }
+}
+
 const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()>) -> Kind {
     Kind::Custom { expected, set }
 }
@@ -184,7 +189,7 @@ const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()
 const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\"";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 38] = [
+pub(super) const KEYS: [Key; 50] = [
     flagged(
         "listen.address",
         "--listen",
@@ -206,12 +211,21 @@ pub(super) const KEYS: [Key; 38] = [
         custom(ADDRESSES, |draft, given| addresses(&mut draft.config.listen.prefer_standby_addresses, given)),
     ),
     key("listen.max_client_conn", Kind::Count { least: 1, field: |c| &mut c.listen.max_client_conn }),
+    key(
+        "listen.max_db_client_connections",
+        Kind::Count { least: 0, field: |c| &mut c.listen.max_db_client_connections },
+    ),
+    key(
+        "listen.max_user_client_connections",
+        Kind::Count { least: 0, field: |c| &mut c.listen.max_user_client_connections },
+    ),
     key("listen.login_timeout", duration(|c| &mut c.listen.login_timeout)),
     flagged(
         "listen.peers",
         "--peers",
         custom("a list of host:port, such as \"pgsteer-peers:6432\"; empty for none", peers),
     ),
+    key("listen.client_idle_timeout", or_none(|c| &mut c.listen.client_idle_timeout)),
     flagged("listen.shards", "--shards", custom("\"auto\" or a whole number from 1 to 1024", shards)),
     flagged("admin.address", "--admin", custom("IP:port, such as \"127.0.0.1:9127\", or \"off\"", admin)),
     flagged("cluster.nodes", "--nodes", Kind::Nodes),
@@ -229,10 +243,17 @@ pub(super) const KEYS: [Key; 38] = [
     key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
+    flagged("pool.mode", "--pool-mode", custom(overrides::POOL_MODE, pool_mode)),
     flagged("pool.size", "--pool-size", Kind::Count { least: 1, field: |c| &mut c.pool.size }),
-    key("pool.server_lifetime", duration(|c| &mut c.pool.server_lifetime)),
-    key("pool.server_idle_timeout", duration(|c| &mut c.pool.server_idle_timeout)),
-    key("pool.query_wait_timeout", duration(|c| &mut c.pool.query_wait_timeout)),
+    key("pool.min_pool_size", Kind::Count { least: 0, field: |c| &mut c.pool.min_pool_size }),
+    key("pool.reserve_pool_size", Kind::Count { least: 0, field: |c| &mut c.pool.reserve_pool_size }),
+    key("pool.reserve_pool_timeout", or_none(|c| &mut c.pool.reserve_pool_timeout)),
+    key("pool.max_db_connections", Kind::Count { least: 0, field: |c| &mut c.pool.max_db_connections }),
+    key("pool.max_user_connections", Kind::Count { least: 0, field: |c| &mut c.pool.max_user_connections }),
+    key("pool.server_lifetime", or_none(|c| &mut c.pool.server_lifetime)),
+    key("pool.server_idle_timeout", or_none(|c| &mut c.pool.server_idle_timeout)),
+    key("pool.query_wait_timeout", or_none(|c| &mut c.pool.query_wait_timeout)),
+    key("pool.idle_transaction_timeout", or_none(|c| &mut c.pool.idle_transaction_timeout)),
     flagged("hold.timeout", "--hold-timeout", duration(|c| &mut c.hold.timeout)),
     key("hold.max_count", Kind::Count { least: 1, field: |c| &mut c.hold.max_count }),
     key("hold.max_bytes", Kind::Size(|c| &mut c.hold.max_bytes)),
@@ -247,6 +268,8 @@ pub(super) const KEYS: [Key; 38] = [
     ),
     flagged("log.format", "--log-format", custom("\"text\" or \"json\"", format)),
     key("cluster.node", custom("one [[cluster.node]] table for each node", |_, _| None)),
+    key("pool.database", custom("one [[pool.database]] table for each database", |_, _| None)),
+    key("pool.user", custom("one [[pool.user]] table for each user", |_, _| None)),
 ];
 
 fn addresses(field: &mut Vec<SocketAddr>, given: &Given) -> Option<()> {
@@ -322,6 +345,11 @@ fn mode(draft: &mut Draft, given: &Given) -> Option<()> {
         "primary" => Mode::Primary,
         _ => return None,
     };
+    Some(())
+}
+
+fn pool_mode(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.pool.mode = overrides::pool_mode(given.text()?)?;
     Some(())
 }
 

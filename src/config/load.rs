@@ -14,8 +14,9 @@ use toml_edit::{Document, Item, TableLike, Value};
 
 use super::fault::{Faults, Origin};
 use super::keys::{Draft, Given, KEYS, Key};
-use super::model::{Config, Secret};
+use super::model::{Config, Override, Secret};
 use super::nodes;
+use super::overrides::{DATABASES, Tables, USERS};
 
 /// A configuration file that has been read. Its text may hold a password: no Debug of it is derived.
 #[derive(Clone, PartialEq, Eq)]
@@ -148,6 +149,12 @@ impl Loading {
             let found = KEYS.iter().find(|key| key.parts() == (section, name));
             match found {
                 None => self.faults.push(origin, format!("{section}.{name}"), unknown(name, section)),
+                Some(key) if key.path == DATABASES.path => {
+                    self.draft.config.pool.databases = self.overrides(file, &DATABASES, item, origin);
+                }
+                Some(key) if key.path == USERS.path => {
+                    self.draft.config.pool.users = self.overrides(file, &USERS, item, origin);
+                }
                 Some(key) if key.path == "cluster.node" => self.nodes(file, key, item, origin),
                 Some(key) => self.set(key, &given(item), origin),
             }
@@ -183,6 +190,27 @@ impl Loading {
         self.draft.config.cluster.nodes = listed;
         self.origins.insert("cluster.nodes", origin.clone());
         self.origins.insert("cluster.node", origin);
+    }
+
+    fn overrides(&mut self, file: &SourceFile, of: &Tables, item: &Item, origin: Origin) -> Vec<Override> {
+        let Item::ArrayOfTables(tables) = item else {
+            self.faults.push(origin, of.path, format!("expected tables [[{}]]", of.path));
+            return Vec::new();
+        };
+        let (mut listed, mut faulty) = (Vec::<Override>::new(), Vec::new());
+        for table in tables {
+            let own = of.read(table, &mut faulty);
+            if let Some(own) = own.as_ref().filter(|own| listed.iter().any(|it| it.name == own.name)) {
+                faulty.push(("name", None, format!("{:?} has a table already", own.name)));
+            }
+            listed.extend(own);
+            for (field, span, message) in faulty.drain(..) {
+                let dot = if field.is_empty() { "" } else { "." };
+                let place = file.origin(span.or_else(|| table.span()));
+                self.faults.push(place, format!("{}{dot}{field}", of.path), message);
+            }
+        }
+        listed
     }
 
     fn environment(&mut self, environment: &[(String, String)]) {
@@ -392,8 +420,21 @@ fn duplicate<T: PartialEq>(values: impl Iterator<Item = T>) -> Option<T> {
     None
 }
 
+/// PgBouncer's names of what has another name here.
+const OF_PGBOUNCER: [(&str, &str); 6] = [
+    ("default_pool_size", "pool.size"),
+    ("pool_size", "pool.size"),
+    ("pool_mode", "pool.mode"),
+    ("reserve_pool", "pool.reserve_pool_size"),
+    ("client_login_timeout", "listen.login_timeout"),
+    ("server_connect_timeout", "topology.connect_timeout"),
+];
+
 /// "unknown key", with the most likely meaning: the same name elsewhere, or the nearest one here.
 fn unknown(name: &str, section: &str) -> String {
+    if let Some((_, meant)) = OF_PGBOUNCER.iter().find(|(theirs, _)| *theirs == name) {
+        return format!("unknown key; did you mean {meant:?}?");
+    }
     let elsewhere = KEYS.iter().find(|key| key.parts().1 == name).map(|key| key.path.to_owned());
     let candidates = KEYS.iter().map(|key| if section.is_empty() { key.parts().0 } else { key.parts().1 });
     let here = candidates

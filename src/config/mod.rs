@@ -10,14 +10,15 @@ mod keys;
 mod load;
 mod model;
 mod nodes;
+mod overrides;
 mod units;
 
 pub use args::{CheckArgs, RunArgs};
 pub use fault::{Fault, Faults, Origin};
 pub use load::{SourceFile, Sources, load};
 pub use model::{
-    Admin, Auth, AuthMethod, Cluster, Config, DEFAULT_AUTH_QUERY, Hold, Listen, Node, Pool, Retry, Secret,
-    Shutdown, Topology,
+    Admin, Auth, AuthMethod, Cluster, Config, DEFAULT_AUTH_QUERY, Hold, Listen, Node, Override, Pool, Retry,
+    Secret, Shutdown, Topology,
 };
 
 /// The path of every key of the file, `section.key`; documentation and tests hold themselves against it.

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::route::{self, Mode};
+use crate::pool::Mode;
+use crate::route;
 use crate::telemetry::LogSettings;
 use crate::topology::model::NodeAddress;
 
@@ -81,21 +82,27 @@ pub struct Listen {
     pub prefer_standby_addresses: Vec<SocketAddr>,
     /// Most clients at once; further ones get 53300.
     pub max_client_conn: u64,
+    /// Most clients of one database at once; 0: no limit.
+    pub max_db_client_connections: u64,
+    /// Most clients of one user at once; 0: no limit.
+    pub max_user_client_connections: u64,
     /// Time for a client to complete its login.
     pub login_timeout: Duration,
     /// The other pgsteer processes of the deployment: where their clients connect. A name stands for all its addresses.
     pub peers: Vec<NodeAddress>,
+    /// How long a client may do nothing between transactions; zero: as long as it likes.
+    pub client_idle_timeout: Duration,
     /// Number of shards; `None` means one per core, with one core left free.
     pub shards: Option<NonZeroUsize>,
 }
 
 impl Listen {
     /// The further addresses, each with its key and what its clients are for.
-    pub fn further(&self) -> [(&'static str, &[SocketAddr], Mode); 3] {
+    pub fn further(&self) -> [(&'static str, &[SocketAddr], route::Mode); 3] {
         [
-            ("listen.primary_address", &self.primary_addresses, Mode::Primary),
-            ("listen.standby_address", &self.standby_addresses, Mode::Standby),
-            ("listen.prefer_standby_address", &self.prefer_standby_addresses, Mode::PreferStandby),
+            ("listen.primary_address", &self.primary_addresses, route::Mode::Primary),
+            ("listen.standby_address", &self.standby_addresses, route::Mode::Standby),
+            ("listen.prefer_standby_address", &self.prefer_standby_addresses, route::Mode::PreferStandby),
         ]
     }
 
@@ -115,8 +122,11 @@ impl Default for Listen {
             standby_addresses: Vec::new(),
             prefer_standby_addresses: Vec::new(),
             max_client_conn: 10_000,
+            max_db_client_connections: 0,
+            max_user_client_connections: 0,
             login_timeout: Duration::from_secs(15),
             peers: Vec::new(),
+            client_idle_timeout: Duration::ZERO,
             shards: None,
         }
     }
@@ -224,25 +234,80 @@ impl Default for Topology {
 /// Server connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
+    /// How long a session keeps its server connection.
+    pub mode: Mode,
     /// Most server connections for each node, database and user.
     pub size: u64,
-    /// Age after which a server connection is replaced.
+    /// Server connections kept open for each node, database and user of which a client is there.
+    pub min_pool_size: u64,
+    /// Server connections beyond `size` for those who have waited for `reserve_pool_timeout`.
+    pub reserve_pool_size: u64,
+    /// How long that is; zero: nobody gets one.
+    pub reserve_pool_timeout: Duration,
+    /// Most server connections for each node and database; 0: no limit.
+    pub max_db_connections: u64,
+    /// Most server connections for each node and user; 0: no limit.
+    pub max_user_connections: u64,
+    /// Age after which a server connection is replaced; zero: it is used once.
     pub server_lifetime: Duration,
-    /// Idle time after which a server connection is closed.
+    /// Idle time after which a server connection is closed; zero: never.
     pub server_idle_timeout: Duration,
-    /// How long a statement waits for a server connection before its client gets 53300.
+    /// How long a statement waits for a server connection before its client gets 53300; zero: for ever.
     pub query_wait_timeout: Duration,
+    /// How long a client may do nothing in a transaction; zero: as long as it likes.
+    pub idle_transaction_timeout: Duration,
+    /// `[[pool.database]]`
+    pub databases: Vec<Override>,
+    /// `[[pool.user]]`
+    pub users: Vec<Override>,
 }
 
 impl Default for Pool {
     fn default() -> Self {
         Self {
+            mode: Mode::Transaction,
             size: 20,
+            min_pool_size: 0,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: Duration::from_secs(5),
+            max_db_connections: 0,
+            max_user_connections: 0,
             server_lifetime: Duration::from_secs(3600),
             server_idle_timeout: Duration::from_secs(600),
             query_wait_timeout: Duration::from_secs(120),
+            idle_transaction_timeout: Duration::ZERO,
+            databases: Vec::new(),
+            users: Vec::new(),
         }
     }
+}
+
+/// What one database or user has of its own. Of a database those fields are set that PgBouncer has for databases, of a
+/// user those that it has for users.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Override {
+    /// Of the database or user.
+    pub name: String,
+    /// `mode`
+    pub mode: Option<Mode>,
+    /// `size`
+    pub size: Option<u64>,
+    /// `min_pool_size`
+    pub min_pool_size: Option<u64>,
+    /// `reserve_pool_size`
+    pub reserve_pool_size: Option<u64>,
+    /// `max_db_connections` or `max_user_connections`
+    pub max_connections: Option<u64>,
+    /// `max_db_client_connections` or `max_user_client_connections`
+    pub max_client_connections: Option<u64>,
+    /// `server_lifetime`
+    pub server_lifetime: Option<Duration>,
+    /// `query_wait_timeout`
+    pub query_wait_timeout: Option<Duration>,
+    /// `client_idle_timeout`
+    pub client_idle_timeout: Option<Duration>,
+    /// `idle_transaction_timeout`
+    pub idle_transaction_timeout: Option<Duration>,
 }
 
 /// Statements that wait for a primary.

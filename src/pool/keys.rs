@@ -59,6 +59,11 @@ impl LoginKeys {
         (self.on_refused)(user);
     }
 
+    /// The newest key of this user, for a connection that is opened without a session.
+    pub(super) fn newest_of(&self, user: &str) -> Option<Secret<'static>> {
+        self.newest().get(user).copied()
+    }
+
     /// What to log in with for a session of this user that came with `own`, in order; the second only where it is another.
     fn to_try(
         &self,

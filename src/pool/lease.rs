@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::set::{Pool, Pools};
+use super::shared::Limit;
 use crate::backend::{self, ConnectError, Server};
 
 /// Why a session gets no connection.
@@ -14,9 +15,9 @@ pub enum LeaseError {
     /// Connecting or logging in failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// All connections stayed busy for `query_wait_timeout`.
-    #[error("no server connection became free in time")]
-    TimedOut,
+    /// All connections stayed busy for `query_wait_timeout`; the limit that allowed no further one.
+    #[error("no server connection became free in time ({})", .0.as_str())]
+    TimedOut(Limit),
     /// The node has ceased to be what it was chosen for; choose again.
     #[error("the node was fenced")]
     Fenced,
@@ -52,11 +53,18 @@ impl Lease {
     }
 
     /// Has the server forget the session (`DISCARD ALL`), then gives it back; closes it if that fails.
-    pub async fn reset_and_release(mut self, timeout: Duration) {
-        let Some(server) = self.server.as_deref_mut() else { return };
+    pub async fn reset_and_release(self, timeout: Duration) {
+        if let Some(lease) = self.reset(timeout).await {
+            lease.release(Instant::now());
+        }
+    }
+
+    /// Has the server forget the session (`DISCARD ALL`); closes it if that fails.
+    pub(super) async fn reset(mut self, timeout: Duration) -> Option<Self> {
+        let server = self.server.as_deref_mut()?;
         match tokio::time::timeout(timeout, backend::reset::reset(server)).await {
-            Ok(Ok(())) => self.release(Instant::now()),
-            Ok(Err(_)) | Err(_) => drop(self),
+            Ok(Ok(())) => Some(self),
+            Ok(Err(_)) | Err(_) => None,
         }
     }
 }

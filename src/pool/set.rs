@@ -1,152 +1,37 @@
-//! A shard's pools, and what all shards share: the limits, and the mail by which connections are handed over.
+//! A shard's pools: how a session gets a connection, and who gets it after that.
 //!
-//! Invariant: `PoolShared::open` counts every open connection of its pool on all shards, leased, idle and being opened.
-//! Must not know: sessions, routing, SQL.
+//! Invariant: nobody overtakes. Who comes while somebody waits at the same limits waits behind him, and what becomes free goes
+//! to whoever has waited longest, on whatever shard (within `shared::GRAIN` across pools). Must not know: sessions, routing,
+//! SQL.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::Settings;
-use super::keys::LoginKeys;
+use super::handover::{assemble, take_apart};
 use super::lease::{Lease, LeaseError};
-use super::state::{Given, PoolState};
-use crate::auth::{RoleOid, Secret, Users};
+use super::limits::{Limits, Settings};
+use super::shared::{Claimant, Limit, Mail, PoolKey, PoolShared, Registry};
+use super::state::PoolState;
+use super::wait::{Grant, Room, Waiting};
+use crate::auth::{RoleOid, Secret};
 use crate::backend::connection::Link;
 use crate::backend::login::LoginError;
-use crate::backend::{self, ConnectError, Endpoint, Reported, Server, SettingValues};
+use crate::backend::{ConnectError, Endpoint, Server};
 use crate::telemetry::metrics::ShardCounters;
-use crate::topology::model::{Epoch, NodeId};
+use crate::topology::model::NodeId;
 use crate::wire::sqlstate;
 
 /// Groups that a shard remembers before it looks for those that no session has any more.
 const GROUPS_SWEEP_AT: usize = 1024;
 
-/// What makes a pool.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PoolKey {
-    /// The node.
-    pub node: NodeId,
-    /// The database.
-    pub database: Arc<str>,
-    /// The user.
-    pub user: Arc<str>,
-}
-
-/// What the shards share of one pool.
-#[derive(Debug)]
-pub struct PoolShared {
-    open: AtomicUsize,
-    /// How often what is known of its user became wrong. Connections opened before that are not used again.
-    generation: AtomicU64,
-    /// By shard: idle connections.
-    idle: Box<[AtomicUsize]>,
-    /// By shard: sessions that wait.
-    waiting: Box<[AtomicUsize]>,
-    /// All sessions that wait.
-    waiting_total: AtomicUsize,
-}
-
-/// Mail from shard to shard.
-#[derive(Debug)]
-pub enum Mail {
-    /// There may be room to open a connection.
-    Retry {
-        /// The pool.
-        key: PoolKey,
-    },
-    /// A shard has waiters for this pool and may not open more; the receiver has an idle connection.
-    Want {
-        /// The pool.
-        key: PoolKey,
-        /// Who wants.
-        shard: usize,
-    },
-    /// Connections to this database are to be closed where they are idle.
-    Leave {
-        /// The database.
-        database: Arc<str>,
-        /// Done when this is dropped.
-        done: oneshot::Sender<()>,
-    },
-    /// A pool's generation has changed: idle connections may be outdated.
-    Sweep,
-    /// A connection handed over.
-    Give {
-        /// The pool.
-        key: PoolKey,
-        /// The connection, taken apart.
-        parts: Box<Parts>,
-    },
-}
-
-/// A server connection on its way to another shard. Its prepared statements are forgotten there; their names carry the
-/// shard that made them, so they cannot be mistaken for others.
-#[derive(Debug)]
-pub struct Parts {
-    stream: std::net::TcpStream,
-    epoch: Epoch,
-    cancel_key: backend::connection::CancelKey,
-    in_hot_standby: bool,
-    role: Option<RoleOid>,
-    generation: u64,
-    opened_at: Instant,
-    reported: Vec<(String, String)>,
-    left_by: Option<u64>,
-    applied: SettingValues,
-}
-
-/// All pools' shared parts, and the shards' mailboxes.
-#[derive(Debug)]
-pub struct Registry {
-    pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
-    mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
-    keys: LoginKeys,
-}
-
-impl Registry {
-    /// For this many shards; gives each shard's end of its mailbox.
-    pub fn new(shards: usize, keys: LoginKeys) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Mail>>) {
-        // Unbounded by type; bounded in fact: one Want for each waiter, one Give for each Want.
-        let (mailboxes, receivers) = (0..shards).map(|_| mpsc::unbounded_channel()).unzip();
-        (Arc::new(Self { pools: Mutex::default(), mailboxes, keys }), receivers)
-    }
-
-    fn shared(&self, key: &PoolKey) -> Arc<PoolShared> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let shards = self.mailboxes.len();
-        Arc::clone(pools.entry(key.clone()).or_insert_with(|| {
-            Arc::new(PoolShared {
-                open: AtomicUsize::new(0),
-                generation: AtomicU64::new(0),
-                idle: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
-                waiting: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
-                waiting_total: AtomicUsize::new(0),
-            })
-        }))
-    }
-
-    /// Outdates every connection of these users.
-    fn outdate(&self, users: &Users) {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, shared) in pools.iter().filter(|(key, _)| users.include(&key.user)) {
-            shared.generation.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    fn send(&self, shard: usize, mail: Mail) -> Result<(), Mail> {
-        match self.mailboxes.get(shard) {
-            Some(mailbox) => mailbox.send(mail).map_err(|error| error.0),
-            None => Err(mail),
-        }
-    }
-}
+/// After a server has said that it has no free slot it is not asked again for so long.
+const NO_SLOT_PAUSE: Duration = Duration::from_millis(20);
 
 /// What makes a connection need nothing before a session's statement.
 #[derive(Debug, Clone, Copy)]
@@ -157,36 +42,47 @@ pub struct Fit {
     pub session: u64,
     /// The role that its user was at its login, if known. Connections of another are not for it.
     pub role: Option<RoleOid>,
+    /// What matters most.
+    pub wanted: Wanted,
+}
+
+/// What matters most of an idle connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That it needs no preparation.
+    Ready,
+    /// That this session was the last to write there: what sequences gave last is its own.
+    OwnWrites,
 }
 
 impl Fit {
     fn is_met_by(self, server: &Server) -> bool {
+        if self.wanted == Wanted::OwnWrites {
+            return server.last_writer == Some(self.session);
+        }
         server.applied.id == self.settings_id && server.left_by.is_none_or(|left_by| left_by == self.session)
     }
-}
-
-/// What a waiter gets.
-#[derive(Debug)]
-enum Grant {
-    Server(Box<Server>),
-    /// There may be room to open one.
-    Retry,
 }
 
 /// One pool on one shard.
 #[derive(Debug)]
 pub struct Pool {
-    key: PoolKey,
-    shared: Arc<PoolShared>,
-    state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
-    /// Whose turn it is when sessions wait here and on other shards.
-    next_goes_away: Cell<bool>,
+    pub(super) shared: Arc<PoolShared>,
+    pub(super) state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
+    /// From when on connections may be opened to be kept ready.
+    pub(super) may_keep_from: Cell<Instant>,
 }
 
 impl Pool {
+    /// Whether a connection is too old to be kept.
+    pub(super) fn is_outlived(&self, server: &Server, now: Instant) -> bool {
+        let lifetime = self.shared.limits.server_lifetime;
+        lifetime.is_zero() || now.saturating_duration_since(server.opened_at) > lifetime
+    }
+
     /// Opened before what was known of its user became wrong.
-    fn is_outdated(&self, server: &Server) -> bool {
-        server.generation != self.shared.generation.load(Ordering::Relaxed)
+    pub(super) fn is_outdated(&self, server: &Server) -> bool {
+        server.generation != self.shared.generation()
     }
 
     /// Whether the session may have it.
@@ -200,9 +96,12 @@ impl Pool {
 pub struct PoolGroup {
     database: Arc<str>,
     user: Arc<str>,
+    limits: Limits,
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
     /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
+    /// Sessions of this group ask what sequences gave last: what an INSERT may have made one give pins them.
+    pub asks_last_values: Cell<bool>,
 }
 
 /// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
@@ -224,6 +123,11 @@ impl PoolGroup {
     pub fn user(&self) -> &Arc<str> {
         &self.user
     }
+
+    /// What holds for its pools.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
 }
 
 /// A shard's groups, by database and user; as long as a session has one.
@@ -232,7 +136,7 @@ type Groups = HashMap<(Arc<str>, Arc<str>), Weak<PoolGroup>>;
 /// A shard's pools.
 #[derive(Debug)]
 pub struct Pools {
-    shard: usize,
+    pub(super) shard: usize,
     settings: Settings,
     registry: Arc<Registry>,
     counters: Arc<ShardCounters>,
@@ -266,16 +170,19 @@ impl Pools {
         &self.settings
     }
 
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// The pool for `key`.
     pub fn pool(&self, key: &PoolKey) -> Rc<Pool> {
         if let Some(pool) = self.by_key.borrow().get(key) {
             return Rc::clone(pool);
         }
         let pool = Rc::new(Pool {
-            key: key.clone(),
-            shared: self.registry.shared(key),
+            shared: self.registry.shared(key, &self.settings),
             state: RefCell::default(),
-            next_goes_away: Cell::new(false),
+            may_keep_from: Cell::new(Instant::now()),
         });
         self.by_key.borrow_mut().insert(key.clone(), Rc::clone(&pool));
         pool
@@ -294,11 +201,25 @@ impl Pools {
         let group = Rc::new(PoolGroup {
             database: Arc::clone(database),
             user: Arc::clone(user),
+            limits: self.settings.limits_of(database, user),
             by_node: RefCell::default(),
             custom_settings: RefCell::default(),
+            asks_last_values: Cell::new(false),
         });
         groups.insert(key, Rc::downgrade(&group));
         group
+    }
+
+    pub(super) fn live_groups(&self) -> Vec<Rc<PoolGroup>> {
+        self.groups.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn live_links(&self) -> Vec<Rc<Link>> {
+        self.links.borrow().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn pools_here(&self, of: impl Fn(&PoolShared) -> bool) -> Vec<Rc<Pool>> {
+        self.by_key.borrow().values().filter(|pool| of(&pool.shared)).map(Rc::clone).collect()
     }
 
     /// The group's pool on a node. No look-up by name after the first time.
@@ -321,12 +242,13 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is alive and of the session's role: best one that fits the session. No system
-    /// call, no lock.
+    /// An idle connection, if there is one that is alive and of the session's role: best one that fits the session. No
+    /// system call, no lock.
     pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, session: Fit) -> Option<Lease> {
         loop {
             let server = pool.state.borrow_mut().claim_fitting(|server| session.is_met_by(server))?;
-            self.note_claimed(pool);
+            // Seen late elsewhere it makes a shard ask in vain, no more: the one it waits for comes when it is given back.
+            self.set_idle(pool, Ordering::Relaxed);
             if server.is_quiet() && pool.is_for(&server, session) {
                 return Some(self.leased(pool, server));
             }
@@ -341,43 +263,70 @@ impl Pools {
         endpoint: &Endpoint,
         session: Fit,
     ) -> Result<Lease, LeaseError> {
-        let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
+        if let Some(lease) = self.try_claim(pool, session) {
+            return Ok(lease);
+        }
+        if pool.shared.nobody_waits() && pool.shared.take(Duration::ZERO).is_ok() {
+            return self.open(Room::new(self, pool), endpoint, session.role).await;
+        }
+        let mut waiting = Waiting::enter(self, pool);
+        // There may be room after all, and what was just counted and given up again was seen by others.
+        self.let_open(pool);
+        let mut obstacle = pool.shared.obstacle(Duration::ZERO).unwrap_or(Limit::Pool);
+        if waiting.granted.is_empty() {
+            self.counters.limits_reached.at(obstacle as usize).inc();
+            self.look_for_help(pool);
+        }
+        let limits = &pool.shared.limits;
+        let began = tokio::time::Instant::now();
+        let mut reserve_at = limits.reserve_timeout.filter(|_| limits.reserve_size > 0).map(|it| began + it);
+        let deadline = limits.query_wait_timeout.map(|timeout| began + timeout);
         loop {
-            if let Some(lease) = self.try_claim(pool, session) {
-                return Ok(lease);
-            }
-            if self.may_open(pool) {
-                return self.open(pool, endpoint, session.role).await;
-            }
-            let (grant, granted) = oneshot::channel();
-            let mut waiting = Waiting::enter(self, pool, granted);
-            pool.state.borrow_mut().wait(grant);
-            if pool.shared.open.load(Ordering::SeqCst) < self.settings.size {
-                // Room was made between the look at the limit and the queueing, when nobody was there to be told.
-                continue;
-            }
-            self.ask_others(pool);
-            match tokio::time::timeout_at(deadline, &mut waiting.granted).await {
-                Err(_) => return Err(LeaseError::TimedOut),
-                // The sender is only dropped when the node is fenced.
-                Ok(Err(_)) => return Err(LeaseError::Fenced),
-                Ok(Ok(Grant::Retry)) => {}
+            let until = reserve_at.into_iter().chain(deadline).min();
+            let granted = match until {
+                None => Ok((&mut waiting.granted).await),
+                Some(until) => tokio::time::timeout_at(until, &mut waiting.granted).await,
+            };
+            match granted {
                 Ok(Ok(Grant::Server(server))) if pool.is_for(&server, session) => {
                     return Ok(self.leased(pool, server));
                 }
-                Ok(Ok(Grant::Server(server))) => self.close(pool, &server),
+                // It is nobody's by now. What it leaves is for whoever waits; so rare that this session may stand in line again.
+                Ok(Ok(Grant::Server(server))) => {
+                    drop(waiting);
+                    self.close(pool, &server);
+                    return Box::pin(self.lease(pool, endpoint, session)).await;
+                }
+                Ok(Ok(Grant::Room(room))) => {
+                    drop(waiting);
+                    return self.open(room, endpoint, session.role).await;
+                }
+                Ok(Err(_)) => return Err(LeaseError::Fenced),
+                Err(_) if reserve_at.is_some_and(|at| deadline.is_none_or(|end| at < end)) => {
+                    reserve_at = None;
+                    let waited = began.elapsed();
+                    self.let_open(pool);
+                    obstacle = pool.shared.obstacle(waited).unwrap_or(obstacle);
+                    if waiting.granted.is_empty() && obstacle != Limit::Pool {
+                        self.look_for_help(pool);
+                    }
+                }
+                Err(_) => {
+                    obstacle = pool.shared.obstacle(began.elapsed()).unwrap_or(obstacle);
+                    return Err(LeaseError::TimedOut(obstacle));
+                }
             }
         }
     }
 
-    async fn open(
+    /// Opens a connection, for a session of this role if it is known.
+    pub(super) async fn open(
         self: &Rc<Self>,
-        pool: &Rc<Pool>,
+        room: Room,
         endpoint: &Endpoint,
         role: Option<RoleOid>,
     ) -> Result<Lease, LeaseError> {
-        let room = Room { pools: self, pool, used: false };
-        let generation = pool.shared.generation.load(Ordering::SeqCst);
+        let generation = room.generation();
         match self.registry.keys.log_in(endpoint).await {
             Ok(server) if RoleOid::differ(server.role, role) => {
                 server.terminate();
@@ -388,12 +337,12 @@ impl Pools {
                 server.generation = generation;
                 self.counters.server_connections_opened.add(1);
                 self.enlist(&server);
-                Ok(room.fill(server))
+                room.fill(server).ok_or(LeaseError::Fenced)
             }
             Err(ConnectError::Login(error)) if too_many(&error) => {
                 drop(room);
                 // The server has no slot now: as if the pool were full. Look again soon, within the caller's wait.
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(NO_SLOT_PAUSE).await;
                 Err(LeaseError::Connect(ConnectError::Login(error)))
             }
             Err(error) => Err(error.into()),
@@ -405,39 +354,41 @@ impl Pools {
         self.registry.keys.learn(user, secret);
     }
 
-    fn may_open(&self, pool: &Pool) -> bool {
-        let limit = self.settings.size;
-        pool.shared
-            .open
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| (open < limit).then_some(open + 1))
-            .is_ok()
-    }
-
-    /// Asks a shard that has an idle connection for it. Where none has, the next one given back on any shard comes here,
-    /// because this shard is counted as waiting.
-    fn ask_others(&self, pool: &Pool) {
-        let idle_there = pool
-            .shared
-            .idle
-            .iter()
-            .enumerate()
-            .find(|(shard, idle)| *shard != self.shard && idle.load(Ordering::SeqCst) > 0);
-        if let Some((shard, _)) = idle_there {
+    /// Asks a shard that has an idle connection of this pool for it. Where none has, and a limit of the database or user is in
+    /// the way, an idle connection of another pool is closed for it. What is given back later comes by itself, because this
+    /// shard is counted as waiting.
+    fn look_for_help(self: &Rc<Self>, pool: &Pool) {
+        let shared = &pool.shared;
+        if let Some(shard) = shared.idle_beside(self.shard) {
             // A shard that has ended has nothing to give.
-            let _ = self.registry.send(shard, Mail::Want { key: pool.key.clone(), shard: self.shard });
+            let _ = self.registry.send(shard, Mail::Want { key: shared.key.clone(), shard: self.shard });
+            return;
+        }
+        for tally in shared.full_tallies() {
+            if self.evict_here(|other| other.is_under(tally)) {
+                continue;
+            }
+            let idle = tally.pools().into_iter().find_map(|it| Some((it.idle_beside(self.shard)?, it)));
+            if let Some((shard, other)) = idle {
+                let _ = self.registry.send(shard, Mail::Evict { key: other.key.clone() });
+            }
         }
     }
 
-    /// Another shard on which sessions wait for this pool.
-    fn waiting_elsewhere(&self, pool: &Pool) -> Option<usize> {
-        if pool.shared.waiting_total.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
-        let waiting = pool.shared.waiting.iter().enumerate();
-        waiting
-            .filter(|(shard, _)| *shard != self.shard)
-            .find(|(_, count)| count.load(Ordering::SeqCst) > 0)
-            .map(|it| it.0)
+    /// Closes the connection that has been idle for longest, of these pools on this shard; `false` where there is none.
+    fn evict_here(self: &Rc<Self>, of: impl Fn(&PoolShared) -> bool) -> bool {
+        let pools = self.pools_here(of);
+        let coldest = pools.iter().filter_map(|pool| {
+            let since = pool.state.borrow().coldest().map(|server| server.idle_since)?;
+            Some((since, pool))
+        });
+        let Some((_, pool)) = coldest.min_by_key(|(since, _)| *since) else { return false };
+        let Some(server) = pool.state.borrow_mut().claim_coldest() else { return false };
+        self.note_idle(pool);
+        self.counters.server_connections_evicted.inc();
+        server.terminate();
+        self.closed(pool);
+        true
     }
 
     /// Takes mail from another shard.
@@ -451,11 +402,15 @@ impl Pools {
                     self.hand_over(&pool, *server, shard);
                 }
             }
-            Mail::Retry { key } => {
-                self.wake_next(&self.pool(&key));
+            Mail::Evict { key } => {
+                // Unless there is room by now.
+                if self.pool(&key).shared.full_tallies().next().is_some() {
+                    self.evict_here(|pool| pool.key == key);
+                }
             }
+            Mail::Room { key } => self.let_open(&self.pool(&key)),
             Mail::Leave { database, done } => {
-                self.close_idle(|pool| *pool.database == *database, |_, _| true);
+                self.leave_here(&database);
                 drop(done);
             }
             Mail::Sweep => self.sweep(Instant::now()),
@@ -466,11 +421,32 @@ impl Pools {
                     Ok(server) => {
                         self.enlist(&server);
                         let lease = self.leased(&pool, server);
-                        tokio::task::spawn_local(lease.reset_and_release(self.settings.connect_timeout));
+                        tokio::task::spawn_local(Rc::clone(self).receive(pool, lease));
                     }
-                    Err(_) => self.closed(&pool),
+                    Err(_) => {
+                        pool.shared.sent_to(self.shard);
+                        self.closed(&pool);
+                        self.look_for_others(&pool);
+                    }
                 }
             }
+        }
+    }
+
+    async fn receive(self: Rc<Self>, pool: Rc<Pool>, lease: Lease) {
+        let lease = lease.reset(self.settings.connect_timeout).await;
+        pool.shared.sent_to(self.shard);
+        if let Some(lease) = lease {
+            lease.release(Instant::now());
+        }
+        self.look_for_others(&pool);
+    }
+
+    /// While a connection was on its way no others were sent here: if it went elsewhere after all, whoever still waits asks for
+    /// them.
+    fn look_for_others(self: &Rc<Self>, pool: &Pool) {
+        if pool.state.borrow().first_since_us().is_some() {
+            self.look_for_help(pool);
         }
     }
 
@@ -480,7 +456,10 @@ impl Pools {
             return;
         };
         self.counters.cross_shard_handovers.add(1);
-        if self.registry.send(shard, Mail::Give { key: pool.key.clone(), parts: Box::new(parts) }).is_err() {
+        pool.shared.sends_to(shard);
+        let mail = Mail::Give { key: pool.shared.key.clone(), parts: Box::new(parts) };
+        if self.registry.send(shard, mail).is_err() {
+            pool.shared.sent_to(shard);
             self.closed(pool);
         }
     }
@@ -499,259 +478,121 @@ impl Pools {
     }
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
-        if pool.is_outdated(&server) {
+        if pool.is_outlived(&server, server.idle_since) || pool.is_outdated(&server) {
             return self.close(pool, &server);
         }
-        if let Some(shard) = self.waiting_elsewhere(pool) {
-            let nobody_here = pool.state.borrow().waiting_count() == 0;
-            if nobody_here || pool.next_goes_away.replace(!pool.next_goes_away.get()) {
-                self.hand_over(pool, *server, shard);
-                return;
-            }
+        if !pool.shared.nobody_waits() {
+            return self.pass_on(pool, server);
         }
-        let mut server = server;
-        loop {
-            let given = pool.state.borrow_mut().give(server);
-            match given {
-                Given::Idle => break,
-                Given::To(waiter, connection) => match waiter.send(Grant::Server(connection)) {
-                    Ok(()) => break,
-                    // That waiter has given up; the next one gets it.
-                    Err(Grant::Server(connection)) => server = connection,
-                    Err(Grant::Retry) => break,
-                },
-            }
-        }
-        self.note_idle(pool);
-        // A session elsewhere may have begun to wait between the look above and the note: one of the two sees the other.
-        if let Some(shard) = self.waiting_elsewhere(pool) {
+        self.rest(pool, server);
+        // A session may have begun to wait between the look above and the note: one of the two sees the other.
+        if !pool.shared.nobody_waits() {
             let idle = pool.state.borrow_mut().claim();
             if let Some(server) = idle {
                 self.note_idle(pool);
-                self.hand_over(pool, *server, shard);
+                self.pass_on(pool, server);
             }
         }
     }
 
-    fn close(&self, pool: &Pool, server: &Server) {
+    fn rest(&self, pool: &Pool, server: Box<Server>) {
+        pool.state.borrow_mut().rest(server);
+        self.note_idle(pool);
+    }
+
+    /// Gives a connection to whoever has waited longest for it.
+    fn pass_on(self: &Rc<Self>, pool: &Rc<Pool>, mut server: Box<Server>) {
+        loop {
+            match pool.shared.who_gets(self.shard) {
+                Claimant::Nobody => return self.rest(pool, server),
+                Claimant::Of(other, _) if !Arc::ptr_eq(&other, &pool.shared) => {
+                    self.counters.server_connections_evicted.inc();
+                    server.terminate();
+                    self.closed(pool);
+                    return;
+                }
+                Claimant::Of(_, shard) if shard != self.shard => return self.hand_over(pool, *server, shard),
+                Claimant::Of(..) => {
+                    let waiter = pool.state.borrow_mut().next_waiter();
+                    self.note_first(pool);
+                    let Some(waiter) = waiter else { continue };
+                    match waiter.send(Grant::Server(server)) {
+                        Ok(()) => return,
+                        // That waiter has just given up; the next one gets it.
+                        Err(Grant::Server(back)) => server = back,
+                        Err(Grant::Room(_)) => return,
+                    }
+                }
+            }
+        }
+    }
+
+    fn close(self: &Rc<Self>, pool: &Rc<Pool>, server: &Server) {
         server.terminate();
         self.closed(pool);
     }
 
-    pub(super) fn closed(&self, pool: &Pool) {
+    pub(super) fn closed(self: &Rc<Self>, pool: &Rc<Pool>) {
         self.counters.server_connections_closed.add(1);
         self.make_room(pool);
     }
 
-    fn make_room(&self, pool: &Pool) {
-        pool.shared.open.fetch_sub(1, Ordering::SeqCst);
-        // Whoever has given up waiting still stands in the queue for a moment: only a waiter that was reached counts.
-        if self.wake_next(pool) {
+    pub(super) fn make_room(self: &Rc<Self>, pool: &Rc<Pool>) {
+        pool.shared.give_back();
+        if !pool.shared.nobody_waits() {
+            self.let_open(pool);
+        }
+    }
+
+    /// As long as there is room at this pool's limits, lets those open connections who have waited longest for room there.
+    pub(super) fn let_open(self: &Rc<Self>, pool: &Rc<Pool>) {
+        while let Claimant::Of(shared, shard) = pool.shared.who_may_open() {
+            if shard != self.shard {
+                // That shard goes on with this. One that has ended has no waiters.
+                let _ = self.registry.send(shard, Mail::Room { key: shared.key.clone() });
+                return;
+            }
+            self.grant_room(&self.pool(&shared.key));
+        }
+    }
+
+    /// Grants the first who waits here for this pool room for a connection, if there still is room.
+    fn grant_room(self: &Rc<Self>, pool: &Rc<Pool>) {
+        let since_us = pool.state.borrow().first_since_us();
+        let Some(since_us) = since_us else { return self.note_first(pool) };
+        let shared = &pool.shared;
+        let waited = Duration::from_micros(shared.now_us().saturating_sub(since_us));
+        if shared.take(waited).is_err() {
+            // Another shard was quicker.
             return;
         }
-        if let Some(shard) = self.waiting_elsewhere(pool) {
-            // A shard that has ended has no waiters.
-            let _ = self.registry.send(shard, Mail::Retry { key: pool.key.clone() });
+        if shared.open_count() > shared.limits.size {
+            self.counters.reserve_connections.inc();
+        }
+        let room = Room::new(self, pool);
+        let waiter = pool.state.borrow_mut().next_waiter();
+        self.note_first(pool);
+        if let Some(waiter) = waiter {
+            // Who has just given up drops the room, and with it gives it back.
+            let _ = waiter.send(Grant::Room(room));
         }
     }
 
-    /// Lets the first who waits look again; `false` when nobody does.
-    fn wake_next(&self, pool: &Pool) -> bool {
-        loop {
-            let Some(waiter) = pool.state.borrow_mut().next_waiter() else { return false };
-            if waiter.send(Grant::Retry).is_ok() {
-                return true;
-            }
-        }
-    }
-
-    /// One fewer is idle. Seen late elsewhere it makes a shard ask in vain, no more: the one it waits for comes when it is
-    /// given back.
-    fn note_claimed(&self, pool: &Pool) {
-        if let Some(idle) = pool.shared.idle.get(self.shard) {
-            idle.store(pool.state.borrow().idle_count(), Ordering::Relaxed);
-        }
+    /// Since when the first one waits here, for all to see.
+    pub(super) fn note_first(&self, pool: &Pool) {
+        pool.shared.set_first(self.shard, pool.state.borrow().first_since_us());
     }
 
     /// What is idle now. The order with the look at those who wait matters: one of the two sides sees the other.
-    fn note_idle(&self, pool: &Pool) {
-        if let Some(idle) = pool.shared.idle.get(self.shard) {
-            idle.store(pool.state.borrow().idle_count(), Ordering::SeqCst);
-        }
+    pub(super) fn note_idle(&self, pool: &Pool) {
+        self.set_idle(pool, Ordering::SeqCst);
     }
 
-    /// Closes every connection to `node` opened before `epoch`, leased ones too: their sessions see the end at once.
-    pub fn fence(&self, node: NodeId, epoch: Epoch) {
-        for link in self.links.borrow().iter().filter_map(Weak::upgrade) {
-            if link.node == node && link.epoch.get() < epoch {
-                crate::net::sever(&link.stream);
-            }
-        }
-        self.close_idle(|key| key.node == node, |_, server| server.link.epoch.get() < epoch);
-    }
-
-    /// Closes idle connections that are too old, unused for too long, outdated, or closed by the server.
-    pub fn sweep(&self, now: Instant) {
-        let (lifetime, idle) = (self.settings.server_lifetime, self.settings.server_idle_timeout);
-        self.close_idle(
-            |_| true,
-            |pool, server| {
-                pool.is_outdated(server)
-                    || now.saturating_duration_since(server.opened_at) > lifetime
-                    || now.saturating_duration_since(server.idle_since) > idle
-                    || !server.is_quiet()
-            },
-        );
-    }
-
-    /// Closes all idle connections to a database, on every node and shard: DROP DATABASE and kin fail while anybody else is
-    /// connected to it. Cancel-safe.
-    pub async fn leave_database(&self, database: &Arc<str>) {
-        self.close_idle(|pool| *pool.database == **database, |_, _| true);
-        for shard in (0..self.registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
-            let (done, closed) = oneshot::channel();
-            if self.registry.send(shard, Mail::Leave { database: Arc::clone(database), done }).is_ok() {
-                // The other end is dropped when it is done, and when the shard ends.
-                let _ = closed.await;
-            }
-        }
-    }
-
-    /// No connection of these users is used again, idle or leased, on any node or shard: their roles have been created, altered or
-    /// dropped.
-    pub fn outdate(&self, users: &Users) {
-        self.registry.outdate(users);
-        self.sweep(Instant::now());
-        for shard in (0..self.registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
-            // A shard that has ended has none.
-            let _ = self.registry.send(shard, Mail::Sweep);
-        }
-    }
-
-    /// Databases to which there are pools, on this shard or another.
-    pub fn databases(&self) -> Vec<Arc<str>> {
-        let pools = self.registry.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut databases: Vec<Arc<str>> = pools.keys().map(|key| Arc::clone(&key.database)).collect();
-        databases.sort();
-        databases.dedup();
-        databases
-    }
-
-    fn close_idle(&self, of: impl Fn(&PoolKey) -> bool, mut leave: impl FnMut(&Pool, &mut Server) -> bool) {
-        let pools: Vec<Rc<Pool>> =
-            self.by_key.borrow().iter().filter(|(key, _)| of(key)).map(|(_, pool)| Rc::clone(pool)).collect();
-        for pool in pools {
-            let gone = pool.state.borrow_mut().remove_idle(|server| leave(&pool, server));
-            for server in gone {
-                server.terminate();
-                self.closed(&pool);
-            }
-            self.note_idle(&pool);
-        }
-    }
-
-    /// Idle connections on this shard.
-    pub fn idle_count(&self) -> usize {
-        self.by_key.borrow().values().map(|pool| pool.state.borrow().idle_count()).sum()
-    }
-}
-
-/// A place in the queue. Dropped with a connection in it (the session was cancelled just then), it passes that on.
-struct Waiting<'a> {
-    pools: &'a Rc<Pools>,
-    pool: &'a Rc<Pool>,
-    granted: oneshot::Receiver<Grant>,
-}
-
-impl<'a> Waiting<'a> {
-    fn enter(pools: &'a Rc<Pools>, pool: &'a Rc<Pool>, granted: oneshot::Receiver<Grant>) -> Self {
-        let waiting = Self { pools, pool, granted };
-        waiting.count(|count| {
-            count.fetch_add(1, Ordering::SeqCst);
-        });
-        waiting
-    }
-
-    fn count(&self, change: impl Fn(&AtomicUsize)) {
-        let shared = &self.pool.shared;
-        if let Some(here) = shared.waiting.get(self.pools.shard) {
-            change(here);
-        }
-        change(&shared.waiting_total);
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.count(|count| {
-            count.fetch_sub(1, Ordering::SeqCst);
-        });
-        self.granted.close();
-        match self.granted.try_recv() {
-            Ok(Grant::Server(server)) => self.pools.give(self.pool, server),
-            Ok(Grant::Retry) => {
-                self.pools.wake_next(self.pool);
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// Room for one connection, taken from the limit; given back unless filled.
-struct Room<'a> {
-    pools: &'a Rc<Pools>,
-    pool: &'a Rc<Pool>,
-    used: bool,
-}
-
-impl Room<'_> {
-    fn fill(mut self, server: Box<Server>) -> Lease {
-        self.used = true;
-        self.pools.leased(self.pool, server)
-    }
-}
-
-impl Drop for Room<'_> {
-    fn drop(&mut self) {
-        if !self.used {
-            self.pools.make_room(self.pool);
-        }
+    fn set_idle(&self, pool: &Pool, order: Ordering) {
+        pool.shared.set_idle(self.shard, pool.state.borrow().idle_count(), order);
     }
 }
 
 fn too_many(error: &LoginError) -> bool {
     matches!(error, LoginError::Refused { code: sqlstate::TOO_MANY_CONNECTIONS, .. })
-}
-
-fn take_apart(server: Server) -> Option<Parts> {
-    let link = Rc::try_unwrap(server.link).ok()?;
-    Some(Parts {
-        stream: link.stream.into_std().ok()?,
-        epoch: link.epoch.get(),
-        cancel_key: (*server.cancel_key).clone(),
-        in_hot_standby: server.in_hot_standby,
-        role: server.role,
-        generation: server.generation,
-        opened_at: server.opened_at,
-        reported: server.reported.pairs().to_vec(),
-        left_by: server.left_by,
-        applied: (*server.applied).clone(),
-    })
-}
-
-fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server>> {
-    let stream = TcpStream::from_std(parts.stream)?;
-    Ok(Box::new(Server {
-        link: Rc::new(Link { stream, node, epoch: Cell::new(parts.epoch) }),
-        cancel_key: Rc::new(parts.cancel_key),
-        in_hot_standby: parts.in_hot_standby,
-        role: parts.role,
-        generation: parts.generation,
-        opened_at: parts.opened_at,
-        reported: Reported::new(parts.reported),
-        left_by: parts.left_by,
-        idle_since: Instant::now(),
-        carried: backend::connection::Carried::default(),
-        applied: Rc::new(parts.applied),
-    }))
 }

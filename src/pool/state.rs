@@ -1,7 +1,7 @@
 //! One shard's part of one pool: who is idle, who waits. Pure.
 //!
-//! Invariant: idle connections and waiters never exist together. Must not know: sockets, clocks, what connections and
-//! waiters are.
+//! Invariant: waiters are in the order in which they came; idle connections are taken last-in first-out. Must not know:
+//! sockets, clocks, limits, what connections and waiters are.
 
 use std::collections::VecDeque;
 
@@ -12,22 +12,21 @@ const LOOKED_AT_MAX: usize = 16;
 #[derive(Debug)]
 pub struct PoolState<C, W> {
     idle: Vec<C>,
-    waiting: VecDeque<W>,
+    waiting: VecDeque<Waiter<W>>,
+    tickets: u64,
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    ticket: u64,
+    since_us: u64,
+    waiter: W,
 }
 
 impl<C, W> Default for PoolState<C, W> {
     fn default() -> Self {
-        Self { idle: Vec::new(), waiting: VecDeque::new() }
+        Self { idle: Vec::new(), waiting: VecDeque::new(), tickets: 0 }
     }
-}
-
-/// What became of a connection that was given back.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Given<C, W> {
-    /// It is idle now.
-    Idle,
-    /// The first waiter gets it.
-    To(W, C),
 }
 
 impl<C, W> PoolState<C, W> {
@@ -45,41 +44,52 @@ impl<C, W> PoolState<C, W> {
         }
     }
 
-    /// Queues a waiter, behind all others.
-    pub fn wait(&mut self, waiter: W) {
-        debug_assert!(self.idle.is_empty(), "nobody waits beside an idle connection");
-        self.waiting.push_back(waiter);
+    /// The idle connection that was used longest ago, as far as it matters who that is: the bottom of the stack.
+    pub fn claim_coldest(&mut self) -> Option<C> {
+        (!self.idle.is_empty()).then(|| self.idle.remove(0))
     }
 
-    /// A connection comes back (or is new).
-    pub fn give(&mut self, connection: C) -> Given<C, W> {
-        match self.waiting.pop_front() {
-            Some(waiter) => Given::To(waiter, connection),
-            None => {
-                self.idle.push(connection);
-                Given::Idle
-            }
-        }
+    /// The idle connection that would be taken by `claim_coldest`.
+    pub fn coldest(&self) -> Option<&C> {
+        self.idle.first()
     }
 
-    /// Takes the first waiter out, because there is room to open a connection.
+    /// A connection that nobody waits for.
+    pub fn rest(&mut self, connection: C) {
+        self.idle.push(connection);
+    }
+
+    /// Queues a waiter, behind all others; gives its ticket.
+    pub fn wait(&mut self, since_us: u64, waiter: W) -> u64 {
+        self.tickets += 1;
+        self.waiting.push_back(Waiter { ticket: self.tickets, since_us, waiter });
+        self.tickets
+    }
+
+    /// Takes the first waiter out, because there is something for it.
     pub fn next_waiter(&mut self) -> Option<W> {
-        self.waiting.pop_front()
+        self.waiting.pop_front().map(|first| first.waiter)
     }
 
-    /// Takes the idle connections out for which `leave` says so.
-    pub fn remove_idle(&mut self, leave: impl FnMut(&mut C) -> bool) -> Vec<C> {
-        self.idle.extract_if(.., leave).collect()
+    /// Takes a waiter out that has given up; nothing happens if it is not there any more.
+    pub fn forget(&mut self, ticket: u64) {
+        self.waiting.retain(|it| it.ticket != ticket);
+    }
+
+    /// Since when the first waiter has been waiting.
+    pub fn first_since_us(&self) -> Option<u64> {
+        self.waiting.front().map(|first| first.since_us)
+    }
+
+    /// Takes the first idle connection out for which `leave` says so.
+    pub fn remove_first_idle(&mut self, leave: impl FnMut(&mut C) -> bool) -> Option<C> {
+        let place = self.idle.iter_mut().position(leave)?;
+        Some(self.idle.remove(place))
     }
 
     /// Number of idle connections.
     pub fn idle_count(&self) -> usize {
         self.idle.len()
-    }
-
-    /// Number of waiters.
-    pub fn waiting_count(&self) -> usize {
-        self.waiting.len()
     }
 }
 
@@ -91,19 +101,32 @@ mod tests {
     fn idle_is_last_in_first_out_and_waiters_first_in_first_out() {
         let mut pool: PoolState<u32, &str> = PoolState::default();
         assert_eq!(pool.claim(), None);
-        assert_eq!(pool.give(1), Given::Idle);
-        assert_eq!(pool.give(2), Given::Idle);
-        assert_eq!((pool.claim(), pool.claim(), pool.claim()), (Some(2), Some(1), None));
+        for connection in [1, 2, 3] {
+            pool.rest(connection);
+        }
+        assert_eq!((pool.claim(), pool.coldest(), pool.idle_count()), (Some(3), Some(&1), 2));
+        assert_eq!(
+            (pool.remove_first_idle(|it| *it == 2), pool.remove_first_idle(|it| *it == 2)),
+            (Some(2), None)
+        );
+        pool.rest(2);
+        assert_eq!((pool.claim_coldest(), pool.claim(), pool.claim_coldest()), (Some(1), Some(2), None));
+
         for connection in 1..=3 {
-            pool.give(connection);
+            pool.rest(connection);
         }
         assert_eq!(pool.claim_fitting(|&it| it == 2), Some(2));
         assert_eq!(pool.claim_fitting(|&it| it == 2), Some(3));
         assert_eq!((pool.claim_fitting(|_| true), pool.claim()), (Some(1), None));
-        pool.wait("first");
-        pool.wait("second");
-        assert_eq!(pool.give(2), Given::To("first", 2));
-        assert_eq!(pool.give(1), Given::To("second", 1));
-        assert_eq!(pool.give(1), Given::Idle);
+
+        let tickets = [pool.wait(10, "first"), pool.wait(20, "second"), pool.wait(30, "third")];
+        assert_eq!(pool.first_since_us(), Some(10));
+        pool.forget(tickets[1]);
+        assert_eq!((pool.next_waiter(), pool.first_since_us()), (Some("first"), Some(30)));
+        pool.forget(tickets[0]);
+        assert_eq!(
+            (pool.next_waiter(), pool.next_waiter(), pool.first_since_us()),
+            (Some("third"), None, None)
+        );
     }
 }

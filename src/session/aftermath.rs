@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::attempt::Sent;
 use super::driver::{Attached, Batch, End, Flow, Session};
-use super::exchange::Ended;
+use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
 use super::outcome;
 use super::run::{RetryCause, Task, Tried};
@@ -19,7 +19,7 @@ use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::connection::Carried;
-use crate::classify::PinReason;
+use crate::classify::{PinReason, TransactionEffect};
 use crate::relay::answer::Answer;
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -36,7 +36,7 @@ impl Session {
         mut attached: Attached,
         (mut answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
-        sent: Sent,
+        mut sent: Sent,
     ) -> Flow<Tried> {
         task.bytes = sent.unit_left;
         let now = task.now;
@@ -87,11 +87,15 @@ impl Session {
                 task.beyond = sent.beyond;
                 self.not_fit(task, attached, &sent, code, &message).await
             }
-            Ended::ServerLost { cause, announced } => {
+            Ended::ServerLost { cause, parting } => {
                 self.shard.buffers.give_answer(answer);
-                let why =
-                    if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
-                self.shard.suspect(attached.node, why);
+                match parting {
+                    Parting::Announced => {
+                        self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
+                    }
+                    Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
+                    Parting::Before => sent.any = false,
+                }
                 let (node, side) = (attached.node, attached.side);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;
@@ -205,8 +209,28 @@ impl Session {
         self.note_state(task, attached);
     }
 
+    /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
+    fn note_write(&mut self, needs: &Needs, attached: &mut Attached) {
+        let key = self.key();
+        if let Some(server) = attached.lease.server() {
+            server.last_writer = Some(key);
+        }
+        if needs.asks_last_value {
+            self.group.asks_last_values.set(true);
+        }
+        if self.group.asks_last_values.get() && !self.pins.contains(&PinReason::Sequence) {
+            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
+            self.pins.push(PinReason::Sequence);
+        }
+    }
+
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
+        let Needs { repeatable, session, transaction, statements, .. } = task.needs;
+        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
+        if attached.side == Side::Primary && may_insert {
+            self.note_write(&task.needs, attached);
+        }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
@@ -225,6 +249,7 @@ impl Session {
             self.shard.counters.pins.at(pin as usize).inc();
             self.pins.push(pin);
         }
+        self.keep_server();
     }
 
     fn answered(&mut self, attached: &Attached, now: Instant) {

@@ -14,10 +14,12 @@ use super::outcome;
 use super::run::Task;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
-use super::unit::Kind;
+use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
-use crate::pool::{Fit, LeaseError};
+use crate::classify::PinReason;
+use crate::pool::{Fit, LeaseError, Wanted};
+use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
@@ -47,7 +49,7 @@ impl Session {
     /// Gets a server connection for the task; `false` when the client has been told why there is none.
     pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
-        let deadline = task.now + self.shard.pools.settings().query_wait_timeout;
+        let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -56,11 +58,12 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool, self.fit()) {
+            let lease = match self.shard.pools.try_claim(&pool, self.fit(&task.needs)) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let waited = self.wait_for_lease(&pool, &endpoint).await;
+                    let waited =
+                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
@@ -83,8 +86,8 @@ impl Session {
                 Err(error) => error,
             };
             match error {
-                LeaseError::TimedOut => {
-                    let report = outcome::no_server_connection("All connections of the pool were busy");
+                LeaseError::TimedOut(limit) => {
+                    let report = outcome::no_server_connection(limit.cause());
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
@@ -104,7 +107,7 @@ impl Session {
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
                     if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
                 {
-                    if Instant::now() >= deadline {
+                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                         let report = outcome::no_server_connection("The server has no free connection slot");
                         return self.refuse(task, &report).await;
                     }
@@ -127,26 +130,51 @@ impl Session {
         }
     }
 
-    fn fit(&self) -> Fit {
-        Fit { settings_id: self.settings.id, session: self.key(), role: self.role }
+    fn fit(&self, needs: &Needs) -> Fit {
+        let wanted = if needs.pin == Some(PinReason::Sequence) { Wanted::OwnWrites } else { Wanted::Ready };
+        Fit { settings_id: self.settings.id, session: self.key(), role: self.role, wanted }
     }
 
-    /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
-    async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
-        let lease = self.shard.pools.lease(pool, endpoint, self.fit());
+    /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
+    async fn wait_for_lease(
+        &self,
+        pool: &Rc<crate::pool::set::Pool>,
+        endpoint: &Endpoint,
+        fit: Fit,
+        window: &mut Window,
+    ) -> Flow<Waited> {
+        let lease = self.shard.pools.lease(pool, endpoint, fit);
         let mut lease = std::pin::pin!(lease);
         loop {
+            let watched = !window.spare().is_empty();
             tokio::select! {
                 biased;
-                lease = &mut lease => return Waited::Over(Box::new(lease)),
+                lease = &mut lease => return Ok(Waited::Over(Box::new(lease))),
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.epoch_after(endpoint.epoch) => return Waited::Outdated,
+                () = self.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
-                        return Waited::Cancelled;
+                        return Ok(Waited::Cancelled);
                     }
                 }
+                ready = crate::net::readable(&self.client), if watched => {
+                    ready.map_err(|_| End::Client)?;
+                    self.read_ahead(window)?;
+                }
             }
+        }
+    }
+
+    /// Takes in what the client has sent behind its unit, as far as there is room; without room an end is seen late.
+    fn read_ahead(&self, window: &mut Window) -> Flow<()> {
+        match crate::net::try_read(&self.client, window.spare()) {
+            Ok(0) => Err(End::Client),
+            Ok(count) => {
+                window.advance(count);
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Client),
         }
     }
 
@@ -170,7 +198,6 @@ impl Session {
         }
         let Some(waiting) = hold.as_mut() else { return Ok(false) };
         loop {
-            // Bytes behind the unit are taken in as far as there is room; without room an end is seen late.
             let watched = !task.window.spare().is_empty();
             tokio::select! {
                 biased;
@@ -189,12 +216,7 @@ impl Session {
                 }
                 ready = crate::net::readable(&self.client), if watched => ready.map_err(|_| End::Client)?,
             }
-            match crate::net::try_read(&self.client, task.window.spare()) {
-                Ok(0) => return Err(End::Client),
-                Ok(count) => task.window.advance(count),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(End::Client),
-            }
+            self.read_ahead(task.window)?;
         }
     }
 

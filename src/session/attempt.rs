@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
@@ -122,7 +122,7 @@ impl Session {
         let mut part = self.part(task, &mut attached);
         let rules = if part.fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
         if part.fresh && !self.transaction.is_on_server() {
-            self.put_settings(&mut attached, &mut part.answer, &mut part.out);
+            self.put_settings(task, &mut attached, &mut part);
         }
         let shapes = self.row_shapes(task, &part, rules);
         let before = (part.out.len(), part.answer.expected());
@@ -197,7 +197,7 @@ impl Session {
         }
         let Some(server) = attached.lease.server() else {
             let cause = "The connection was taken away".to_owned();
-            return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
+            return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
         };
         part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
@@ -334,14 +334,20 @@ impl Session {
 
     /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
     /// in such a way that the unit does not run should any of it fail.
-    fn put_settings(&self, attached: &mut Attached, answer: &mut Answer, out: &mut Vec<u8>) {
+    fn put_settings(&self, task: &Task<'_>, attached: &mut Attached, part: &mut Part) {
         let key = self.key();
         let Some(server) = attached.lease.server() else { return };
         let foreign = server.left_by.is_some_and(|session| session != key);
-        if !foreign && server.applied.id == self.settings.id {
+        // What sequences gave another session there must not be taken for this one's.
+        let others_values = task.needs.asks_last_value && server.last_writer != Some(key);
+        if !foreign && !others_values && server.applied.id == self.settings.id {
             return;
         }
-        let commands = self.take_over(server);
+        let mut commands = self.take_over(server);
+        if others_values && !foreign {
+            commands.push("DISCARD SEQUENCES".to_owned());
+        }
+        let Part { answer, out, .. } = part;
         if commands.is_empty() {
             return;
         }

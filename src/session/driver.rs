@@ -246,6 +246,7 @@ impl Session {
             {
                 self.shard.cancel_at(&key);
             }
+            self.part_from(attached);
         }
         self.shard.leave(self.number);
     }

@@ -32,7 +32,7 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
-        if self.mode == Mode::Primary || self.serializable {
+        if self.mode == Mode::Primary || self.serializable || self.keeps_server() {
             needs.need = Need::Primary;
         }
         needs

@@ -53,6 +53,17 @@ pub enum Goal {
     Drained,
 }
 
+/// What a server that is lost has said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// Nothing that would tell anything of its node.
+    Unexplained,
+    /// It shuts down or crashed (57P01 and kin).
+    Announced,
+    /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
+    Before,
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -76,8 +87,8 @@ pub enum Ended {
     ServerLost {
         /// How that showed.
         cause: String,
-        /// It said so itself (57P01 and kin).
-        announced: bool,
+        /// What it said of it.
+        parting: Parting,
     },
     /// The server ended the session for good and the client has its words: nothing of it can run anywhere.
     Dismissed,
@@ -311,7 +322,7 @@ impl<'a> Exchange<'a> {
             Ok(0) => {
                 return Err(Ended::ServerLost {
                     cause: "The server closed the connection".to_owned(),
-                    announced: false,
+                    parting: Parting::Unexplained,
                 });
             }
             Ok(count) => count,
@@ -329,10 +340,10 @@ impl<'a> Exchange<'a> {
         };
         self.answer.advance(count);
         loop {
-            let event = self
-                .answer
-                .scan()
-                .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
+            let event = self.answer.scan().map_err(|error| Ended::ServerLost {
+                cause: error.to_string(),
+                parting: Parting::Unexplained,
+            })?;
             match event {
                 Event::NeedMore => break,
                 Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
@@ -389,7 +400,7 @@ impl<'a> Exchange<'a> {
         if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
             self.end_frame().await?;
             let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
-            return Err(Ended::ServerLost { cause, announced: true });
+            return Err(Ended::ServerLost { cause, parting: Parting::Announced });
         }
         self.answer.accept();
         Ok(())
@@ -455,13 +466,20 @@ impl<'a> Exchange<'a> {
     fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
         if fields.ends_session {
             let message = reply::error_message(self.answer.body());
-            let announced = matches!(
-                fields.code,
-                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW
-            );
+            let parting = match fields.code {
+                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
+                    Parting::Announced
+                }
+                sqlstate::IDLE_SESSION_TIMEOUT
+                    if self.answer.last_status().is_none() && !self.answer.has_results() =>
+                {
+                    Parting::Before
+                }
+                _ => Parting::Unexplained,
+            };
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
-                announced,
+                parting,
             });
         }
         if fields.plan_changed && self.heals() {
@@ -683,5 +701,8 @@ impl<'a> Exchange<'a> {
 }
 
 fn lost(error: &io::Error) -> Ended {
-    Ended::ServerLost { cause: format!("The connection to the server failed: {error}"), announced: false }
+    Ended::ServerLost {
+        cause: format!("The connection to the server failed: {error}"),
+        parting: Parting::Unexplained,
+    }
 }

@@ -119,7 +119,8 @@ impl Session {
                 server.applied = std::rc::Rc::default();
                 self.channels.clear();
                 // Libraries and the random seed stay.
-                self.pins.retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed));
+                self.pins
+                    .retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed | PinReason::PoolMode));
                 attached.inspect = Inspect::Nothing;
                 self.set_settings(pairs);
             }

@@ -16,6 +16,7 @@ pub mod hold;
 mod input;
 mod inspect;
 mod last_words;
+mod limits;
 mod listen;
 mod local;
 pub mod outcome;

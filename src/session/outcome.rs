@@ -79,7 +79,7 @@ pub fn hold_full() -> Report {
 pub fn no_server_connection(cause: &str) -> Report {
     Report::error(state::TOO_MANY_CONNECTIONS, "pgsteer: no server connection became free in time")
         .detail(format!("{cause}. The statement was not run."))
-        .hint("Raise pool.size (and max_connections of the servers), or shorten transactions.")
+        .hint("Raise the limit (and max_connections of the servers), or shorten transactions.")
 }
 
 /// The user's role was dropped or renamed, and another has its name.
@@ -163,6 +163,22 @@ pub fn idle_too_long(between: bool) -> Report {
             state::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
             "terminating connection due to idle-in-transaction timeout",
         )
+    }
+}
+
+/// A client has been idle for longer than the limits of its pool allow.
+pub fn idle_timeout(between: bool, limit: Duration) -> Report {
+    if between {
+        Report::fatal(state::IDLE_SESSION_TIMEOUT, "pgsteer: client idle timeout")
+            .detail(format!("The client sent nothing for {limit:?} (listen.client_idle_timeout)."))
+            .hint("Connect again; close connections that are not used, or raise the limit.")
+    } else {
+        Report::fatal(state::IDLE_IN_TRANSACTION_SESSION_TIMEOUT, "pgsteer: idle transaction timeout")
+            .detail(format!(
+                "The client sent nothing for {limit:?} in an open transaction (pool.idle_transaction_timeout). \
+                 No COMMIT had been sent, so the transaction was rolled back."
+            ))
+            .hint("Connect again and run the transaction again; keep transactions short, or raise the limit.")
     }
 }
 

@@ -144,6 +144,8 @@ pub struct Needs {
     pub databases: bool,
     /// It creates, alters or drops a role.
     pub roles: bool,
+    /// It asks what a sequence gave last.
+    pub asks_last_value: bool,
     /// It may end its own session.
     pub terminates: bool,
     /// What it does to the transaction, if it is a single statement that does.
@@ -174,6 +176,7 @@ impl Default for Needs {
             may_unpin: false,
             databases: false,
             roles: false,
+            asks_last_value: false,
             terminates: false,
             transaction: TransactionEffect::None,
             commits: false,
@@ -209,6 +212,7 @@ impl Needs {
         self.databases |= class.databases;
         self.roles |= class.roles;
         self.terminates |= class.terminates;
+        self.asks_last_value |= class.asks_last_value;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;

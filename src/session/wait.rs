@@ -36,15 +36,6 @@ impl Session {
         ready?.map_err(|_| End::Client)
     }
 
-    /// Waits for the client as long as its own settings allow. Cancel-safe if `wait` is.
-    async fn within_idle_limit<T>(&self, wait: impl Future<Output = T>) -> Flow<T> {
-        let between = matches!(self.transaction, Transaction::None);
-        let limit = if between { self.idle_limit } else { self.idle_in_transaction_limit };
-        let Some(limit) = limit else { return Ok(wait.await) };
-        let waited = tokio::time::timeout(limit, wait).await;
-        waited.map_err(|_| End::Told(Box::new(outcome::idle_too_long(between))))
-    }
-
     /// Between transactions: the drain ends the session, a cancel request finds nothing to cancel.
     fn enter_idle(&self) -> Flow<()> {
         // A transaction that was begun may go on during a drain, even if nothing of it has been sent yet.
@@ -92,7 +83,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        let waited = self.wait_beside(&link.stream, own).await;
+        let waited = self.wait_beside_within_limit(&link.stream, own).await;
         self.control.idle.set(false);
         waited
     }
@@ -126,14 +117,15 @@ impl Session {
     }
 
     /// Waits for the client, passing on what the held server says by itself.
-    async fn wait_beside(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
+    pub(super) async fn wait_beside(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
         while self.server_speaks(stream).await {
             let mut answer = self.shard.buffers.take_answer();
             answer.comes_from(own);
+            let spoiled = self.begin_unsolicited();
             let result = self.unsolicited(stream, &mut answer).await;
             self.shard.buffers.give_answer(answer);
             match result? {
-                None => {}
+                None => self.end_unsolicited(spoiled),
                 Some(cause) => return self.lost_while_idle(&cause).await,
             }
         }

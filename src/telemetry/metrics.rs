@@ -17,6 +17,8 @@ pub const ROUTE_REASONS_MAX: usize = 16;
 pub const RETRY_CAUSES_MAX: usize = 16;
 /// Most reasons of a pin.
 pub const PIN_REASONS_MAX: usize = 32;
+/// Most limits of server connections, and of clients.
+pub const LIMITS_MAX: usize = 4;
 
 /// The SQLSTATEs that pgsteer itself issues, and a last slot for every other.
 pub const SQLSTATES: [&str; 8] = ["40001", "08007", "57P03", "53300", "57P01", "08P01", "28P01", "other"];
@@ -50,6 +52,10 @@ pub struct Labels {
     pub roles: Vec<&'static str>,
     /// The nodes, by index.
     pub nodes: Vec<String>,
+    /// Limits of server connections.
+    pub limits: Vec<&'static str>,
+    /// Limits of clients.
+    pub client_limits: Vec<&'static str>,
 }
 
 /// What one shard counts. Aligned so that two shards never share a cache line.
@@ -76,6 +82,14 @@ pub struct ShardCounters {
     pub server_connections_opened: Counter,
     /// Server connections closed.
     pub server_connections_closed: Counter,
+    /// Server connections closed because somebody waited at a limit that they were under.
+    pub server_connections_evicted: Counter,
+    /// Server connections opened beyond the size of their pool.
+    pub reserve_connections: Counter,
+    /// Waits for a server connection that began at a limit, by limit.
+    pub limits_reached: Family<LIMITS_MAX>,
+    /// Clients kept out by a limit, by limit.
+    pub clients_kept_out: Family<LIMITS_MAX>,
     /// Server connections lent to a transaction.
     pub leases: Counter,
     /// Cancel requests passed on.
@@ -149,6 +163,21 @@ pub struct NodeGauges {
     pub timeline: Option<u32>,
 }
 
+/// The pools at the moment of rendering, given by the caller.
+#[derive(Debug, Clone, Default)]
+pub struct PoolGauges {
+    /// Open server connections.
+    pub open: usize,
+    /// Idle ones.
+    pub idle: usize,
+    /// Sessions that wait for one.
+    pub waiting: usize,
+    /// Pools that have no room for one more, by limit.
+    pub full: Vec<usize>,
+    /// Clients that are in, and how many may be.
+    pub clients: (usize, usize),
+}
+
 /// The registry. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -196,6 +225,8 @@ impl Metrics {
             ("route_reasons", labels.route_reasons.len(), ROUTE_REASONS_MAX),
             ("retry_causes", labels.retry_causes.len(), RETRY_CAUSES_MAX),
             ("pin_reasons", labels.pin_reasons.len(), PIN_REASONS_MAX),
+            ("limits", labels.limits.len(), LIMITS_MAX),
+            ("client_limits", labels.client_limits.len(), LIMITS_MAX),
         ] {
             if labels > slots {
                 return Err(MetricsError::TooManyLabels { family, labels, slots });
@@ -240,12 +271,13 @@ impl Metrics {
     }
 
     /// Everything, in the Prometheus text format.
-    pub fn render(&self, cluster: &ClusterGauges) -> String {
+    pub fn render(&self, cluster: &ClusterGauges, pools: &PoolGauges) -> String {
         let mut text = Text::default();
         text.metric("pgsteer_build_info", Kind::Gauge, "The running version, always 1.");
         text.sample("pgsteer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         self.render_plain(&mut text);
         self.render_families(&mut text);
+        self.render_limits(&mut text, pools);
         self.render_holds(&mut text);
         render_cluster(&mut text, cluster);
         self.render_nodes(&mut text, cluster);
@@ -300,6 +332,41 @@ impl Metrics {
         }
     }
 
+    fn render_limits(&self, text: &mut Text, pools: &PoolGauges) {
+        let labels = self.labels();
+        for (name, help, value) in [
+            (
+                "pgsteer_server_connections_open",
+                "Server connections open: leased, idle, being opened.",
+                pools.open,
+            ),
+            ("pgsteer_server_connections_idle", "Server connections idle.", pools.idle),
+            ("pgsteer_sessions_waiting", "Sessions that wait for a server connection.", pools.waiting),
+            ("pgsteer_clients_seated", "Clients counted for max_client_conn.", pools.clients.0),
+            ("pgsteer_clients_max", "The limit max_client_conn.", pools.clients.1),
+        ] {
+            text.metric(name, Kind::Gauge, help);
+            text.sample(name, &[], value);
+        }
+        let name = "pgsteer_pools_full";
+        text.metric(name, Kind::Gauge, "Pools with no room for one more server connection, by limit.");
+        for (limit, count) in labels.limits.iter().zip(&pools.full) {
+            text.sample(name, &[("limit", limit)], count);
+        }
+        let name = "pgsteer_limit_waits_total";
+        text.metric(name, Kind::Counter, "Waits for a server connection, by the limit in the way.");
+        for (index, limit) in labels.limits.iter().enumerate() {
+            let count = self.total(|shard| shard.limits_reached.at(index).value());
+            text.sample(name, &[("limit", limit)], count);
+        }
+        let name = "pgsteer_clients_refused_total";
+        text.metric(name, Kind::Counter, "Clients kept out, by limit.");
+        for (index, limit) in labels.client_limits.iter().enumerate() {
+            let count = self.total(|shard| shard.clients_kept_out.at(index).value());
+            text.sample(name, &[("limit", limit)], count);
+        }
+    }
+
     fn render_holds(&self, text: &mut Text) {
         let holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
         text.metric("pgsteer_hold_duration_seconds", Kind::Histogram, "How long each held statement waited.");
@@ -351,7 +418,7 @@ const GAUGES: [Row<Gauge>; 2] = [
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
-const COUNTERS: [Row<Counter>; 11] = [
+const COUNTERS: [Row<Counter>; 13] = [
     ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
     ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
     ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
@@ -363,6 +430,16 @@ const COUNTERS: [Row<Counter>; 11] = [
     ("pgsteer_server_connections_closed_total", "Server connections closed.", |shard| {
         &shard.server_connections_closed
     }),
+    (
+        "pgsteer_server_connections_evicted_total",
+        "Server connections closed for who waited at a limit.",
+        |shard| &shard.server_connections_evicted,
+    ),
+    (
+        "pgsteer_reserve_connections_total",
+        "Server connections opened beyond the size of their pool.",
+        |shard| &shard.reserve_connections,
+    ),
     ("pgsteer_leases_total", "Server connections lent to a transaction.", |shard| &shard.leases),
     ("pgsteer_cancels_total", "Cancel requests passed on.", |shard| &shard.cancels),
     (

@@ -10,4 +10,4 @@ pub mod prometheus;
 
 pub use counter::{Counter, Family, Gauge};
 pub use log::{LogFormat, LogSettings};
-pub use metrics::{ClusterGauges, Labels, Metrics, NodeGauges, ShardCounters, Side};
+pub use metrics::{ClusterGauges, Labels, Metrics, NodeGauges, PoolGauges, ShardCounters, Side};

@@ -11,6 +11,8 @@ fn registry() -> Metrics {
         pin_reasons: vec!["temp_table", "listen"],
         roles: vec!["primary", "standby", "unknown"],
         nodes: vec!["n1".to_owned(), "n\"2".to_owned()],
+        limits: vec!["size", "max_db_connections"],
+        client_limits: vec!["max_client_conn"],
     };
     Metrics::new(2, labels).expect("labels fit")
 }
@@ -55,7 +57,7 @@ fn parse_sample(line: &str) -> &str {
 
 #[test]
 fn every_line_obeys_the_format() {
-    let text = registry().render(&cluster());
+    let text = registry().render(&cluster(), &PoolGauges::default());
     assert!(text.ends_with('\n'));
     let (mut declared, mut current) = (HashSet::new(), String::new());
     for line in text.lines() {
@@ -89,7 +91,7 @@ fn shards_are_summed() {
     metrics.shards()[0].in_flight(1).expect("node").dec();
     metrics.shards()[1].in_flight(1).expect("node").inc();
     metrics.shards()[0].hold_nanos_total.add(1_500_000_000);
-    let text = metrics.render(&cluster());
+    let text = metrics.render(&cluster(), &PoolGauges::default());
     for line in [
         "pgsteer_clients_total 4",
         "pgsteer_statements_routed_total{side=\"standby\",reason=\"standby_within_budget\"} 6",
@@ -114,7 +116,7 @@ fn holds_fall_into_cumulative_buckets() {
         metrics.record_hold(Duration::from_millis(millis));
     }
     metrics.record_hold(Duration::from_secs(1_000_000));
-    let text = metrics.render(&ClusterGauges::default());
+    let text = metrics.render(&ClusterGauges::default(), &PoolGauges::default());
     for (bound, count) in [("0.001", 0), ("0.005", 1), ("0.05", 2), ("1", 3), ("60", 3), ("+Inf", 5)] {
         let line = format!("pgsteer_hold_duration_seconds_bucket{{le=\"{bound}\"}} {count}");
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");

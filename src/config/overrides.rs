@@ -1,0 +1,127 @@
+//! The limits written as `[[pool.database]]` and `[[pool.user]]` tables: what one database or user has of its own.
+//!
+//! Invariant: a value in a table has the name, the form and the meaning of the value for all, and zero lifts a limit; every
+//! table is looked at, and every fault in it reported. Must not know: the other keys.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use toml_edit::{Item, TableLike};
+
+use super::model::Override;
+use super::units;
+use crate::pool::Mode;
+
+/// The highest count.
+const COUNT_MAX: i64 = 1_000_000;
+
+/// What is wrong with one field: its name (empty for the whole table), its span, what is expected.
+pub(super) type FieldFault = (&'static str, Option<Range<usize>>, String);
+
+/// Where a value goes.
+enum Field {
+    Mode,
+    Count { least: i64, field: fn(&mut Override) -> &mut Option<u64> },
+    Duration(fn(&mut Override) -> &mut Option<Duration>),
+}
+
+/// Both kinds of table, and the keys of each.
+pub(super) struct Tables {
+    /// The key of the tables.
+    pub(super) path: &'static str,
+    fields: &'static [(&'static str, Field)],
+}
+
+/// `[[pool.database]]`
+pub(super) const DATABASES: Tables = Tables {
+    path: "pool.database",
+    fields: &[
+        ("mode", Field::Mode),
+        ("size", Field::Count { least: 1, field: |own| &mut own.size }),
+        ("min_pool_size", Field::Count { least: 0, field: |own| &mut own.min_pool_size }),
+        ("reserve_pool_size", Field::Count { least: 0, field: |own| &mut own.reserve_pool_size }),
+        ("max_db_connections", Field::Count { least: 0, field: |own| &mut own.max_connections }),
+        (
+            "max_db_client_connections",
+            Field::Count { least: 0, field: |own| &mut own.max_client_connections },
+        ),
+        ("server_lifetime", Field::Duration(|own| &mut own.server_lifetime)),
+        ("query_wait_timeout", Field::Duration(|own| &mut own.query_wait_timeout)),
+    ],
+};
+
+/// `[[pool.user]]`
+pub(super) const USERS: Tables = Tables {
+    path: "pool.user",
+    fields: &[
+        ("mode", Field::Mode),
+        ("size", Field::Count { least: 1, field: |own| &mut own.size }),
+        ("reserve_pool_size", Field::Count { least: 0, field: |own| &mut own.reserve_pool_size }),
+        ("max_user_connections", Field::Count { least: 0, field: |own| &mut own.max_connections }),
+        (
+            "max_user_client_connections",
+            Field::Count { least: 0, field: |own| &mut own.max_client_connections },
+        ),
+        ("query_wait_timeout", Field::Duration(|own| &mut own.query_wait_timeout)),
+        ("client_idle_timeout", Field::Duration(|own| &mut own.client_idle_timeout)),
+        ("idle_transaction_timeout", Field::Duration(|own| &mut own.idle_transaction_timeout)),
+    ],
+};
+
+impl Tables {
+    /// Reads one table; `None` when it has no usable name.
+    pub(super) fn read(&self, table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Option<Override> {
+        let name = table.get("name").and_then(Item::as_str).filter(|name| !name.is_empty());
+        if name.is_none() {
+            let span = table.get("name").and_then(Item::span);
+            faults.push(("name", span, "expected a text that is not empty".to_owned()));
+        }
+        let mut own = Override { name: name?.to_owned(), ..Override::default() };
+        for (name, item) in table.iter().filter(|(name, _)| *name != "name") {
+            match self.fields.iter().find(|(field, _)| *field == name) {
+                None => {
+                    let known: Vec<&str> = self.fields.iter().map(|(field, _)| *field).collect();
+                    let message = format!("unknown key {name:?} (expected name, {})", known.join(", "));
+                    faults.push(("", item.span(), message));
+                }
+                Some((name, field)) => {
+                    if let Err(expected) = field.set(&mut own, item) {
+                        faults.push((name, item.span(), format!("expected {expected}")));
+                    }
+                }
+            }
+        }
+        Some(own)
+    }
+}
+
+impl Field {
+    /// Takes a value, or says what is expected.
+    fn set(&self, own: &mut Override, item: &Item) -> Result<(), String> {
+        match self {
+            Self::Mode => {
+                let mode = item.as_str().and_then(pool_mode);
+                own.mode = Some(mode.ok_or_else(|| POOL_MODE.to_owned())?);
+            }
+            Self::Count { least, field } => {
+                let count = item.as_integer().filter(|count| (*least..=COUNT_MAX).contains(count));
+                let count = count.and_then(|count| u64::try_from(count).ok());
+                *field(own) =
+                    Some(count.ok_or_else(|| format!("a whole number from {least} to {COUNT_MAX}"))?);
+            }
+            Self::Duration(field) => {
+                let duration = item.as_str().and_then(units::duration);
+                *field(own) = Some(duration.ok_or_else(|| units::DURATION.to_owned())?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is expected of a pool mode.
+pub(super) const POOL_MODE: &str = "\"transaction\" or \"session\"";
+
+/// A pool mode by its word.
+pub(super) fn pool_mode(word: &str) -> Option<Mode> {
+    [Mode::Transaction, Mode::Session].into_iter().find(|mode| mode.as_str() == word)
+}
