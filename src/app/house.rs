@@ -99,6 +99,14 @@ impl House {
         self.reported.forget_users(users);
     }
 
+    /// Asks the session of this process for the process of its server connection.
+    pub(super) fn server_process(&self, process_id: i32) -> Option<oneshot::Receiver<i32>> {
+        let holder = self.cancel_keys.session(process_id)?;
+        let (answer, answered) = oneshot::channel();
+        let asked = Command::ServerProcess { session: holder.session, answer };
+        self.commands.get(holder.shard)?.send(asked).ok().map(|()| answered)
+    }
+
     /// A server has refused this user's keys, or says that it is another role by now.
     pub(super) fn doubt(&self, user: &str) {
         self.verifiers.doubt(user);

@@ -248,7 +248,7 @@ fn count(count: u64) -> usize {
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
     let (monitor, metrics) = (monitor.clone(), metrics.clone());
-    let (of_databases, of_users) = (Arc::clone(house), Arc::clone(house));
+    let [of_databases, of_users, of_sessions] = [(); 3].map(|()| Arc::clone(house));
     Shared {
         settings: session::Settings {
             hold_timeout: config.hold.timeout,
@@ -271,6 +271,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         held_bytes: AtomicUsize::new(0),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
+        server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

@@ -19,7 +19,7 @@ use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
 use crate::route::Mode;
-use crate::session::control::{Control, Taken};
+use crate::session::control::{Answered, Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
 use crate::session::{outcome, settings};
@@ -47,6 +47,13 @@ pub(super) enum Command {
         session: u64,
         /// Dropped when that is over.
         taken: Taken,
+    },
+    /// Tell the process of the server connection that this session has on the primary.
+    ServerProcess {
+        /// The session.
+        session: u64,
+        /// Dropped where it has none.
+        answer: Answered,
     },
     /// Sever connections to this node that are older than this epoch; then answer.
     Fence {
@@ -208,6 +215,7 @@ impl ShardThread {
         match command {
             Command::Client(stream, seat, mode) => self.take_in(shard, stream, (seat, mode)),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
+            Command::ServerProcess { session, answer } => shard.server_process(session, answer),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.

@@ -264,8 +264,8 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
-    /// It calls `pg_terminate_backend`, which may end its own session.
-    pub terminates: bool,
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    pub signals: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.

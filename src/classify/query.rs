@@ -337,7 +337,7 @@ impl Body {
 
     /// Functions that tell or end a server process. In conditions the process id only sorts out the session's own rows.
     fn process(&self, scan: &mut Scanner<'_>, function: &Folded<'_>) {
-        scan.terminates |= function.is(b"pg_terminate_backend");
+        scan.signals |= function.is_one_of(&["pg_terminate_backend", "pg_cancel_backend"]);
         let told = self.depth == 0 && self.levels[0].clause == Clause::Targets;
         if told && function.is(b"pg_backend_pid") {
             scan.pin(PinReason::BackendPid);

@@ -27,7 +27,7 @@ pub(super) struct Scanner<'a> {
     pub(super) copies: bool,
     pub(super) databases: bool,
     pub(super) roles: bool,
-    pub(super) terminates: bool,
+    pub(super) signals: bool,
     pub(super) asks_last_value: bool,
     statements: u16,
 }
@@ -47,7 +47,7 @@ impl<'a> Scanner<'a> {
             copies: false,
             databases: false,
             roles: false,
-            terminates: false,
+            signals: false,
             asks_last_value: false,
             statements: 0,
         }
@@ -195,7 +195,7 @@ impl<'a> Scanner<'a> {
             statements: self.statements,
             databases: self.databases,
             roles: self.roles,
-            terminates: self.terminates,
+            signals: self.signals,
             asks_last_value: self.asks_last_value,
             copies: self.copies,
             hint,

@@ -206,6 +206,7 @@ impl Session {
         if deallocated {
             self.names.clear();
         }
+        self.end_summons();
         self.note_state(task, attached);
     }
 

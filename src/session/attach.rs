@@ -135,6 +135,20 @@ impl Session {
         Fit { settings_id: self.settings.id, session: self.key(), role: self.role, wanted }
     }
 
+    /// Gets a server connection without a word to the client, if there is one to be had: whether it did.
+    pub(super) async fn attach_quietly(&mut self, task: &Task<'_>) -> bool {
+        let Some((node, side, epoch)) = self.choose(task) else { return false };
+        let pool = self.shard.pools.pool_of(&self.group, node);
+        let fit = self.fit(&task.needs);
+        let lease = match (self.shard.pools.try_claim(&pool, fit), self.endpoint(node, epoch)) {
+            (Some(lease), _) => Ok(lease),
+            (None, Some(endpoint)) => self.shard.pools.lease(&pool, &endpoint, fit).await,
+            (None, None) => return false,
+        };
+        let Ok(lease) = lease else { return false };
+        matches!(self.accept_lease(lease, node, side, epoch, Instant::now()), Accepted::Taken)
+    }
+
     /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
     async fn wait_for_lease(
         &self,

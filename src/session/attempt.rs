@@ -201,6 +201,7 @@ impl Session {
         };
         part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
+        let known_by_process = self.is_known_by_process();
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
@@ -219,7 +220,7 @@ impl Session {
         exchange.copies_ended = part.copies_ended;
         exchange.extended = task.kind == Kind::Synced;
         exchange.goal = goal;
-        exchange.may_end_itself = task.needs.terminates;
+        exchange.may_end_itself = task.needs.signals || known_by_process;
         exchange.through =
             if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
         exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;

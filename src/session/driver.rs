@@ -79,6 +79,8 @@ pub(super) type Flow<T> = Result<T, End>;
 pub(super) enum Rest {
     /// It has been idle for a while.
     Cooled,
+    /// Somebody wants to know the process of its server connection.
+    Summoned,
 }
 
 /// A server connection in this session's hands.
@@ -168,6 +170,8 @@ pub struct Session {
     pub(super) channels: Vec<String>,
     pub(super) attached: Option<Attached>,
     pub(super) skip_to_sync: bool,
+    /// The pin `BackendPid` is only for whoever has summoned the session, and ends with its next statement.
+    pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
     /// Roles that were created, altered or dropped in this transaction.
@@ -216,6 +220,7 @@ impl Session {
             channels: Vec::new(),
             attached: None,
             skip_to_sync: false,
+            summoned: false,
             commit_bound: false,
             altered_roles: None,
         };
@@ -269,14 +274,16 @@ impl Session {
 
     async fn work(&mut self, mut early: Vec<u8>) -> End {
         loop {
-            if early.is_empty()
-                && let Err(end) = self.wait_cold().await
-            {
-                return end;
+            if early.is_empty() {
+                match self.wait_cold().await {
+                    Ok(None | Some(Rest::Cooled)) => {}
+                    Ok(Some(Rest::Summoned)) => Box::pin(self.answer_summons()).await,
+                    Err(end) => return end,
+                }
             }
             self.shard.warm_up(&self.control);
             match Box::pin(self.serve_units(std::mem::take(&mut early))).await {
-                Ok(Rest::Cooled) => {}
+                Ok(Rest::Cooled | Rest::Summoned) => {}
                 Err(end) => return end,
             }
         }
@@ -298,8 +305,13 @@ impl Session {
                     if let Some(window) = idle {
                         self.shard.buffers.give(window.into_bytes());
                     }
-                    if let Some(rest) = self.wait_idle().await? {
-                        return Ok(rest);
+                    match self.wait_idle().await? {
+                        None => {}
+                        Some(Rest::Summoned) => {
+                            Box::pin(self.answer_summons()).await;
+                            continue;
+                        }
+                        Some(rest) => return Ok(rest),
                     }
                     Window::new(self.shard.buffers.take())
                 }

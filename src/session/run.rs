@@ -191,6 +191,9 @@ impl Session {
                 }
                 return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
             }
+            if task.needs.signals && !task.needs.signals_resolved {
+                self.resolve_signals(&mut task).await;
+            }
             if self.must_not_pin_here(&task) {
                 self.detach();
                 self.transaction = Transaction::Lost { told: true };

@@ -146,8 +146,10 @@ pub struct Needs {
     pub roles: bool,
     /// It asks what a sequence gave last.
     pub asks_last_value: bool,
-    /// It may end its own session.
-    pub terminates: bool,
+    /// It may cancel or end any session, its own too.
+    pub signals: bool,
+    /// The process ids that it names are those of server processes by now.
+    pub signals_resolved: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -177,7 +179,8 @@ impl Default for Needs {
             databases: false,
             roles: false,
             asks_last_value: false,
-            terminates: false,
+            signals: false,
+            signals_resolved: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -211,7 +214,7 @@ impl Needs {
         }
         self.databases |= class.databases;
         self.roles |= class.roles;
-        self.terminates |= class.terminates;
+        self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);

@@ -29,9 +29,15 @@ enum Parting {
 
 impl Session {
     /// Waits for the client as a session that keeps nothing for its next statement.
-    pub(super) async fn wait_cold(&mut self) -> Flow<()> {
+    pub(super) async fn wait_cold(&mut self) -> Flow<Option<Rest>> {
         self.enter_idle()?;
-        let ready = self.within_idle_limit(net::readable(&self.client)).await;
+        let wait = poll_fn(|context| {
+            if self.control.is_summoned() {
+                return Poll::Ready(Ok(Some(Rest::Summoned)));
+            }
+            self.client.poll_read_ready(context).map(|ready| ready.map(|()| None))
+        });
+        let ready = self.within_idle_limit(wait).await;
         self.control.idle.set(false);
         ready?.map_err(|_| End::Client)
     }
@@ -57,6 +63,9 @@ impl Session {
         let wait = poll_fn(|context| {
             if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
                 return Poll::Ready(ready.map(|()| None));
+            }
+            if self.control.is_summoned() {
+                return Poll::Ready(Ok(Some(Rest::Summoned)));
             }
             if self.control.cooling.replace(false) {
                 return Poll::Ready(Ok(Some(Rest::Cooled)));
@@ -168,7 +177,11 @@ impl Session {
                 Err(error) => return Some(Parting::Lost(error.to_string())),
             };
             let ends = match event {
-                Event::Error(fields) if fields.ends_session && sqlstate::dismisses(fields.code) => {
+                Event::Error(fields)
+                    if fields.ends_session
+                        && (sqlstate::dismisses(fields.code)
+                            || (self.is_known_by_process() && fields.code == sqlstate::ADMIN_SHUTDOWN)) =>
+                {
                     answer.accept();
                     return Some(Parting::Dismissed);
                 }

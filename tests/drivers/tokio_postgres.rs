@@ -2,7 +2,6 @@
 //!
 //! Each check runs in a connection of its own. Must not know: who answers there.
 
-use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt, StreamExt, TryStreamExt, pin_mut};
@@ -11,10 +10,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Json, ToSql};
 use tokio_postgres::{AsyncMessage, Client, IsolationLevel, NoTls, SimpleQueryMessage};
 
-/// A check that takes longer hangs.
-const BOUND: Duration = Duration::from_secs(20);
-
-type Checked = Result<(), Box<dyn Error + Send + Sync>>;
+use super::check::{Checked, line};
 
 /// Runs all checks; the lines say how they went.
 pub async fn run(url: &str) -> Vec<String> {
@@ -37,24 +33,6 @@ pub async fn run(url: &str) -> Vec<String> {
         line("read_your_writes", read_your_writes(own().await)).await,
         line("reads_of_all_kinds", reads_of_all_kinds(own().await)).await,
     ]
-}
-
-async fn line(name: &str, check: impl Future<Output = Checked> + Send + 'static) -> String {
-    let task = tokio::spawn(check);
-    let abort = task.abort_handle();
-    let outcome = match tokio::time::timeout(BOUND, task).await {
-        Ok(Ok(Ok(()))) => "ok".to_owned(),
-        Ok(Ok(Err(error))) => format!("FAILED: {error:?}"),
-        Ok(Err(panic)) => match panic.into_panic().downcast::<String>() {
-            Ok(text) => format!("FAILED: {text}"),
-            Err(_) => "FAILED".to_owned(),
-        },
-        Err(_) => {
-            abort.abort();
-            format!("FAILED: no end in {BOUND:?}")
-        }
-    };
-    format!("{name}: {outcome}")
 }
 
 /// A client, and what its server says out of turn.
