@@ -564,3 +564,21 @@ proptest! {
         }
     }
 }
+
+/// What is known of roles beside the servers depends on seeing them altered.
+#[test]
+fn statements_about_roles_are_seen() {
+    for sql in [
+        "CREATE ROLE a",
+        "create user a password 'x'",
+        "ALTER GROUP a RENAME TO b",
+        "alter /* so */ role \"A\" set work_mem = '1MB'",
+        "DROP USER IF EXISTS a, b",
+        "SELECT 1; SELECT 2; DROP ROLE a; SELECT 3",
+    ] {
+        assert!(classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
+    }
+    for sql in ["CREATE TABLE role (i int)", "SELECT 'DROP ROLE a'", "DROP DATABASE a", "SET ROLE a"] {
+        assert!(!classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
+    }
+}

@@ -16,13 +16,14 @@ use super::peers::{Forwarded, Peers};
 use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
-use crate::auth::{AuthType, ClientKey, Kind, Verifier};
-use crate::client::Door;
+use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
 use crate::client::handshake::Request;
+use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
+use crate::route::Mode;
 use crate::session::shard::Shard;
 use crate::session::{outcome, settings};
-use crate::topology::model::Snapshot;
+use crate::topology::model::{Role, Snapshot};
 use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
@@ -92,6 +93,12 @@ impl House {
         self.reported.forget_database(database);
     }
 
+    /// Forgets what is known of these users.
+    pub(super) fn forget_users(&self, users: &Users) {
+        self.verifiers.forget(users);
+        self.reported.forget_users(users);
+    }
+
     /// Asks the session of this process for the process of its server connection.
     pub(super) fn server_process(&self, process_id: i32) -> Option<oneshot::Receiver<i32>> {
         let holder = self.cancel_keys.session(process_id)?;
@@ -100,9 +107,10 @@ impl House {
         self.commands.get(holder.shard)?.send(asked).ok().map(|()| answered)
     }
 
-    /// A server has refused this user's keys: the password may have been set again.
+    /// A server has refused this user's keys, or says that it is another role by now.
     pub(super) fn doubt(&self, user: &str) {
         self.verifiers.doubt(user);
+        self.reported.forget_users(&Users::of([user.to_owned()]));
     }
 
     /// Forgets a client's cancel key.
@@ -128,6 +136,8 @@ pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
     shard: &'a Shard,
     session: u64,
+    /// What the endpoint is for.
+    mode: Mode,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
     /// It is no login: a cancel request is being dealt with.
@@ -139,11 +149,17 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64, seat: Seat) -> Self {
+    pub(super) fn new(
+        house: &'a Arc<House>,
+        shard: &'a Shard,
+        session: u64,
+        (seat, mode): (Seat, Mode),
+    ) -> Self {
         Self {
             house,
             shard,
             session,
+            mode,
             waits_for: RefCell::default(),
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
@@ -199,6 +215,22 @@ impl<'a> ShardDoor<'a> {
         answer
     }
 
+    /// The nodes are known, and no standby is among them.
+    fn is_without_standby(&self) -> bool {
+        let snapshot = self.shard.snapshot.borrow();
+        snapshot.primary.is_some() && !snapshot.nodes.iter().any(|node| node.role == Role::Standby)
+    }
+
+    /// Whether the session is on a standby, as far as it is known before its first statement.
+    fn in_hot_standby(&self) -> bool {
+        match self.mode {
+            // Writes work, whichever node was asked.
+            Mode::Split | Mode::Primary => false,
+            Mode::Standby => true,
+            Mode::PreferStandby => !self.is_without_standby(),
+        }
+    }
+
     fn note(&self, cause: &str) {
         self.waits_for.replace(Some(cause.to_owned()));
     }
@@ -210,7 +242,12 @@ impl Door for ShardDoor<'_> {
     }
 
     fn closed(&self) -> Option<Box<Report>> {
-        self.shard.draining.get().then(|| Box::new(outcome::shutting_down()))
+        if self.shard.draining.get() {
+            return Some(Box::new(outcome::shutting_down()));
+        }
+        // Whoever lists several hosts tries the next one.
+        (self.mode == Mode::Standby && self.is_without_standby())
+            .then(|| Box::new(outcome::no_standby_at_login()))
     }
 
     fn take_place(&self) -> Result<(), Box<Report>> {
@@ -237,18 +274,15 @@ impl Door for ShardDoor<'_> {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> Result<Parameters, Vec<u8>> {
+    ) -> Result<Granted, Denial> {
         let pairs = settings::from_startup(startup).map_err(|error| {
-            let mut out = Vec::new();
-            Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);
-            out
+            let report = Report::fatal(error.code(), error.to_string());
+            denied(&error.hint().into_iter().fold(report, Report::hint))
         })?;
         // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.
         let opaque = |(name, value): &&(String, String)| !is_application_name(name) && !text::is_utf8(value);
         if let Some((name, _)) = pairs.iter().find(opaque) {
-            let mut out = Vec::new();
-            not_utf8(name).put(&mut out);
-            return Err(out);
+            return Err(denied(&not_utf8(name)));
         }
         // A name that the server takes as it is makes no question of its own: many clients have one each.
         let (plain_names, settings): (Parameters, Parameters) =
@@ -257,6 +291,10 @@ impl Door for ShardDoor<'_> {
             user: request.user.clone(),
             database: request.database.clone(),
             settings,
+            first: match self.mode {
+                Mode::Split | Mode::Primary => Role::Primary,
+                Mode::Standby | Mode::PreferStandby => Role::Standby,
+            },
             proof: keys.map(|(_, server_key)| *server_key),
         };
         let client_key = keys.map(|(client_key, _)| client_key);
@@ -266,12 +304,12 @@ impl Door for ShardDoor<'_> {
                 // The password has been changed since the verifier was asked for.
                 self.house.verifiers.doubt(&request.user);
             }
-            refusal.frame
+            refusal.denial
         })?;
-        for (name, value) in &mut found {
+        for (name, value) in &mut found.parameters {
             if name == "in_hot_standby" {
-                // Writes work at this endpoint, whichever node was asked.
-                "off".clone_into(value);
+                let told = if self.in_hot_standby() { "on" } else { "off" };
+                told.clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
                 value.truncate(APPLICATION_NAME_BYTES_MAX);
@@ -319,6 +357,13 @@ fn not_utf8(name: &str) -> Report {
     )
     .detail("Only user, database and application_name may be in another encoding.")
     .hint("Set it by a SET command after the login.")
+}
+
+/// Told to a client that has proved itself, as a server would.
+fn denied(report: &Report) -> Denial {
+    let mut frame = Vec::new();
+    report.put(&mut frame);
+    Denial { frame, authenticated: true }
 }
 
 fn is_application_name(name: &str) -> bool {

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::login::{Action, Login, LoginError, startup_message};
 use super::reported::Reported;
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret};
 use crate::net;
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
 use crate::wire::frame;
@@ -88,6 +88,10 @@ pub struct Server {
     pub cancel_key: Rc<CancelKey>,
     /// The server last reported `in_hot_standby = on`. Stale on a promoted node until the next command there.
     pub in_hot_standby: bool,
+    /// The role that the user was when the server let it in, if the server told.
+    pub role: Option<RoleOid>,
+    /// What its pool counted when it was opened: see `PoolShared::generation`.
+    pub generation: u64,
     /// When it was opened.
     pub opened_at: Instant,
     /// When it was last given back.
@@ -232,6 +236,8 @@ async fn open_unbounded(
                             key: greeting.key,
                         }),
                         in_hot_standby,
+                        role: greeting.role,
+                        generation: 0,
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),

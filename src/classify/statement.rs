@@ -84,7 +84,7 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         Alter => alter(scan),
         Drop => {
             let token = scan.advance();
-            note_database(scan, token);
+            note_shared_object(scan, token);
             scan.write(Reason::Ddl);
         }
         Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
@@ -385,15 +385,19 @@ fn create(scan: &mut Scanner<'_>) {
     if matches!(token.word, Word::Temp | Word::Temporary) {
         scan.pin(PinReason::TempObject);
     }
-    note_database(scan, token);
+    note_shared_object(scan, token);
 }
 
-fn note_database(scan: &mut Scanner<'_>, token: Token) {
-    scan.databases |= token.kind == Kind::Word && scan.folded(token).is(b"database");
+/// Databases and roles are not in a database: what is known of them beside the server may be wrong from then on.
+fn note_shared_object(scan: &mut Scanner<'_>, token: Token) {
+    let is = |word: &[u8]| token.kind == Kind::Word && scan.folded(token).is(word);
+    let (database, role) = (is(b"database"), is(b"role") || is(b"user") || is(b"group"));
+    scan.databases |= database;
+    scan.roles |= role;
 }
 
 fn alter(scan: &mut Scanner<'_>) {
     let token = scan.advance();
-    note_database(scan, token);
+    note_shared_object(scan, token);
     scan.write(if token.word == Word::System { Reason::Maintenance } else { Reason::Ddl });
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use crate::auth::RoleOid;
 use crate::backend::connection::{CancelKey, Carried, Link};
 use crate::backend::{Reported, Server, SettingValues};
 use crate::topology::model::{Epoch, NodeId};
@@ -20,6 +21,8 @@ pub struct Parts {
     epoch: Epoch,
     cancel_key: CancelKey,
     in_hot_standby: bool,
+    role: Option<RoleOid>,
+    generation: u64,
     opened_at: Instant,
     reported: Vec<(String, String)>,
     last_writer: Option<u64>,
@@ -35,6 +38,8 @@ pub(super) fn take_apart(server: Server) -> Option<Parts> {
         epoch: link.epoch.get(),
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
+        role: server.role,
+        generation: server.generation,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
         last_writer: server.last_writer,
@@ -49,6 +54,8 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         link: Rc::new(Link { stream, node, epoch: Cell::new(parts.epoch) }),
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
+        role: parts.role,
+        generation: parts.generation,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),
         idle_since: Instant::now(),

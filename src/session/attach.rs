@@ -20,7 +20,7 @@ use crate::backend::{ConnectError, Endpoint};
 use crate::classify::PinReason;
 use crate::pool::{Fit, LeaseError, Wanted};
 use crate::relay::buffer::Window;
-use crate::route::{self, Destination, Need, Question};
+use crate::route::{self, Destination, Mode, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::sqlstate;
@@ -91,6 +91,11 @@ impl Session {
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
+                // It may only not have heard of it yet.
+                LeaseError::OtherRole if side == Side::Standby => task.excluded.push(node),
+                LeaseError::OtherRole => {
+                    return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
+                }
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
                     if side == Side::Primary
                         && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
@@ -127,7 +132,7 @@ impl Session {
 
     fn fit(&self, needs: &Needs) -> Fit {
         let wanted = if needs.pin == Some(PinReason::Sequence) { Wanted::OwnWrites } else { Wanted::Ready };
-        Fit { settings_id: self.settings.id, session: self.key(), wanted }
+        Fit { settings_id: self.settings.id, session: self.key(), role: self.role, wanted }
     }
 
     /// Gets a server connection without a word to the client, if there is one to be had: whether it did.
@@ -198,9 +203,9 @@ impl Session {
     }
 
     /// Waits for another snapshot; `false` when the client has been told that there will be none.
-    async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+    pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
-            match Hold::enter(&self.shard, task.bytes, task.now) {
+            match Hold::enter(&self.shard, task.bytes, task.now, self.mode) {
                 Ok(entered) => *hold = Some(entered),
                 Err(report) => return self.refuse(task, &report).await,
             }
@@ -213,7 +218,13 @@ impl Session {
                 waited = waiting.wait(&self.control) => {
                     task.now = Instant::now();
                     return match waited {
-                        Ok(()) => Ok(true),
+                        Ok(()) => {
+                            if self.mode == Mode::Standby {
+                                // There is nobody else: who could not answer before may now.
+                                task.excluded.clear();
+                            }
+                            Ok(true)
+                        }
                         Err(report) => self.refuse(task, &report).await,
                     };
                 }
@@ -231,11 +242,11 @@ impl Session {
         let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
-        let need = if whole && free { task.needs.need } else { Need::Primary };
+        let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
         let excluded = task.excluded.as_slice();
         let decision = route::route(&Question {
             need,
-            target: task.needs.target,
+            target: task.needs.target.filter(|_| !self.is_for_standbys()),
             max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
             freshness: &self.freshness,
             excluded,

@@ -16,6 +16,7 @@ use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
 use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
+use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::reply;
 
@@ -110,6 +111,7 @@ impl Session {
     /// The unit would leave state on a standby, and can't be refused by the server itself (see `translate`).
     pub(super) fn must_not_pin_here(&self, task: &Task<'_>) -> bool {
         task.pin_elsewhere().is_some()
+            && !self.is_for_standbys()
             && matches!(task.kind, Kind::Flushed | Kind::Partial)
             && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
     }
@@ -189,6 +191,10 @@ impl Session {
         goal: Goal,
     ) -> (Ended, Sent) {
         let (node, side) = (attached.node, attached.side);
+        let tells_recovery = self.mode == Mode::PreferStandby;
+        if tells_recovery {
+            part.answer.announce_ready();
+        }
         let Some(server) = attached.lease.server() else {
             let cause = "The connection was taken away".to_owned();
             return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
@@ -209,6 +215,7 @@ impl Session {
             &self.told,
         );
         exchange.reserved = task.bytes;
+        exchange.tells_recovery = tells_recovery;
         exchange.rules = rules;
         exchange.copies_ended = part.copies_ended;
         exchange.extended = task.kind == Kind::Synced;
@@ -255,7 +262,11 @@ impl Session {
             && task.needs.repeatable
             && task.needs.transaction == TransactionEffect::None
         {
-            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::Alone };
+            return match attached.side {
+                Side::Standby if self.is_for_standbys() => Rules::ReadForStandbys,
+                Side::Standby => Rules::ReadOnStandby,
+                Side::Primary => Rules::Alone,
+            };
         }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
@@ -373,7 +384,10 @@ impl Session {
             server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.pin_elsewhere(), task.kind) {
+        let keeps_no_state = standby && !self.is_for_standbys();
+        if let (true, Some(pin), Kind::Simple | Kind::Synced) =
+            (keeps_no_state, task.pin_elsewhere(), task.kind)
+        {
             // It would leave state on a standby that later writes of the session need on the primary.
             server.carried.unnamed = None;
             reply::put_query(out, &refusal_on_standby(pin.as_str()));

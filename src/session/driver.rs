@@ -20,13 +20,14 @@ use super::shard::Shard;
 use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::pool::{Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
+use crate::route::Mode;
 use crate::route::freshness::Freshness;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
@@ -46,6 +47,10 @@ pub struct Identity {
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
+    /// What the endpoint is for that it came in by.
+    pub mode: Mode,
+    /// The role it is, if known.
+    pub role: Option<RoleOid>,
     /// What logs in to servers as this user, where they ask.
     pub secret: Option<Secret<'static>>,
     /// What the client was told at its login.
@@ -131,6 +136,10 @@ pub struct Session {
     pub(super) number: u64,
     pub(super) group: Rc<PoolGroup>,
     pub(super) secret: Option<Secret<'static>>,
+    /// What its endpoint is for.
+    pub(super) mode: Mode,
+    /// The role that the user was at its login, if known.
+    pub(super) role: Option<RoleOid>,
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
     /// Transactions are READ ONLY unless they say otherwise.
@@ -165,6 +174,8 @@ pub struct Session {
     pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// Roles that were created, altered or dropped in this transaction.
+    pub(super) altered_roles: Option<Box<Users>>,
 }
 
 impl Session {
@@ -184,6 +195,8 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            mode: identity.mode,
+            role: identity.role,
             told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
@@ -209,6 +222,7 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            altered_roles: None,
         };
         session.read_settings();
         session
@@ -325,7 +339,7 @@ impl Session {
         }
     }
 
-    fn is_in_batch(&self) -> bool {
+    pub(super) fn is_in_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
     }
 
@@ -392,6 +406,13 @@ impl Session {
         if needs.databases {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
         }
-        self.run(window, kind, bytes, needs, Instant::now()).await
+        if needs.roles {
+            self.note_roles(window.filled().get(..bytes).unwrap_or_default());
+        }
+        let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
+        if self.altered_roles.is_some() {
+            self.settle_roles();
+        }
+        flow
     }
 }

@@ -29,6 +29,8 @@ pub enum Rules {
     PassOn,
     /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
     ReadOnStandby,
+    /// The same of a session that is for standbys: what a standby refuses, nobody else is to run.
+    ReadForStandbys,
     /// A statement outside of a transaction: one that was prepared before its rows changed can be prepared anew.
     Alone,
     /// pgsteer's own question: any error ends it.
@@ -155,6 +157,8 @@ pub struct Exchange<'a> {
     pub reported: &'a mut Reported,
     /// What the client knows of reported parameters.
     pub told: &'a Reported,
+    /// The client is told whether its node is in recovery, as that may change.
+    pub tells_recovery: bool,
     /// What it knows now, if it was told something else.
     pub news: Option<Reported>,
     /// The unit may end its own session: then the client hears that from the server.
@@ -215,6 +219,7 @@ impl<'a> Exchange<'a> {
             in_hot_standby,
             reported,
             told,
+            tells_recovery: false,
             news: None,
             may_end_itself: false,
             sent: 0,
@@ -452,7 +457,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn holds_back(&self) -> bool {
-        self.rules == Rules::ReadOnStandby
+        matches!(self.rules, Rules::ReadOnStandby | Rules::ReadForStandbys)
             && !self.delivered
             && self.answer.ready_bytes() < self.hold_back_bytes
             && self.through == Through::Nothing
@@ -497,8 +502,10 @@ impl<'a> Exchange<'a> {
 
     /// Whether nothing of a unit outside of a transaction has had an effect or reached the client.
     fn heals(&self) -> bool {
-        matches!(self.rules, Rules::Alone | Rules::ReadOnStandby | Rules::FirstOnDoubtful)
-            && !self.delivered
+        matches!(
+            self.rules,
+            Rules::Alone | Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::FirstOnDoubtful
+        ) && !self.delivered
             && !self.answer.has_results()
             && self.answer.awaits_bind()
     }
@@ -520,6 +527,9 @@ impl<'a> Exchange<'a> {
                         | sqlstate::UNSPECIFIED
                 ) || &code.class() == b"42"
             }
+            Rules::ReadForStandbys => {
+                matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED)
+            }
             Rules::FirstOnDoubtful => {
                 code == sqlstate::READ_ONLY_SQL_TRANSACTION && !self.answer.has_results()
             }
@@ -528,7 +538,7 @@ impl<'a> Exchange<'a> {
 
     fn parameter_status(&mut self) {
         let passes = match reply::parameter_status(self.answer.body()) {
-            // The client's endpoint is not a standby, wherever a read of its ran.
+            // The client's endpoint is a standby or is none, wherever a read of its ran; see `tell` for those that are both.
             Some(("in_hot_standby", value)) => {
                 *self.in_hot_standby = value == "on";
                 false
@@ -562,8 +572,12 @@ impl<'a> Exchange<'a> {
             return;
         }
         let known = self.news.as_ref().unwrap_or(self.told);
-        let beyond: Vec<(String, String)> =
+        let mut beyond: Vec<(String, String)> =
             self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let recovery = if *self.in_hot_standby { "on" } else { "off" };
+        if self.tells_recovery && known.is_news("in_hot_standby", recovery) {
+            beyond.push(("in_hot_standby".to_owned(), recovery.to_owned()));
+        }
         let mut out = Vec::new();
         for (name, value) in &beyond {
             reply::put_parameter_status(&mut out, name, value);

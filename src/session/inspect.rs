@@ -244,10 +244,10 @@ impl Session {
         self.pass_notifications(&asked).await
     }
 
-    /// Stays on the server for these reasons. On a standby nobody stays: what is there is lost with the connection, as it means
-    /// nothing on the primary.
+    /// Stays on the server for these reasons. On a standby nobody stays who may also write: what is there is lost with the
+    /// connection, as it means nothing on the primary.
     fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
-        if attached.side == Side::Standby {
+        if attached.side == Side::Standby && !self.is_for_standbys() {
             attached.spoiled |= !pins.is_empty();
         } else {
             self.set_asked_pins(pins);

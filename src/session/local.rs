@@ -32,6 +32,12 @@ impl Session {
             return Some(self.transaction.status().ready_for_query().to_vec());
         }
         let (tag, next) = match (&self.transaction, needs.transaction) {
+            // A standby refuses some, in its own words.
+            (Transaction::None | Transaction::Deferred { .. }, effect)
+                if self.is_for_standbys() && asks_too_much(effect) =>
+            {
+                return None;
+            }
             (Transaction::None, TransactionEffect::Begin { access, serializable }) => {
                 let sql = self.statement_text(unit)?;
                 let tag = begin_tag(&sql)?;
@@ -192,6 +198,17 @@ impl Session {
             return Some(text.trim().trim_end_matches(';').to_owned());
         }
         None
+    }
+}
+
+/// What no standby can do for a transaction.
+fn asks_too_much(effect: TransactionEffect) -> bool {
+    match effect {
+        TransactionEffect::Begin { access, serializable }
+        | TransactionEffect::SetTransaction { access, serializable } => {
+            access == AccessMode::ReadWrite || serializable
+        }
+        _ => false,
     }
 }
 

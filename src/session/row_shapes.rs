@@ -34,7 +34,7 @@ impl Session {
             return Shapes::Trust;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        let one_read = matches!(rules, Rules::ReadOnStandby | Rules::Alone)
+        let one_read = matches!(rules, Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::Alone)
             && task.needs.repeatable
             && task.needs.statements == 1
             && task.kind == Kind::Synced

@@ -177,7 +177,11 @@ impl Session {
 
     pub(super) async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
         loop {
-            if self.attached.is_none() && !self.attach(&mut task).await? {
+            let ready = match self.attached {
+                None => self.attach(&mut task).await?,
+                Some(_) => self.may_go_on(&mut task).await?,
+            };
+            if !ready {
                 return Ok(());
             }
             if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {

@@ -16,6 +16,7 @@ use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::{Settings, outcome};
+use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::backend::{Reported, SettingValues};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub held_bytes: AtomicUsize,
     /// A database is created, renamed or dropped: what is remembered of it may be wrong.
     pub forget_database: Box<dyn Fn(&str) + Send + Sync>,
+    /// Roles are created, altered or dropped: what is remembered of these users may be wrong.
+    pub forget_users: Box<dyn Fn(&Users) + Send + Sync>,
     /// Asks the session that was given this process id at its login for the process of its server connection on the primary: the
     /// answer may never come.
     pub server_process: Box<dyn Fn(i32) -> Option<oneshot::Receiver<i32>> + Send + Sync>,

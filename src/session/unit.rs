@@ -144,6 +144,8 @@ pub struct Needs {
     pub databases: bool,
     /// It defines something: what triggers and defaults do may be otherwise from now on.
     pub defines: bool,
+    /// It creates, alters or drops a role.
+    pub roles: bool,
     /// It asks what a sequence gave last.
     pub asks_last_value: bool,
     /// It may cancel or end any session, its own too.
@@ -178,6 +180,7 @@ impl Default for Needs {
             may_unpin: false,
             databases: false,
             defines: false,
+            roles: false,
             asks_last_value: false,
             signals: false,
             signals_resolved: false,
@@ -213,6 +216,7 @@ impl Needs {
             self.repeatable = false;
         }
         self.databases |= class.databases;
+        self.roles |= class.roles;
         self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.reason == Reason::Ddl;
