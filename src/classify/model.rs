@@ -176,6 +176,8 @@ pub enum SessionEffect {
     DiscardAll,
     /// DEALLOCATE of one name.
     Deallocate(Span),
+    /// DEALLOCATE ALL.
+    DeallocateAll,
     /// May change any setting, in a way that the text does not show.
     Unknown,
 }
@@ -264,6 +266,8 @@ pub struct Classification {
     pub databases: bool,
     /// It calls `pg_terminate_backend`, which may end its own session.
     pub terminates: bool,
+    /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
+    pub names_prepared: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -27,6 +27,7 @@ pub(super) struct Scanner<'a> {
     pub(super) copies: bool,
     pub(super) databases: bool,
     pub(super) terminates: bool,
+    pub(super) names_prepared: bool,
     statements: u16,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Scanner<'a> {
             copies: false,
             databases: false,
             terminates: false,
+            names_prepared: false,
             statements: 0,
         }
     }
@@ -191,6 +193,7 @@ impl<'a> Scanner<'a> {
             statements: self.statements,
             databases: self.databases,
             terminates: self.terminates,
+            names_prepared: self.names_prepared,
             copies: self.copies,
             hint,
         }

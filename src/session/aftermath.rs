@@ -11,6 +11,7 @@ use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::Ended;
 use super::inspect::{self, Inspect};
 use super::outcome;
+use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
@@ -18,7 +19,7 @@ use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
-use crate::backend::connection::Carried;
+use crate::backend::carried::Carried;
 use crate::classify::PinReason;
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
@@ -58,6 +59,9 @@ impl Session {
                 }
                 if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
                     self.take_stock(&mut attached, alone && told && sent.failed).await?;
+                }
+                if between && has_own_names(&mut attached) {
+                    self.leave_own_names(&mut attached).await?;
                 }
                 self.keep_or_release(attached, now);
                 Ok(Tried::Over)
@@ -191,16 +195,14 @@ impl Session {
         attached.spoiled |= answer.preamble_error().is_some();
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
+        let made = deallocated.map(|from| journal.made_since(from, &unkept));
         if let Some(server) = attached.lease.server() {
             journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
             journal.settle(&unkept, &mut self.names, &mut server.carried);
-            if deallocated {
-                server.carried.prepared.clear();
-                server.carried.unnamed = None;
+            if let Some(made) = made {
+                made.is_all(&mut self.names, &mut server.carried);
+                attached.spoiled |= made.unknown;
             }
-        }
-        if deallocated {
-            self.names.clear();
         }
         self.note_state(task, attached);
     }
@@ -243,7 +245,7 @@ impl Session {
         }
         *self.control.runs_at.borrow_mut() = None;
         self.commit_bound = false;
-        if attached.spoiled || self.control.cancel_sent.get() {
+        if attached.spoiled || self.control.cancel_sent.get() || has_own_names(&mut attached) {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
         } else {
