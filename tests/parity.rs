@@ -27,16 +27,10 @@ struct Known {
 
 const KNOWN: &[Known] = &[
     Known {
-        script: "names of sql and protocol are the same",
-        direct: r#"E S=ERROR V=ERROR C=42P05 M=prepared statement \"s\" already exists"#,
-        through: r#"1 "#,
-        reason: "statements of SQL-level PREPARE and of Parse are kept apart",
-    },
-    Known {
-        script: "sql sees the protocol's statements",
+        script: "execute behind a rollback in one query",
         direct: r#"T ?column?(0.0 23 4 -1 0)"#,
         through: r#"E S=ERROR V=ERROR C=26000 M=prepared statement \"s\" does not exist"#,
-        reason: "statements of SQL-level PREPARE and of Parse are kept apart",
+        reason: "in a failed block nothing can be prepared under the client's names, and the text goes to the server whole",
     },
     Known {
         script: "commit and chain in a failed block",

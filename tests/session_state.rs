@@ -406,3 +406,75 @@ async fn what_a_sequence_gave_last_is_the_sessions_own() {
     }
     assert!(all.pins("sequence").await >= 2.0);
 }
+
+/// Prepares statements by the protocol, one packet.
+async fn prepare(client: &mut RawClient, statements: &[(&str, &str)]) {
+    let messages: Vec<Vec<u8>> = statements.iter().map(|(name, sql)| parse(name, sql)).collect();
+    let answer = client.extended(&messages).await;
+    assert_eq!(errors(&answer), [""; 0], "{statements:?}: {answer:?}");
+}
+
+async fn executed(client: &mut RawClient, name: &str) -> Vec<String> {
+    let answer = client.extended(&[bind("", name, &[]), execute("")]).await;
+    let errors = errors(&answer);
+    if errors.is_empty() { values(&answer) } else { errors }
+}
+
+const LISTED: &str = "SELECT name || '=' || statement FROM pg_prepared_statements ORDER BY name";
+
+/// G02: who looks at what is prepared sees its own, and each finds its own afterwards.
+#[tokio::test]
+async fn prepared_statements_are_listed_for_their_own_client_alone() {
+    let mut all = Two::start().await;
+    prepare(&mut all.one, &[("s", "SELECT 'secret of one'"), ("t", "SELECT 1")]).await;
+    prepare(&mut all.two, &[("s", "SELECT 'secret of two'"), ("u", "SELECT 1")]).await;
+    for _ in 0..2 {
+        assert_eq!(
+            values(&run(&mut all.one, LISTED).await),
+            ["s=SELECT 'secret of one'", "t=SELECT 1"],
+            "one"
+        );
+        assert_eq!(
+            values(&run(&mut all.two, LISTED).await),
+            ["s=SELECT 'secret of two'", "u=SELECT 1"],
+            "two"
+        );
+        assert_eq!(executed(&mut all.one, "s").await, ["secret of one"]);
+        assert_eq!(executed(&mut all.two, "s").await, ["secret of two"]);
+        assert_eq!(values(&run(&mut all.two, "EXECUTE u").await), ["1"]);
+        assert_eq!(errors(&all.one.query("EXECUTE u").await), ["26000"]);
+    }
+    // In a transaction, too.
+    run(&mut all.one, "BEGIN; SELECT 1").await;
+    assert_eq!(values(&run(&mut all.one, LISTED).await).len(), 2);
+    assert_eq!(values(&run(&mut all.one, "EXECUTE s").await), ["secret of one"]);
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(values(&run(&mut all.two, LISTED).await).len(), 2);
+    // PREPARE keeps the server, and its end gives it back.
+    run(&mut all.one, "PREPARE q AS SELECT 1").await;
+    run(&mut all.one, "SELECT 1").await;
+    assert_eq!(all.pins("sql_prepare").await, 1.0);
+    run(&mut all.one, "DEALLOCATE q").await;
+    all.two_gets_through().await;
+    assert_eq!(executed(&mut all.one, "s").await, ["secret of one"]);
+    // One that ends while its names are there takes the connection with it.
+    run(&mut all.one, "PREPARE q AS SELECT 1").await;
+    drop(all.one);
+    assert_eq!(values(&run(&mut all.two, LISTED).await).len(), 2);
+    assert_eq!(executed(&mut all.two, "s").await, ["secret of two"]);
+}
+
+/// G02: code that drops what other sessions have prepared on the connection does not make their names mean something else.
+#[tokio::test]
+async fn code_that_deallocates_all_does_so_for_its_own_client() {
+    let mut all = Two::start().await;
+    prepare(&mut all.one, &[("s", "SELECT 'first'")]).await;
+    prepare(&mut all.two, &[("s", "SELECT 'first'")]).await;
+    run(&mut all.one, "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await;
+    prepare(&mut all.one, &[("s", "SELECT 'second'")]).await;
+    assert_eq!(executed(&mut all.one, "s").await, ["second"]);
+    assert_eq!(executed(&mut all.two, "s").await, ["first"]);
+    run(&mut all.one, "DEALLOCATE ALL").await;
+    assert_eq!(executed(&mut all.one, "s").await, ["26000"]);
+    assert_eq!(executed(&mut all.two, "s").await, ["first"]);
+}

@@ -4,7 +4,6 @@
 //! can't keep that up closes the connection instead. Must not know: pools, sessions.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::carried::Carried;
 use super::login::{Action, Login, LoginError, startup_message};
 use super::reported::Reported;
 use crate::auth::{RoleOid, Secret};
@@ -116,66 +116,6 @@ pub struct SettingValues {
     pub id: u64,
     /// Name, in lower case, and value; sorted by name.
     pub pairs: Vec<(String, String)>,
-}
-
-/// The prepared statements on a server connection.
-#[derive(Debug, Default)]
-pub struct Carried {
-    /// The named ones.
-    pub prepared: Prepared,
-    /// Whose unnamed one: (session, its count of unnamed Parse).
-    pub unnamed: Option<(u64, u64)>,
-}
-
-/// One of the prepared statements on a server connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PreparedHere {
-    /// Identity.
-    pub id: u64,
-    /// The generation it was prepared in.
-    pub generation: u32,
-    /// What its rows look like (`reply::row_shape`), as far as the server was asked.
-    pub shape: Option<u64>,
-}
-
-/// The prepared statements on a server connection.
-#[derive(Debug, Default)]
-pub struct Prepared {
-    order: VecDeque<PreparedHere>,
-}
-
-impl Prepared {
-    /// The statement as it was prepared here.
-    pub fn get(&self, id: u64) -> Option<PreparedHere> {
-        self.order.iter().find(|here| here.id == id).copied()
-    }
-
-    /// It has been prepared.
-    pub fn insert(&mut self, here: PreparedHere) {
-        self.order.push_back(here);
-    }
-
-    /// The server has described it.
-    pub fn set_shape(&mut self, id: u64, shape: u64) {
-        if let Some(here) = self.order.iter_mut().find(|here| here.id == id) {
-            here.shape = Some(shape);
-        }
-    }
-
-    /// It is not there after all.
-    pub fn remove(&mut self, id: u64) {
-        self.order.retain(|here| here.id != id);
-    }
-
-    /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
-    pub fn evict(&mut self, bound: usize) -> Option<PreparedHere> {
-        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.order.clear();
-    }
 }
 
 impl Server {

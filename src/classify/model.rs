@@ -176,6 +176,8 @@ pub enum SessionEffect {
     DiscardAll,
     /// DEALLOCATE of one name.
     Deallocate(Span),
+    /// DEALLOCATE ALL.
+    DeallocateAll,
     /// May change any setting, in a way that the text does not show.
     Unknown,
 }
@@ -268,6 +270,8 @@ pub struct Classification {
     pub signals: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
+    /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
+    pub names_prepared: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -318,6 +318,9 @@ impl Body {
             scan.pin(PinReason::Unseen);
         }
         self.system_name(scan, token);
+        // CREATE TABLE ... AS EXECUTE name; an alias of that name does no harm.
+        scan.names_prepared |=
+            token.word == Word::Execute && name.after == Last::As && scan.written().is_some();
         self.name = Some(name);
         self.word = token.word;
         self.last = Last::Name;
@@ -355,6 +358,7 @@ impl Body {
             scan.write(Reason::NodeLocal);
             scan.pin(PinReason::TempObject);
         } else if super::settings::is_node_local_view(&name) {
+            scan.names_prepared |= name.is(b"pg_prepared_statements");
             self.rule.named |= name.is(b"pg_settings");
             scan.write(Reason::NodeLocal);
         }
@@ -509,6 +513,7 @@ impl Body {
         }
         if local {
             self.process(scan, &function);
+            scan.names_prepared |= function.is(b"pg_prepared_statement");
         }
         scan.write(match (local, builtins::is_writing(&function)) {
             (true, _) => Reason::NodeLocal,

@@ -29,6 +29,7 @@ pub(super) struct Scanner<'a> {
     pub(super) roles: bool,
     pub(super) signals: bool,
     pub(super) asks_last_value: bool,
+    pub(super) names_prepared: bool,
     statements: u16,
 }
 
@@ -49,6 +50,7 @@ impl<'a> Scanner<'a> {
             roles: false,
             signals: false,
             asks_last_value: false,
+            names_prepared: false,
             statements: 0,
         }
     }
@@ -197,6 +199,7 @@ impl<'a> Scanner<'a> {
             roles: self.roles,
             signals: self.signals,
             asks_last_value: self.asks_last_value,
+            names_prepared: self.names_prepared,
             copies: self.copies,
             hint,
         }

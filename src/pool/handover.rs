@@ -10,7 +10,8 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use crate::auth::RoleOid;
-use crate::backend::connection::{CancelKey, Carried, Link};
+use crate::backend::carried::Carried;
+use crate::backend::connection::{CancelKey, Link};
 use crate::backend::{Reported, Server, SettingValues};
 use crate::topology::model::{Epoch, NodeId};
 

@@ -145,7 +145,10 @@ pub struct Answer {
     unkept: Unkept,
     /// Shapes of rows, by token.
     shapes: Vec<(u32, u64)>,
-    deallocated: bool,
+    /// What had this number and more was answered after DEALLOCATE ALL or DISCARD ALL.
+    deallocated: Option<u32>,
+    /// The number of what is answered next is no less.
+    answered: u32,
     /// The client's next ReadyForQuery is an event of its own.
     announces_ready: bool,
     /// What becomes of the `body_left` bytes of a large frame.
@@ -174,7 +177,8 @@ impl Answer {
             expect: VecDeque::new(),
             unkept: Unkept::default(),
             shapes: Vec::new(),
-            deallocated: false,
+            deallocated: None,
+            answered: 0,
             announces_ready: false,
             tail: Tail::PassOn,
             preamble_error: None,
@@ -198,7 +202,8 @@ impl Answer {
         self.shapes.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
-        (self.deallocated, self.results, self.discarding) = (false, false, false);
+        (self.deallocated, self.answered) = (None, 0);
+        (self.results, self.discarding) = (false, false);
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
@@ -262,9 +267,10 @@ impl Answer {
         std::mem::take(&mut self.unkept)
     }
 
-    /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no prepared statements any more.
-    pub fn take_deallocated(&mut self) -> bool {
-        std::mem::take(&mut self.deallocated)
+    /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no named statements any more but those whose tokens are no
+    /// less than this.
+    pub fn take_deallocated(&mut self) -> Option<u32> {
+        self.deallocated.take()
     }
 
     /// The ErrorResponse that one of pgsteer's own preambles got, if any.
@@ -407,8 +413,11 @@ impl Answer {
                 return Some(Event::CopyIn);
             }
             b'1' | b'2' | b'3' | b'n' | b'T' | b'C' | b'I' | b's' => {
-                if kind == b'C' && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
-                    self.deallocated = true;
+                if kind == b'C'
+                    && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0")
+                    && !self.in_preamble()
+                {
+                    self.deallocated = Some(self.answered);
                 }
                 self.results |= matches!(kind, b'C' | b'I' | b's') && !self.in_preamble();
                 let reply = self.expect.front().copied();
@@ -573,13 +582,19 @@ impl Answer {
             | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
             _ => return true,
         };
-        self.expect.pop_front();
+        self.pop_answered();
         matched
+    }
+
+    fn pop_answered(&mut self) {
+        if let Some(token) = self.expect.pop_front().and_then(Expect::promise) {
+            self.answered = token.saturating_add(1);
+        }
     }
 
     fn put_in_local(&mut self) {
         while let Some(&Expect::Local { reply: bytes, .. }) = self.expect.front() {
-            self.expect.pop_front();
+            self.pop_answered();
             if !self.discarding && !self.muted {
                 self.put_in(bytes);
             }

@@ -11,6 +11,7 @@ use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
 use super::outcome;
+use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
@@ -18,7 +19,7 @@ use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
-use crate::backend::connection::Carried;
+use crate::backend::carried::Carried;
 use crate::classify::{PinReason, TransactionEffect};
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
@@ -42,24 +43,7 @@ impl Session {
         let now = task.now;
         match ended {
             Ended::Complete(status) => {
-                task.window.consume(task.bytes);
-                attached.spoiled |= sent.server_ended;
-                self.completed(task, &mut attached, &mut answer, &mut journal);
-                self.shard.buffers.give_answer(answer);
-                self.answered(&attached, now);
-                let alone = matches!(self.transaction, Transaction::None);
-                self.transaction = Transaction::from_status(status);
-                let between = !self.transaction.is_on_server();
-                // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
-                // executed may be rolled back in the same batch.
-                let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
-                if !told {
-                    self.touched.ask();
-                }
-                if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
-                    self.take_stock(&mut attached, alone && told && sent.failed).await?;
-                }
-                self.keep_or_release(attached, now);
+                self.unit_complete(task, attached, (answer, journal), sent, status).await?;
                 Ok(Tried::Over)
             }
             Ended::Settled => {
@@ -117,6 +101,44 @@ impl Session {
             }
             Ended::Stalled => Err(self.stalled(attached.node)),
         }
+    }
+
+    /// The unit has been answered to its end.
+    async fn unit_complete(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        (mut answer, mut journal): (Box<Answer>, Journal),
+        sent: Sent,
+        status: TransactionStatus,
+    ) -> Flow<()> {
+        let now = task.now;
+        task.window.consume(task.bytes);
+        attached.spoiled |= sent.server_ended;
+        self.completed(task, &mut attached, &mut answer, &mut journal);
+        self.shard.buffers.give_answer(answer);
+        self.answered(&attached, now);
+        let alone = matches!(self.transaction, Transaction::None);
+        self.transaction = Transaction::from_status(status);
+        if self.altered_roles.is_some() {
+            // The client knows by now: others must, before anything else is waited for.
+            self.settle_roles();
+        }
+        let between = !self.transaction.is_on_server();
+        // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
+        // executed may be rolled back in the same batch.
+        let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
+        if !told {
+            self.touched.ask();
+        }
+        if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
+            self.take_stock(&mut attached, alone && told && sent.failed).await?;
+        }
+        if between && has_own_names(&mut attached) {
+            self.leave_own_names(&mut attached).await?;
+        }
+        self.keep_or_release(attached, now);
+        Ok(())
     }
 
     /// A client that does not read a standby's answer is cut off.
@@ -195,16 +217,14 @@ impl Session {
         attached.spoiled |= answer.preamble_error().is_some();
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
+        let made = deallocated.map(|from| journal.made_since(from, &unkept));
         if let Some(server) = attached.lease.server() {
             journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
             journal.settle(&unkept, &mut self.names, &mut server.carried);
-            if deallocated {
-                server.carried.prepared.clear();
-                server.carried.unnamed = None;
+            if let Some(made) = made {
+                made.is_all(&mut self.names, &mut server.carried);
+                attached.spoiled |= made.unknown;
             }
-        }
-        if deallocated {
-            self.names.clear();
         }
         self.end_summons();
         self.note_state(task, attached);
@@ -270,7 +290,7 @@ impl Session {
         }
         *self.control.runs_at.borrow_mut() = None;
         self.commit_bound = false;
-        if attached.spoiled || self.control.cancel_sent.get() {
+        if attached.spoiled || self.control.cancel_sent.get() || has_own_names(&mut attached) {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
         } else {

@@ -76,7 +76,7 @@ impl Part {
 
 impl Sent {
     /// Of a try in which nothing could be sent.
-    fn nothing(task: &Task<'_>) -> Self {
+    pub(super) fn nothing(task: &Task<'_>) -> Self {
         Self {
             any: false,
             delivered: false,
@@ -119,6 +119,12 @@ impl Session {
     /// One try of the task on the attached server.
     pub(super) async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        if self.needs_own_names(task, &mut attached) {
+            attached = match self.give_own_names(task, attached).await? {
+                Ok(attached) => attached,
+                Err(tried) => return Ok(tried),
+            };
+        }
         let mut part = self.part(task, &mut attached);
         let rules = if part.fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
         if part.fresh && !self.transaction.is_on_server() {
@@ -374,7 +380,7 @@ impl Session {
         shapes: Shapes,
         doubts: &mut Vec<Doubt>,
     ) {
-        let standby = attached.side == Side::Standby;
+        let (standby, fresh) = (attached.side == Side::Standby, part.fresh);
         let Some(server) = attached.lease.server() else { return };
         let (out, answer) = (&mut part.out, &mut part.answer);
         if let Transaction::Deferred { sql, .. } = &self.transaction {
@@ -399,6 +405,9 @@ impl Session {
                 translator.large(kind, task.bytes + task.beyond, unit);
             }
             return;
+        }
+        if task.needs.names_prepared && translator.carried.own_names.is_none() && !fresh {
+            translator.give_own_names();
         }
         for (kind, body) in unit::frames(unit) {
             translator.frame(kind, body);

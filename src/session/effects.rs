@@ -20,7 +20,8 @@ const CUSTOM_SETTINGS_MAX: usize = 512;
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
         if self.opaque_encoding {
-            return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
+            let names_prepared = mentions_prepared(unit);
+            return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
         let mut needs = unit::needs(unit, &self.names, self.strings);
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
@@ -87,7 +88,7 @@ impl Session {
                 }
             }
             match class.session {
-                SessionEffect::None | SessionEffect::Deallocate(_) => {}
+                SessionEffect::None | SessionEffect::Deallocate(_) | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
                     self.note_custom_settings(settings::dotted_words(name.of(&text)));
                     touched.set(name.of(&text));
@@ -186,4 +187,10 @@ impl Session {
         (self.shard.shared.forget_users)(users);
         self.shard.pools.outdate(users);
     }
+}
+
+/// Whether texts that can't be looked into may name prepared statements.
+fn mentions_prepared(unit: &[u8]) -> bool {
+    let mentions = |word: &[u8]| unit.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+    mentions(b"prepare") || mentions(b"execute") || mentions(b"deallocate")
 }

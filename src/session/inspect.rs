@@ -44,7 +44,8 @@ pub fn is_asked(pin: PinReason) -> bool {
     ASKED_PINS.contains(&pin)
 }
 
-/// One row for each reason to stay: `pin`, its name; for each channel that is listened to: `listen`, its name. Outside of a transaction only holdable cursors are left. Objects depend
+/// One row for each reason to stay: `pin`, its name; for each channel that is listened to: `listen`, its name; `prepared`: how
+/// many statements there are by SQL-level PREPARE, and by the protocol. Outside of a transaction only holdable cursors are left. Objects depend
 /// on their schema, so that the temporary ones are found by an index.
 const PINS: &str = "\
     SELECT 'pin', 'temp_object' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND EXISTS (\
@@ -54,7 +55,8 @@ const PINS: &str = "\
     locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
     UNION ALL SELECT 'pin', 'hold_cursor' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors) \
     UNION ALL SELECT 'listen', c FROM pg_catalog.pg_listening_channels() c \
-    UNION ALL SELECT 'pin', 'sql_prepare' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
+    UNION ALL SELECT 'prepared', pg_catalog.concat(pg_catalog.count(*) FILTER (WHERE from_sql), ' ', \
+    pg_catalog.count(*) FILTER (WHERE NOT from_sql)) FROM pg_catalog.pg_prepared_statements";
 
 /// One row for each setting that the session has: its name and value. The two that say who it acts as are not in `pg_settings`.
 const SETTINGS: &str = "\
@@ -108,7 +110,7 @@ impl Session {
             _ if failed => {}
             Touched::Set(names) => match ask(server, &current_settings(&names)).await {
                 Ok(asked) => {
-                    self.pass_notifications(&asked).await?;
+                    self.pass_notifications(&asked.notifications).await?;
                     let values = names.into_iter().zip(asked.rows.into_iter().next().unwrap_or_default());
                     let told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
                     let pairs = settings::with(&self.settings.pairs, &told);
@@ -164,7 +166,7 @@ impl Session {
         server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &empty));
         let pairs = settings::with(&self.settings.pairs, &empty);
         self.set_settings(pairs);
-        self.pass_notifications(&asked).await
+        self.pass_notifications(&asked.notifications).await
     }
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
@@ -175,7 +177,7 @@ impl Session {
             if self.functions_are_unread()
                 && let Ok(asked) = ask(server, FUNCTIONS).await
             {
-                self.pass_notifications(&asked).await?;
+                self.pass_notifications(&asked.notifications).await?;
                 self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
             }
         }
@@ -188,7 +190,7 @@ impl Session {
             Err(error) => return self.not_told(attached, &error),
         };
         attached.inspect = Inspect::Nothing;
-        self.pass_notifications(&asked).await?;
+        self.pass_notifications(&asked.notifications).await?;
         let mut told = Pairs::new();
         let mut pins = Vec::new();
         self.channels.clear();
@@ -198,6 +200,9 @@ impl Session {
                     pins.extend(ASKED_PINS.iter().find(|pin| pin.as_str() == value));
                 }
                 Ok([Some(kind), Some(channel)]) if kind == "listen" => self.channels.push(channel),
+                Ok([Some(kind), Some(counts)]) if kind == "prepared" => {
+                    pins.extend(self.count_prepared(attached, &counts));
+                }
                 Ok([Some(name), Some(value)]) => told.push((name, value)),
                 _ => {}
             }
@@ -241,12 +246,28 @@ impl Session {
             touches_session: is_so(1),
             looked_at: Some(std::time::Instant::now()),
         };
-        self.pass_notifications(&asked).await
+        self.pass_notifications(&asked.notifications).await
+    }
+
+    /// The server has so many statements of SQL-level PREPARE and of the protocol. Code that can't be seen may have dropped them.
+    fn count_prepared(&mut self, attached: &mut Attached, counts: &str) -> Option<PinReason> {
+        let (by_sql, by_protocol) = counts.split_once(' ')?;
+        let server = attached.lease.server()?;
+        let known = server.carried.prepared.len();
+        if server.carried.own_names.is_none() && by_protocol.parse() != Ok(known) {
+            if by_protocol == "0" {
+                server.carried.prepared.clear();
+                self.names.retain(|_| false);
+            } else {
+                attached.spoiled = true;
+            }
+        }
+        (by_sql != "0").then_some(PinReason::SqlPrepare)
     }
 
     /// Stays on the server for these reasons. On a standby nobody stays who may also write: what is there is lost with the
     /// connection, as it means nothing on the primary.
-    fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
+    pub(super) fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
         if attached.side == Side::Standby && !self.is_for_standbys() {
             attached.spoiled |= !pins.is_empty();
         } else {
@@ -311,11 +332,12 @@ impl Session {
         self.pins.extend_from_slice(found);
     }
 
-    async fn pass_notifications(&mut self, asked: &Asked) -> Flow<()> {
-        if asked.notifications.is_empty() {
+    /// What the client listens to and came with an answer that is not its own.
+    pub(super) async fn pass_notifications(&mut self, notifications: &[u8]) -> Flow<()> {
+        if notifications.is_empty() {
             return Ok(());
         }
-        let mut notifications = asked.notifications.clone();
+        let mut notifications = notifications.to_vec();
         if let Some(key) = &*self.control.runs_at.borrow() {
             self.control.own_process(key).rename_all(&mut notifications);
         }

@@ -6,9 +6,10 @@
 
 use super::driver::Session;
 use super::outcome;
+use super::own_names::has_own_names;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
-use crate::classify::{self, AccessMode, SessionEffect, TransactionEffect};
+use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
 use crate::wire::extended::{self, Named};
 use crate::wire::reply;
 
@@ -19,6 +20,7 @@ impl Session {
             return self.local_lost(unit, kind, needs, told);
         }
         if needs.session
+            && needs.statements == 1
             && let Some(out) = self.local_deallocate(unit, kind)
         {
             return Some(out);
@@ -80,6 +82,9 @@ impl Session {
         let quoted = span.start.checked_sub(1).and_then(|at| text.get(at as usize)) == Some(&b'"');
         let name = if quoted { span.of(&text).to_vec() } else { span.of(&text).to_ascii_lowercase() };
         self.names.named(&name)?;
+        if self.attached.as_mut().is_some_and(has_own_names) {
+            return None;
+        }
         let mut out = Vec::new();
         self.local_replies(unit, "DEALLOCATE", &mut out)?;
         self.names.remove(&name);
@@ -108,7 +113,7 @@ impl Session {
                     } else {
                         let statement =
                             self.shard.statements.intern(self.scope_now(), parse.sql, parse.types, || class);
-                        self.names.insert(parse.name, statement);
+                        let _ = self.names.insert(parse.name, statement);
                     }
                     out.extend_from_slice(reply::PARSE_COMPLETE);
                 }
@@ -122,7 +127,7 @@ impl Session {
                 b'C' => {
                     match extended::named(body)? {
                         Named::Statement(b"") => self.names.drop_unnamed(),
-                        Named::Statement(name) => self.names.remove(name),
+                        Named::Statement(name) => self.names.restore(name, None),
                         Named::Portal(_) => {}
                     }
                     out.extend_from_slice(reply::CLOSE_COMPLETE);
@@ -133,14 +138,35 @@ impl Session {
         Some(())
     }
 
-    /// Whether the server would do without an error what the messages say beside their one statement.
+    /// Whether the server would do without an error what the messages say, and all of them are about the one statement.
     fn all_succeed(&self, unit: &[u8]) -> Option<bool> {
+        let mut parsed: Vec<&[u8]> = Vec::new();
+        let mut bound: Option<&[u8]> = None;
         for (kind, body) in unit::frames(unit) {
+            let is_known = |name: &[u8]| {
+                parsed.contains(&name) || self.names.class(name).is_some_and(|class| is_control(&class))
+            };
             let succeeds = match kind {
-                b'P' => self.names.named(extended::parse(body)?.name).is_none(),
-                // Values for a statement that takes none are the server's to refuse.
-                b'B' => extended::bind(body)?.is_without_values(),
-                b'D' | b'C' => extended::named(body).is_some(),
+                b'P' => {
+                    let parse = extended::parse(body)?;
+                    let is_free = !parsed.contains(&parse.name) && self.names.named(parse.name).is_none();
+                    parsed.push(parse.name);
+                    is_free && is_control(&classify::classify(parse.sql, self.strings))
+                }
+                b'B' => {
+                    let bind = extended::bind(body)?;
+                    // Values for a statement that takes none are the server's to refuse.
+                    let first = bound.replace(bind.portal).is_none();
+                    first && bind.is_without_values() && is_known(bind.statement)
+                }
+                b'E' => bound.is_some_and(|portal| {
+                    body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0))
+                }),
+                b'D' => match extended::named(body)? {
+                    Named::Statement(name) => is_known(name),
+                    Named::Portal(portal) => bound == Some(portal),
+                },
+                b'C' => extended::named(body).is_some(),
                 _ => true,
             };
             if !succeeds {
@@ -222,4 +248,11 @@ fn begin_tag(sql: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Whether a text is a single statement of a kind that is answered here, which always can be prepared and takes no values.
+fn is_control(class: &Classification) -> bool {
+    class.statements == 1
+        && (!matches!(class.transaction, TransactionEffect::None | TransactionEffect::Other)
+            || matches!(class.session, SessionEffect::Deallocate(_)))
 }

@@ -20,6 +20,7 @@ mod limits;
 mod listen;
 mod local;
 pub mod outcome;
+mod own_names;
 pub mod prepared;
 mod row_shapes;
 mod run;

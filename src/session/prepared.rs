@@ -12,6 +12,9 @@ use crate::classify::Classification;
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
 
+/// PostgreSQL's `NAMEDATALEN`, without the zero.
+const NAME_BYTES_MAX: usize = 63;
+
 /// What the text of an unnamed statement that is gone may occupy for the next one.
 const SPARE_BYTES_MAX: usize = 4096;
 
@@ -118,10 +121,14 @@ impl Unnamed {
 }
 
 /// A statement under a client's name.
-#[derive(Debug)]
-struct NamedStatement {
-    statement: Rc<Statement>,
+#[derive(Debug, Clone)]
+pub struct NamedStatement {
+    /// The statement.
+    pub statement: Rc<Statement>,
+    /// What the client was told its rows look like.
     told: Option<u64>,
+    /// Which Parse of a name of the session made it.
+    since: u64,
 }
 
 /// The unnamed statement of a session, until something else takes its place.
@@ -131,10 +138,17 @@ pub struct UnnamedBefore {
     streamed: bool,
 }
 
+/// As much of a name as PostgreSQL looks at.
+pub fn key(name: &[u8]) -> &[u8] {
+    name.get(..NAME_BYTES_MAX).unwrap_or(name)
+}
+
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct Names {
     named: HashMap<Box<[u8]>, NamedStatement>,
+    /// Named Parse messages so far.
+    named_count: u64,
     /// The unnamed statement.
     pub unnamed: Option<Box<Unnamed>>,
     /// For the next unnamed statement: a client that uses it for everything is to cost no allocation.
@@ -148,17 +162,17 @@ pub struct Names {
 impl Names {
     /// The statement of that name.
     pub fn named(&self, name: &[u8]) -> Option<&Rc<Statement>> {
-        self.named.get(name).map(|named| &named.statement)
+        self.named.get(key(name)).map(|named| &named.statement)
     }
 
     /// The statement of that name, and what the client was told its rows look like.
     pub fn described(&self, name: &[u8]) -> Option<(&Rc<Statement>, Option<u64>)> {
-        self.named.get(name).map(|named| (&named.statement, named.told))
+        self.named.get(key(name)).map(|named| (&named.statement, named.told))
     }
 
     /// The client is told what the rows of the statement of that name and identity look like.
     pub fn tell(&mut self, name: &[u8], id: u64, shape: u64) {
-        if let Some(named) = self.named.get_mut(name)
+        if let Some(named) = self.named.get_mut(key(name))
             && named.statement.id == id
         {
             named.told = Some(shape);
@@ -166,24 +180,35 @@ impl Names {
     }
 
     /// Names a statement as it was named before.
-    pub fn restore(&mut self, name: &[u8], statement: Rc<Statement>, told: Option<u64>) {
-        self.named.insert(name.into(), NamedStatement { statement, told });
+    pub fn restore(&mut self, name: &[u8], before: Option<NamedStatement>) {
+        match before {
+            Some(before) => self.named.insert(key(name).into(), before),
+            None => self.named.remove(key(name)),
+        };
     }
 
-    /// Names a statement.
-    pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
-        self.named.insert(name.into(), NamedStatement { statement, told: None });
+    /// Names a statement. Gives what had that name before.
+    pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) -> Option<NamedStatement> {
+        self.named_count += 1;
+        let named = NamedStatement { statement, told: None, since: self.named_count };
+        self.named.insert(key(name).into(), named)
     }
 
-    /// Forgets a name.
-    pub fn remove(&mut self, name: &[u8]) {
-        self.named.remove(name);
+    /// Forgets a name. Gives what had it.
+    pub fn remove(&mut self, name: &[u8]) -> Option<NamedStatement> {
+        self.named.remove(key(name))
     }
 
-    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
-    pub fn clear(&mut self) {
-        self.named.clear();
-        self.drop_unnamed();
+    /// Forgets all names but these.
+    pub fn retain(&mut self, stays: impl Fn(&[u8]) -> bool) {
+        self.named.retain(|name, _| stays(name));
+    }
+
+    /// All that is named, in the order in which it was prepared.
+    pub fn in_order(&self) -> Vec<(Box<[u8]>, Rc<Statement>)> {
+        let mut all: Vec<_> = self.named.iter().collect();
+        all.sort_by_key(|(_, named)| named.since);
+        all.into_iter().map(|(name, named)| (name.clone(), Rc::clone(&named.statement))).collect()
     }
 
     /// The text of the statement of that name.

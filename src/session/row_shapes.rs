@@ -100,7 +100,7 @@ impl Session {
         // Each doubt was one question, in order.
         let answers = part.answer.shapes();
         doubts.iter().zip(answers).any(|(doubt, (_, shape))| match doubt {
-            Doubt::Named(_, told) | Doubt::Unnamed(told) => told != shape,
+            Doubt::Named(_, _, told) | Doubt::Unnamed(told) => told != shape,
         })
     }
 

@@ -6,9 +6,9 @@
 
 use std::rc::Rc;
 
-use super::prepared::{NAME_PREFIX, Names, Statement, Table, UnnamedBefore};
+use super::prepared::{self, NAME_PREFIX, NamedStatement, Names, Statement, Table, UnnamedBefore};
 use super::unit;
-use crate::backend::connection::{Carried, PreparedHere};
+use crate::backend::carried::{Carried, OwnNames, PreparedHere};
 use crate::classify::{self, StandardConformingStrings};
 use crate::relay::answer::{Answer, Expect, Unkept};
 use crate::wire::extended::{self, Named};
@@ -17,15 +17,10 @@ use crate::wire::{frame, reply};
 /// What a unit changed in the client's names, in order.
 #[derive(Debug, Default)]
 pub struct Journal {
-    changes: Vec<Change>,
+    /// Names that mean something else now, and what they meant before.
+    changes: Vec<(Box<[u8]>, Option<NamedStatement>)>,
     /// By token: what did not happen if the reply of that token never comes.
     promises: Vec<Promise>,
-}
-
-#[derive(Debug)]
-enum Change {
-    Named(Box<[u8]>),
-    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
 }
 
 /// What is taken for done as soon as it is sent (or answered here).
@@ -39,8 +34,12 @@ enum Promise {
     Unnamed(UnnamedBefore),
     /// The client's unnamed statement is there.
     UnnamedHere,
-    /// The client's name is free again.
-    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
+    /// The client's name does not mean any more what it did.
+    Name(Box<[u8]>, Option<NamedStatement>),
+    /// The statement of the client's name, which the server did not have under it, is there.
+    Found(Box<[u8]>),
+    /// The server refuses to prepare what is there already.
+    Again,
     /// The client is told the shape of the rows of the statement of this name and identity.
     Described(Box<[u8]>, u64),
     /// So is the client's unnamed statement of this count.
@@ -57,11 +56,8 @@ enum Promise {
 impl Journal {
     /// Undoes everything: the unit is to be run again elsewhere.
     pub fn undo(&mut self, names: &mut Names) {
-        for change in self.changes.drain(..).rev() {
-            match change {
-                Change::Named(name) => names.remove(&name),
-                Change::Closed(name, statement, told) => names.restore(&name, statement, told),
-            }
+        for (name, before) in self.changes.drain(..).rev() {
+            names.restore(&name, before);
         }
         for promise in self.promises.drain(..).rev() {
             if let Promise::Unnamed(before) = promise {
@@ -77,9 +73,19 @@ impl Journal {
             let Some(promise) = self.promises.get(at(token)) else { continue };
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
-                Promise::Gone(here) => carried.prepared.insert(*here),
+                Promise::Gone(here) => {
+                    // Nor has anything that came behind it made room for a client's own names.
+                    carried.own_names = None;
+                    carried.prepared.insert(*here);
+                }
                 Promise::Unnamed(_) | Promise::UnnamedHere => carried.unnamed = None,
-                Promise::Closed(..)
+                Promise::Found(name) => {
+                    if let Some(own) = &mut carried.own_names {
+                        own.miss(name);
+                    }
+                }
+                Promise::Name(..)
+                | Promise::Again
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
                 | Promise::Shape(_)
@@ -123,12 +129,14 @@ impl Journal {
         for &token in unkept.tokens.iter().rev() {
             let Some(promise) = self.promises.get_mut(at(token)).map(std::mem::take) else { continue };
             match promise {
-                Promise::Prepared(_, Some(name)) => names.remove(&name),
+                Promise::Prepared(_, Some(name)) => names.restore(&name, None),
                 // A Parse that fails takes the unnamed statement with it; one that is skipped does not.
                 Promise::Unnamed(_) if unkept.refused == Some(token) => names.drop_unnamed(),
                 Promise::Unnamed(before) => names.restore_unnamed(before),
-                Promise::Closed(name, statement, told) => names.restore(&name, statement, told),
+                Promise::Name(name, before) => names.restore(&name, before),
                 Promise::Prepared(_, None)
+                | Promise::Found(_)
+                | Promise::Again
                 | Promise::UnnamedHere
                 | Promise::Gone(..)
                 | Promise::Described(..)
@@ -146,10 +154,50 @@ impl Journal {
         }
     }
 
+    /// DEALLOCATE ALL was carried out before what has the token `from`: what was made behind it is all that there is.
+    pub fn made_since(&self, from: u32, unkept: &Unkept) -> Made {
+        let mut made = Made::default();
+        for (promise, token) in self.promises.iter().zip(0..).skip(at(from)) {
+            match promise {
+                _ if unkept.tokens.contains(&token) => {}
+                Promise::Prepared(id, name) => {
+                    made.ids.push(*id);
+                    made.names.extend(name.clone());
+                }
+                Promise::Name(name, _) => made.names.push(name.clone()),
+                Promise::Again => made.unknown = true,
+                _ => {}
+            }
+        }
+        made
+    }
+
+    fn rename(&mut self, name: &[u8], before: Option<&NamedStatement>) {
+        self.changes.push((name.into(), before.cloned()));
+    }
+
     fn promise(&mut self, promise: Promise) -> u32 {
         let token = u32::try_from(self.promises.len()).unwrap_or(u32::MAX);
         self.promises.push(promise);
         token
+    }
+}
+
+/// What there is after all was dropped.
+#[derive(Debug, Default)]
+pub struct Made {
+    ids: Vec<u64>,
+    names: Vec<Box<[u8]>>,
+    /// Something else was made on the server, too, in place of what had that name there.
+    pub unknown: bool,
+}
+
+impl Made {
+    /// Forgets all but this.
+    pub fn is_all(&self, names: &mut Names, carried: &mut Carried) {
+        names.retain(|name| self.names.iter().any(|made| prepared::key(made) == name));
+        carried.prepared.retain(|id| self.ids.contains(&id));
+        carried.own_names = carried.own_names.take().map(|_| OwnNames::default());
     }
 }
 
@@ -172,8 +220,8 @@ pub enum Shapes {
 /// A statement whose server is to be asked for the shape of its rows.
 #[derive(Debug, Clone)]
 pub enum Doubt {
-    /// A named one, and what the client was told.
-    Named(Rc<Statement>, u64),
+    /// A named one, the client's name of it, and what the client was told.
+    Named(Rc<Statement>, Box<[u8]>, u64),
     /// The unnamed one, and what the client was told.
     Unnamed(u64),
 }
@@ -266,6 +314,23 @@ impl<'a> Translator<'a> {
         }
     }
 
+    /// In the middle of a batch: has the server forget what has names of pgsteer's, and prepare all under the client's own. One
+    /// that can't be prepared any more fails the batch.
+    pub fn give_own_names(&mut self) {
+        let here: Vec<PreparedHere> = self.carried.prepared.all().collect();
+        for here in here {
+            self.close_carried(&self.table.name_of(here.id), Promise::Gone(here));
+        }
+        self.carried.prepared.clear();
+        let mut own = OwnNames::default();
+        let all = self.names.in_order();
+        all.iter().for_each(|(name, _)| own.miss(name));
+        self.carried.own_names = Some(own);
+        for (name, statement) in all {
+            self.ensure_own(&statement, &name);
+        }
+    }
+
     fn raw(&mut self, kind: u8, body: &[u8], reply: Option<Expect>) {
         frame::put(self.out, kind, &[body]);
         if let Some(reply) = reply {
@@ -285,17 +350,20 @@ impl<'a> Translator<'a> {
             let token = self.journal.promise(Promise::Unnamed(before));
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         }
+        if self.carried.own_names.is_some() {
+            return self.parse_own(&parse, body);
+        }
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
-            self.ensure(&existing);
+            self.ensure(&existing, parse.name);
             self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
         let statement =
             self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
-        self.names.insert(parse.name, Rc::clone(&statement));
-        self.journal.changes.push(Change::Named(parse.name.into()));
+        let before = self.names.insert(parse.name, Rc::clone(&statement));
+        self.journal.rename(parse.name, before.as_ref());
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
         // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
         statement.generation.set(statement.generation.get().wrapping_add(1));
@@ -306,9 +374,23 @@ impl<'a> Translator<'a> {
         self.prepare(&statement, Some(parse.name));
     }
 
+    /// A Parse where the server knows the client's own names: it is the one to say whether this one is free.
+    fn parse_own(&mut self, parse: &extended::Parse<'_>, body: &[u8]) {
+        let strings = self.strings;
+        let statement =
+            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let before = self.names.insert(parse.name, statement);
+        self.journal.rename(parse.name, before.as_ref());
+        if let Some(own) = &mut self.carried.own_names {
+            own.find(prepared::key(parse.name));
+        }
+        let token = self.journal.promise(Promise::Name(parse.name.into(), before));
+        self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
+    }
+
     /// Has the server refuse a Parse: the name is taken there.
     fn parse_again(&mut self, statement: &Statement, parse: &extended::Parse<'_>) {
-        let token = self.journal.promise(Promise::Nothing);
+        let token = self.journal.promise(Promise::Again);
         frame::put(self.out, b'P', &[statement.name.as_bytes(), b"\0", parse.sql, b"\0", parse.types]);
         self.answer.expect(Expect::Parse { forward: true, token });
     }
@@ -337,9 +419,11 @@ impl<'a> Translator<'a> {
     }
 
     /// Sees to it that the statement is prepared on the server. Gives the shape of its rows there, as far as it is known.
-    fn ensure(&mut self, statement: &Rc<Statement>) -> Option<u64> {
-        let here = self.carried.prepared.get(statement.id);
-        if let Some(here) = here {
+    fn ensure(&mut self, statement: &Rc<Statement>, name: &[u8]) -> Option<u64> {
+        if self.carried.own_names.is_some() {
+            return self.ensure_own(statement, name);
+        }
+        if let Some(here) = self.carried.prepared.used(statement.id) {
             if here.generation == statement.generation.get() {
                 return here.shape;
             }
@@ -351,9 +435,33 @@ impl<'a> Translator<'a> {
         None
     }
 
+    /// The same where the server knows the client's own names. Of what is prepared there under them only the shapes are noted.
+    fn ensure_own(&mut self, statement: &Statement, name: &[u8]) -> Option<u64> {
+        if self.carried.own_names.as_mut().is_some_and(|own| own.find(prepared::key(name))) {
+            frame::put(self.out, b'P', &[name, b"\0", &statement.sql, b"\0", &statement.types]);
+            let token = self.journal.promise(Promise::Found(prepared::key(name).into()));
+            self.answer.expect(Expect::Parse { forward: false, token });
+        }
+        let here = self.carried.prepared.used(statement.id);
+        if here.is_none() {
+            let generation = statement.generation.get();
+            self.carried.prepared.insert(PreparedHere { id: statement.id, generation, shape: None });
+        }
+        here.and_then(|here| here.shape)
+    }
+
+    /// What the server calls the statement that the client calls `name`; the client is to hear its own name in errors.
+    fn sent_name<'n>(&mut self, statement: &'n Statement, name: &'n [u8]) -> &'n [u8] {
+        if self.carried.own_names.is_some() {
+            return name;
+        }
+        self.answer.renames(statement.name.as_bytes(), name);
+        statement.name.as_bytes()
+    }
+
     /// Asks the server for the shape of a statement's rows, which the client was told to be `wanted`.
-    fn ask_shape(&mut self, name: &str, wanted: Option<u64>, promise: Promise) {
-        frame::put(self.out, b'D', &[b"S", name.as_bytes(), b"\0"]);
+    fn ask_shape(&mut self, name: &[u8], wanted: Option<u64>, promise: Promise) {
+        frame::put(self.out, b'D', &[b"S", name, b"\0"]);
         let token = self.journal.promise(promise);
         self.answer.expect(Expect::OwnShape { wanted, token });
     }
@@ -362,13 +470,14 @@ impl<'a> Translator<'a> {
     pub fn ask(&mut self, doubts: &[Doubt]) {
         for doubt in doubts {
             match doubt {
-                Doubt::Named(statement, _) => {
-                    self.ensure(statement);
-                    self.ask_shape(&statement.name, None, Promise::Shape(statement.id));
+                Doubt::Named(statement, name, _) => {
+                    self.ensure(statement, name);
+                    let sent = self.sent_name(statement, name);
+                    self.ask_shape(sent, None, Promise::Shape(statement.id));
                 }
                 Doubt::Unnamed(told) => {
                     self.ensure_unnamed();
-                    self.ask_shape("", None, Promise::UnnamedShape(*told));
+                    self.ask_shape(b"", None, Promise::UnnamedShape(*told));
                 }
             }
         }
@@ -384,11 +493,12 @@ impl<'a> Translator<'a> {
         }
         match (self.shapes, doubt) {
             (Shapes::Trust, _) => {}
-            (Shapes::Compare, Doubt::Named(statement, told)) => {
-                self.ask_shape(&statement.name, Some(told), Promise::Shape(statement.id));
+            (Shapes::Compare, Doubt::Named(statement, name, told)) => {
+                let sent = self.sent_name(&statement, &name);
+                self.ask_shape(sent, Some(told), Promise::Shape(statement.id));
             }
             (Shapes::Compare, Doubt::Unnamed(told)) => {
-                self.ask_shape("", Some(told), Promise::UnnamedShape(told));
+                self.ask_shape(b"", Some(told), Promise::UnnamedShape(told));
             }
             (Shapes::Ask, doubt) => self.doubts.push(doubt),
         }
@@ -426,12 +536,13 @@ impl<'a> Translator<'a> {
         }
         match self.names.named(name).cloned() {
             Some(statement) => {
-                self.ensure(&statement);
-                self.answer.renames(statement.name.as_bytes(), name);
-                statement.name.as_bytes().to_vec()
+                self.ensure(&statement, name);
+                self.sent_name(&statement, name).to_vec()
             }
             // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
-            None if name.starts_with(NAME_PREFIX.as_bytes()) => [b"?", name].concat(),
+            None if self.carried.own_names.is_none() && name.starts_with(NAME_PREFIX.as_bytes()) => {
+                [b"?", name].concat()
+            }
             None => name.to_vec(),
         }
     }
@@ -446,14 +557,15 @@ impl<'a> Translator<'a> {
             frame::put(self.out, b'B', &[bind.portal, b"\0\0", bind.rest]);
         } else if let Some((statement, told)) = self.names.described(bind.statement) {
             let statement = Rc::clone(statement);
-            let here = self.ensure(&statement);
+            let here = self.ensure(&statement, bind.statement);
             if let Some(told) = told
                 && here != Some(told)
             {
-                self.compare(Doubt::Named(Rc::clone(&statement), told), bind.portal);
+                let doubt = Doubt::Named(Rc::clone(&statement), bind.statement.into(), told);
+                self.compare(doubt, bind.portal);
             }
-            self.answer.renames(statement.name.as_bytes(), bind.statement);
-            frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
+            let sent = self.sent_name(&statement, bind.statement);
+            frame::put(self.out, b'B', &[bind.portal, b"\0", sent, b"\0", bind.rest]);
         } else {
             let name = self.server_name(bind.statement);
             frame::put(self.out, b'B', &[bind.portal, b"\0", &name, b"\0", bind.rest]);
@@ -502,12 +614,16 @@ impl<'a> Translator<'a> {
     fn close(&mut self, body: &[u8]) {
         match extended::named(body) {
             Some(Named::Statement(name)) if !name.is_empty() => {
+                let before = self.names.remove(name);
                 let mut promise = Promise::Nothing;
-                if let Some((statement, told)) = self.names.described(name) {
-                    let statement = Rc::clone(statement);
-                    self.names.remove(name);
-                    promise = Promise::Closed(name.into(), Rc::clone(&statement), told);
-                    self.journal.changes.push(Change::Closed(name.into(), statement, told));
+                if before.is_some() {
+                    self.journal.rename(name, before.as_ref());
+                    promise = Promise::Name(name.into(), before);
+                }
+                if let Some(own) = &mut self.carried.own_names {
+                    own.find(prepared::key(name));
+                    let token = Some(self.journal.promise(promise));
+                    return self.raw(b'C', body, Some(Expect::Close { token }));
                 }
                 // It stays prepared on the server for the next session that uses the same text.
                 let token = self.journal.promise(promise);
