@@ -35,7 +35,7 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
-        (mut answer, mut journal): (Box<Answer>, Journal),
+        (answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
         mut sent: Sent,
     ) -> Flow<Tried> {
