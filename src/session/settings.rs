@@ -244,7 +244,11 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
     }
     for (name, _) in applied {
         if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
-            commands.push(format!("RESET {}", quoted_name(name)));
+            commands.push(if is_cut_short(name) {
+                format!("SELECT pg_catalog.set_config({}, NULL, false)", quoted_value(name))
+            } else {
+                format!("RESET {}", quoted_name(name))
+            });
         }
     }
     let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
@@ -262,7 +266,7 @@ const NAME_LISTS: [&str; 4] =
 
 /// The statement that gives a setting this value.
 fn assignment(name: &str, value: &str) -> String {
-    if NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
+    if is_cut_short(name) || NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
         return format!(
             "SELECT pg_catalog.set_config({}, {}, false)",
             quoted_value(name),
@@ -271,6 +275,14 @@ fn assignment(name: &str, value: &str) -> String {
     }
     format!("SET {} TO {}", quoted_name(name), quoted_value(value))
 }
+
+/// Whether a part of the name is longer than an identifier in SQL can be (`NAMEDATALEN`): `set_config` takes it all the same.
+fn is_cut_short(name: &str) -> bool {
+    name.split('.').any(|part| part.len() > IDENTIFIER_BYTES_MAX)
+}
+
+/// The rest of a longer identifier is ignored.
+const IDENTIFIER_BYTES_MAX: usize = 63;
 
 fn quoted_name(name: &str) -> String {
     name.split('.')
@@ -325,6 +337,21 @@ mod tests {
                 "SET \"session_authorization\" TO E'a'",
                 "SET \"role\" TO E'b'"
             ]
+        );
+    }
+
+    /// G01: a name that SQL would cut short is set and reset in full.
+    #[test]
+    fn a_name_longer_than_an_identifier_is_not_cut_short() {
+        let long = format!("app.{}", "x".repeat(IDENTIFIER_BYTES_MAX + 1));
+        let pairs = vec![(long.clone(), "v".to_owned())];
+        assert_eq!(
+            difference(&pairs, &[]),
+            [format!("SELECT pg_catalog.set_config(E'{long}', NULL, false)")]
+        );
+        assert_eq!(
+            difference(&[], &pairs),
+            [format!("SELECT pg_catalog.set_config(E'{long}', E'v', false)")]
         );
     }
 
