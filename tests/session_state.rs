@@ -407,3 +407,72 @@ async fn what_a_sequence_gave_last_is_the_sessions_own() {
     }
     assert!(all.pins("sequence").await >= 2.0);
 }
+
+/// G05: what stands beside a DEALLOCATE in its batch is never answered for it: it runs, or the client is told that it has not.
+#[tokio::test]
+async fn a_batch_with_a_deallocate_in_it_is_not_answered_as_one() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE TABLE t (n int)").await;
+    all.one.extended(&[parse("s", "SELECT 1")]).await;
+    let (deallocate, insert) = (parse("", "DEALLOCATE s"), parse("", "INSERT INTO t VALUES (1)"));
+    let (bind, execute) = (bind("", "", &[]), execute(""));
+    let batch = [deallocate, bind.clone(), execute.clone(), insert, bind, execute];
+    let answer = all.one.extended(&batch).await;
+    let count = values(&run(&mut all.two, "SELECT count(*) FROM t").await).concat();
+    assert_eq!(count, if errors(&answer).is_empty() { "1" } else { "0" }, "{answer:?}");
+}
+
+/// G05: what another session closes that it never prepared, each session finds again.
+#[tokio::test]
+async fn a_statement_that_another_session_closed_is_found_again() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "SELECT 1").await;
+    let prepare = [parse("s", "SELECT 42")];
+    let unit = [bind("", "s", &[]), execute("")];
+    assert_eq!(kinds(&all.one.extended(&prepare).await), "1Z");
+    let closes = "DO $$BEGIN EXECUTE 'DEALLOCATE ALL'; END$$";
+    run(&mut all.two, closes).await;
+    assert_eq!(values(&all.one.extended(&unit).await), ["42"]);
+    // In a transaction it is too late, but not for the one after.
+    run(&mut all.two, closes).await;
+    run(&mut all.one, "BEGIN; SELECT 1").await;
+    assert_eq!(errors(&all.one.extended(&unit).await), ["26000"]);
+    run(&mut all.one, "ROLLBACK").await;
+    assert_eq!(values(&all.one.extended(&unit).await), ["42"]);
+}
+
+/// X19: a procedure that has committed is not called again, whatever its error says.
+#[tokio::test]
+async fn a_procedure_that_committed_is_called_once() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE TABLE once (n int)").await;
+    run(&mut all.one, "CREATE TABLE shape (n int)").await;
+    let body = "DECLARE n text := 'p' || (random() * 1e9)::int; BEGIN \
+        EXECUTE 'PREPARE ' || n || ' AS SELECT * FROM shape'; EXECUTE 'EXECUTE ' || n; \
+        EXECUTE 'ALTER TABLE shape ADD COLUMN ' || n || ' int'; INSERT INTO once VALUES (1); COMMIT; \
+        EXECUTE 'EXECUTE ' || n; END";
+    run(&mut all.one, &format!("CREATE PROCEDURE p() LANGUAGE plpgsql AS $${body}$$")).await;
+    let calls = [vec![parse("", "CALL p()"), bind("", "", &[]), execute("")], vec![]];
+    for (called, call) in calls.iter().enumerate() {
+        let mut one = all.proxy.raw_logged_in().await;
+        let answer = if call.is_empty() { one.query("CALL p()").await } else { one.extended(call).await };
+        assert_eq!(errors(&answer), ["0A000"]);
+        let count = values(&run(&mut one, "SELECT count(*) FROM once").await).concat();
+        assert_eq!(count, (called + 1).to_string());
+    }
+}
+
+/// G06: nor is it another session's that inserts between other statements of one Query.
+#[tokio::test]
+async fn an_insert_among_other_statements_is_an_insert() {
+    for query in [
+        "BEGIN; INSERT INTO t VALUES (DEFAULT); COMMIT",
+        "SET work_mem = '5MB'; INSERT INTO t VALUES (DEFAULT)",
+    ] {
+        let mut all = Two::start().await;
+        run(&mut all.one, "CREATE TABLE t (id serial)").await;
+        run(&mut all.two, "INSERT INTO t VALUES (DEFAULT)").await;
+        run(&mut all.one, query).await;
+        assert_eq!(errors(&all.two.query("SELECT lastval()").await), ["55000"], "{query}");
+    }
+}

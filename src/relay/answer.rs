@@ -312,6 +312,21 @@ impl Answer {
         self.results
     }
 
+    /// A Bind or Describe is next to be answered: whatever it is answered with, its statement has not begun.
+    pub fn is_before_execute(&self) -> bool {
+        let front = self.expect.front();
+        matches!(
+            front,
+            Some(Expect::Bind | Expect::Describe | Expect::Shape { .. } | Expect::OwnShape { .. })
+        )
+    }
+
+    /// The message at the scan position names one of the client's statements as the server knows it.
+    pub fn tells_own_name(&self) -> bool {
+        let whole = self.current().and_then(|(_, bytes)| self.bytes.get(self.scanned..self.scanned + bytes));
+        whole.is_some_and(|whole| self.names.translated(whole).is_some())
+    }
+
     /// The body of the message at the scan position (as far as it is in the buffer).
     pub fn body(&self) -> &[u8] {
         let rest = self.bytes.get(self.scanned..self.end).unwrap_or_default();

@@ -43,7 +43,7 @@ impl Session {
         match ended {
             Ended::Complete(status) => {
                 task.window.consume(task.bytes);
-                attached.spoiled |= sent.server_ended;
+                attached.spoiled |= sent.server_ended || sent.forgetful;
                 self.completed(task, &mut attached, &mut answer, &mut journal);
                 self.shard.buffers.give_answer(answer);
                 self.answered(&attached, now);
@@ -227,7 +227,9 @@ impl Session {
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
         let Needs { repeatable, session, transaction, statements, .. } = task.needs;
-        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
+        // What is more than one statement may hide an INSERT.
+        let other = statements == 1 && (session || transaction != TransactionEffect::None);
+        let may_insert = !repeatable && statements > 0 && !other;
         if attached.side == Side::Primary && may_insert {
             self.note_write(&task.needs, attached);
         }
