@@ -9,7 +9,7 @@
 mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, bind, errors, execute, kinds, parse, values};
+use running::{Message, RawClient, Running, bind, errors, execute, frame, kinds, parse, values};
 
 struct Two {
     _sandbox: Sandbox,
@@ -475,4 +475,23 @@ async fn an_insert_among_other_statements_is_an_insert() {
         run(&mut all.one, query).await;
         assert_eq!(errors(&all.two.query("SELECT lastval()").await), ["55000"], "{query}");
     }
+}
+
+/// G01: a value is the same in whatever encoding its client and the one before have.
+#[tokio::test]
+async fn a_value_survives_the_encodings_of_clients() {
+    let mut all = Two::start_with(&[("client_encoding", "LATIN1")]).await;
+    let stored = "SELECT encode(convert_to(current_setting('app.t'), 'UTF8'), 'hex')";
+    run(&mut all.one, "SELECT 1").await;
+    run(&mut all.two, "SET app.t = '\u{e9}'").await;
+    let mut set = frame(b'Q', b"SET app.t = '\xe9'\0");
+    for _ in 0..2 {
+        all.one.send(&std::mem::take(&mut set)).await;
+        all.one.read_until(b'Z').await;
+        assert_eq!(values(&run(&mut all.two, stored).await), ["c3a9"]);
+        assert_eq!(values(&run(&mut all.one, stored).await), ["c3a9"]);
+        set = frame(b'Q', b"DO $$BEGIN PERFORM set_config('app.t', '\xe9', false); END$$\0");
+    }
+    assert_eq!(show(&mut all.one, "client_encoding").await, "LATIN1");
+    assert_eq!(show(&mut all.two, "client_encoding").await, "UTF8");
 }

@@ -238,12 +238,20 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut commands = Vec::new();
+    let resets = |name: &str| !is_identity(name) && !wanted.iter().any(|(other, _)| other == name);
+    // The texts are UTF-8, whichever encoding the last session's client had and this one's has.
+    let is_coded = wanted.iter().any(|pair| !has(applied, pair) && !(pair.0.is_ascii() && pair.1.is_ascii()))
+        || applied.iter().any(|(name, _)| resets(name) && !name.is_ascii());
+    let is_last = |name: &str| is_coded && name == CLIENT_ENCODING;
+    if is_coded {
+        commands.push(assignment(CLIENT_ENCODING, "UTF8"));
+    }
     // Whoever the last session acted as may not be allowed to set what this one has set.
     if applied.iter().any(|pair| is_identity(&pair.0)) {
         commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
     }
     for (name, _) in applied {
-        if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
+        if resets(name) && !is_last(name) {
             commands.push(if is_cut_short(name) {
                 format!("SELECT pg_catalog.set_config({}, NULL, false)", quoted_value(name))
             } else {
@@ -251,13 +259,23 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
             });
         }
     }
-    let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
+    let plain =
+        wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair) && !is_last(&pair.0));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
         commands.push(assignment(name, value));
     }
+    if is_coded {
+        let own = wanted.iter().find(|(name, _)| name == CLIENT_ENCODING);
+        commands.push(match own {
+            Some((name, value)) => assignment(name, value),
+            None => format!("RESET {}", quoted_name(CLIENT_ENCODING)),
+        });
+    }
     commands
 }
+
+const CLIENT_ENCODING: &str = "client_encoding";
 
 /// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`): in one literal, `a, b` would be the
 /// name of one schema. `set_config` takes the text as it is.
@@ -337,6 +355,22 @@ mod tests {
                 "SET \"session_authorization\" TO E'a'",
                 "SET \"role\" TO E'b'"
             ]
+        );
+    }
+
+    /// G01: a text means the same in whichever encoding the connection was left.
+    #[test]
+    fn what_is_not_ascii_is_set_in_utf8() {
+        let pairs = |pairs: &[(&str, &str)]| -> Pairs {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let latin = pairs(&[("client_encoding", "LATIN1")]);
+        let utf8 = "SET \"client_encoding\" TO E'UTF8'";
+        let set = "SET \"app\".\"t\" TO E'é'";
+        assert_eq!(difference(&latin, &pairs(&[("app.t", "é")])), [utf8, set, "RESET \"client_encoding\""]);
+        assert_eq!(
+            difference(&[], &pairs(&[("app.t", "é"), ("client_encoding", "LATIN1"), ("z.z", "1")])),
+            [utf8, set, "SET \"z\".\"z\" TO E'1'", "SET \"client_encoding\" TO E'LATIN1'"]
         );
     }
 
