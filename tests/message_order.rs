@@ -287,3 +287,22 @@ async fn what_has_no_end_is_run_all_the_same() {
     assert_eq!(kinds(&copied), "CZ", "{copied:?}");
     assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["3"]);
 }
+
+/// P1, P5: code that commits and then meets a plan that has changed under it has run, and is not run again.
+#[tokio::test]
+async fn code_that_has_committed_is_not_run_again() {
+    let (_sandbox, proxy) = single().await;
+    let mut client = proxy.raw_logged_in().await;
+    run(&mut client, "CREATE TABLE shape (a int); CREATE TABLE once (n int)").await;
+    let body = "LANGUAGE plpgsql AS $$ DECLARE n text := 'p' || (random() * 1e9)::int; BEGIN \
+                EXECUTE 'PREPARE ' || n || ' AS SELECT * FROM shape'; EXECUTE 'EXECUTE ' || n; \
+                EXECUTE 'ALTER TABLE shape ADD COLUMN ' || n || ' int'; INSERT INTO once VALUES (1); COMMIT; \
+                EXECUTE 'EXECUTE ' || n; END $$";
+    run(&mut client, &format!("CREATE PROCEDURE commits() {body}")).await;
+    let extended = [parse("", "CALL commits()"), bind("", "", &[]), execute(""), sync()];
+    for (round, messages) in [vec![query("CALL commits()")], extended.to_vec()].into_iter().enumerate() {
+        assert_eq!(errors(&answered(&mut client, &messages).await), ["0A000"]);
+        let count = values(&run(&mut client, "SELECT count(*) FROM once").await).concat();
+        assert_eq!(count, (round + 1).to_string());
+    }
+}

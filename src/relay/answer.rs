@@ -332,14 +332,6 @@ impl Answer {
         self.ahead.extend_from_slice(bytes);
     }
 
-    /// The server is at a Bind or Describe of the client's: what fails now is the statement as it was prepared, which has not begun.
-    pub fn awaits_bind(&self) -> bool {
-        matches!(
-            self.expect.front(),
-            Some(Expect::Bind | Expect::Describe | Expect::Shape { .. } | Expect::OwnShape { .. })
-        )
-    }
-
     /// What comes now is thrown away, up to the end of the answer.
     pub fn is_discarding(&self) -> bool {
         self.discarding
@@ -348,6 +340,21 @@ impl Answer {
     /// A row, COPY data or the end of a statement of the client's has been scanned: something has run.
     pub fn has_results(&self) -> bool {
         self.results
+    }
+
+    /// A Bind or Describe is next to be answered: whatever it is answered with, its statement has not begun.
+    pub fn is_before_execute(&self) -> bool {
+        let front = self.expect.front();
+        matches!(
+            front,
+            Some(Expect::Bind | Expect::Describe | Expect::Shape { .. } | Expect::OwnShape { .. })
+        )
+    }
+
+    /// The message at the scan position names one of the client's statements as the server knows it.
+    pub fn tells_own_name(&self) -> bool {
+        let whole = self.current().and_then(|(_, bytes)| self.bytes.get(self.scanned..self.scanned + bytes));
+        whole.is_some_and(|whole| self.names.translated(whole).is_some())
     }
 
     /// The body of the message at the scan position (as far as it is in the buffer).

@@ -114,7 +114,7 @@ impl Session {
     ) -> Flow<()> {
         let now = task.now;
         task.window.consume(task.bytes);
-        attached.spoiled |= sent.server_ended;
+        attached.spoiled |= sent.server_ended || sent.forgetful;
         self.completed(task, &mut attached, &mut answer, &mut journal);
         self.shard.buffers.give_answer(answer);
         self.answered(&attached, now);

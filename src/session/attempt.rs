@@ -42,6 +42,8 @@ pub(super) struct Sent {
     pub(super) failed: bool,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
+    /// See `Exchange::forgetful`.
+    pub(super) forgetful: bool,
     /// See `Exchange::copies_ended`.
     pub(super) copies_ended: isize,
 }
@@ -87,6 +89,7 @@ impl Sent {
             fresh: true,
             failed: false,
             server_ended: false,
+            forgetful: false,
             copies_ended: 0,
         }
     }
@@ -102,6 +105,7 @@ impl Sent {
             fresh,
             failed: exchange.failed.is_some(),
             server_ended: exchange.server_ended,
+            forgetful: exchange.forgetful,
             copies_ended: exchange.copies_ended,
         }
     }

@@ -62,6 +62,7 @@ impl Session {
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
     pub(super) fn note_effects(&mut self, unit: &[u8]) {
         if self.opaque_encoding {
+            self.note_custom_settings(settings::dotted_words(unit));
             return self.touched.anything();
         }
         let between = matches!(self.transaction, Transaction::None);

@@ -186,6 +186,8 @@ pub struct Exchange<'a> {
     finishing: Option<TransactionStatus>,
     /// The server said goodbye behind its answer.
     pub server_ended: bool,
+    /// It does not have a statement that was taken to be there.
+    pub forgetful: bool,
     /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
     pub on_begun: Option<&'a dyn Fn()>,
     /// Set when pgsteer ends: the exchange is not to go on.
@@ -235,6 +237,7 @@ impl<'a> Exchange<'a> {
             settling: false,
             finishing: None,
             server_ended: false,
+            forgetful: false,
             on_begun: None,
             cut: None,
         }
@@ -482,7 +485,10 @@ impl<'a> Exchange<'a> {
                 parting,
             });
         }
-        if fields.plan_changed && self.heals() {
+        // Another session has closed what it never prepared (DEALLOCATE ALL in a function): the server has less than is believed.
+        let missing = fields.code == sqlstate::INVALID_SQL_STATEMENT_NAME && self.answer.tells_own_name();
+        self.forgetful |= missing;
+        if (fields.plan_changed || missing) && self.heals() {
             self.plan_changed = true;
             self.answer.discard();
         } else if !self.delivered && self.is_refusal(fields.code) {
@@ -500,14 +506,15 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Whether nothing of a unit outside of a transaction has had an effect or reached the client.
+    /// Whether nothing of a unit outside of a transaction has had an effect or reached the client. What is executed may have
+    /// had one whatever its error says: a procedure commits in the middle.
     fn heals(&self) -> bool {
         matches!(
             self.rules,
             Rules::Alone | Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::FirstOnDoubtful
         ) && !self.delivered
             && !self.answer.has_results()
-            && self.answer.awaits_bind()
+            && self.answer.is_before_execute()
     }
 
     /// Whether this error, first of its answer, means "not here" rather than "wrong".

@@ -112,7 +112,8 @@ impl Session {
                 Ok(asked) => {
                     self.pass_notifications(&asked.notifications).await?;
                     let values = names.into_iter().zip(asked.rows.into_iter().next().unwrap_or_default());
-                    let told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
+                    let mut told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
+                    keep_encoding(server, &mut told);
                     let pairs = settings::with(&self.settings.pairs, &told);
                     server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &told));
                     self.set_settings(pairs);
@@ -212,6 +213,9 @@ impl Session {
         }
         if all {
             told.sort();
+            if let Some(server) = attached.lease.server() {
+                keep_encoding(server, &mut told);
+            }
             let pairs = settings::with(&self.startup.pairs, &told);
             if let Some(server) = attached.lease.server() {
                 server.applied = self.shard.intern_settings(told);
@@ -373,7 +377,21 @@ impl Session {
     }
 }
 
+/// The question was asked in UTF-8 (`ask`): what the client's encoding is, the server has reported.
+fn keep_encoding(server: &Server, told: &mut Pairs) {
+    let reported = server.reported.pairs().iter().find(|(name, _)| name == "client_encoding");
+    if let (Some((_, told)), Some((_, reported))) =
+        (told.iter_mut().find(|(name, _)| name == "client_encoding"), reported)
+    {
+        told.clone_from(reported);
+    }
+}
+
 async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+    // Values are read as UTF-8, whichever encoding the client has. In one Query with the question this ends with it.
+    let coded = server.reported.is_news("client_encoding", "UTF8");
+    let coded = coded.then(|| format!("SET LOCAL client_encoding TO 'UTF8'; {sql}"));
+    let sql = coded.as_deref().unwrap_or(sql);
     match tokio::time::timeout(RESET_TIMEOUT, reset::ask(server, sql)).await {
         Ok(asked) => asked,
         Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),

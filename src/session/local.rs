@@ -33,6 +33,9 @@ impl Session {
         if unit == reply::SYNC {
             return Some(self.transaction.status().ready_for_query().to_vec());
         }
+        if !is_one_statement(unit) {
+            return None;
+        }
         let (tag, next) = match (&self.transaction, needs.transaction) {
             // A standby refuses some, in its own words.
             (Transaction::None | Transaction::Deferred { .. }, effect)
@@ -72,7 +75,8 @@ impl Session {
 
     /// DEALLOCATE of a statement that was prepared by the protocol: only pgsteer knows it by that name.
     fn local_deallocate(&mut self, unit: &[u8], kind: Kind) -> Option<Vec<u8>> {
-        if !matches!(kind, Kind::Simple | Kind::Synced) || self.transaction == Transaction::Failed {
+        let whole = matches!(kind, Kind::Simple | Kind::Synced) && is_one_statement(unit);
+        if !whole || self.transaction == Transaction::Failed {
             return None;
         }
         let text = self.statement_text(unit)?.into_bytes();
@@ -236,6 +240,36 @@ fn asks_too_much(effect: TransactionEffect) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a unit is one Query, or runs one statement and asks of nothing else: any other message is the server's to answer.
+fn is_one_statement(unit: &[u8]) -> bool {
+    let (mut parsed, mut bound, mut executed) = (None, None, false);
+    for (kind, body) in unit::frames(unit) {
+        let fits = match kind {
+            b'P' => extended::parse(body).is_some_and(|parse| parsed.replace(parse.name).is_none()),
+            b'B' => extended::bind(body).is_some_and(|bind| {
+                let own = parsed.is_none_or(|name| name == bind.statement);
+                bound.replace((bind.portal, bind.statement)).is_none() && own
+            }),
+            b'D' => match extended::named(body) {
+                Some(Named::Statement(name)) => {
+                    parsed == Some(name) || bound.is_some_and(|(_, statement)| statement == name)
+                }
+                Some(Named::Portal(name)) => bound.is_some_and(|(portal, _)| portal == name),
+                None => false,
+            },
+            b'E' => bound.is_some_and(|(portal, _)| {
+                let of_portal = body.starts_with(portal) && body.get(portal.len()) == Some(&0);
+                of_portal && !std::mem::replace(&mut executed, true)
+            }),
+            _ => true,
+        };
+        if !fits {
+            return false;
+        }
+    }
+    unit.first() == Some(&b'Q') || executed
 }
 
 /// The command tag of a BEGIN that is answered here; `None` when the text begins with anything else (a comment, say).

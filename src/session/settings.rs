@@ -198,38 +198,45 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut commands = Vec::new();
-    let mut last = None;
+    let resets = |name: &str| !is_identity(name) && !wanted.iter().any(|(other, _)| other == name);
+    // The texts are UTF-8, whichever encoding the last session's client had and this one's has.
+    let is_coded =
+        wanted.iter().any(|pair| !(has(applied, pair) || (pair.0.is_ascii() && pair.1.is_ascii())))
+            || applied.iter().any(|(name, _)| resets(name) && !name.is_ascii());
+    let is_last = |name: &str| is_coded && name == CLIENT_ENCODING;
+    if is_coded {
+        commands.push(assignment(CLIENT_ENCODING, "UTF8"));
+    }
     // Whoever the last session acted as may not be allowed to set what this one has set.
     if applied.iter().any(|pair| is_identity(&pair.0)) {
         commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
     }
     for (name, _) in applied {
-        if !is_identity(name) && !wanted.iter().any(|(other, _)| other == name) {
-            commands.push(format!("RESET {}", quoted_name(name)));
+        if resets(name) && !is_last(name) {
+            commands.push(if is_cut_short(name) {
+                format!("SELECT pg_catalog.set_config({}, NULL, false)", quoted_value(name))
+            } else {
+                format!("RESET {}", quoted_name(name))
+            });
         }
     }
-    // Values are kept in UTF-8, and sent so, whatever encoding the client speaks.
-    let (encoding, rest): (Vec<_>, Vec<_>) =
-        wanted.iter().filter(|pair| !has(applied, pair)).partition(|pair| pair.0 == "client_encoding");
-    let is_wide = rest.iter().any(|(_, value)| !value.is_ascii());
-    let speaks_otherwise = |pairs: &[(String, String)]| pairs.iter().any(|pair| pair.0 == "client_encoding");
-    let mut encoding = encoding;
-    if is_wide && (speaks_otherwise(applied) || speaks_otherwise(wanted)) {
-        commands.push("SET client_encoding TO 'UTF8'".to_owned());
-        encoding = wanted.iter().filter(|pair| pair.0 == "client_encoding").collect();
-        if encoding.is_empty() {
-            last = Some("RESET client_encoding".to_owned());
-        }
-    }
-    let plain = rest.into_iter().filter(|pair| !is_identity(&pair.0));
+    let plain =
+        wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair) && !is_last(&pair.0));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
         commands.push(assignment(name, value));
     }
-    commands.extend(encoding.into_iter().map(|(name, value)| assignment(name, value)));
-    commands.extend(last);
+    if is_coded {
+        let own = wanted.iter().find(|(name, _)| name == CLIENT_ENCODING);
+        commands.push(match own {
+            Some((name, value)) => assignment(name, value),
+            None => format!("RESET {}", quoted_name(CLIENT_ENCODING)),
+        });
+    }
     commands
 }
+
+const CLIENT_ENCODING: &str = "client_encoding";
 
 /// Settings whose value is a list of names that SET wants one by one (`GUC_LIST_QUOTE`): in one literal, `a, b` would be the
 /// name of one schema. `set_config` takes the text as it is.
@@ -238,7 +245,7 @@ const NAME_LISTS: [&str; 4] =
 
 /// The statement that gives a setting this value.
 fn assignment(name: &str, value: &str) -> String {
-    if NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
+    if is_cut_short(name) || NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
         return format!(
             "SELECT pg_catalog.set_config({}, {}, false)",
             quoted_value(name),
@@ -247,6 +254,14 @@ fn assignment(name: &str, value: &str) -> String {
     }
     format!("SET {} TO {}", quoted_name(name), quoted_value(value))
 }
+
+/// Whether a part of the name is longer than an identifier in SQL can be (`NAMEDATALEN`): `set_config` takes it all the same.
+fn is_cut_short(name: &str) -> bool {
+    name.split('.').any(|part| part.len() > IDENTIFIER_BYTES_MAX)
+}
+
+/// The rest of a longer identifier is ignored.
+const IDENTIFIER_BYTES_MAX: usize = 63;
 
 fn quoted_name(name: &str) -> String {
     name.split('.')
@@ -309,6 +324,37 @@ mod tests {
                 "SET \"session_authorization\" TO E'a'",
                 "SET \"role\" TO E'b'"
             ]
+        );
+    }
+
+    /// G01: a text means the same in whichever encoding the connection was left.
+    #[test]
+    fn what_is_not_ascii_is_set_in_utf8() {
+        let pairs = |pairs: &[(&str, &str)]| -> Pairs {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let latin = pairs(&[("client_encoding", "LATIN1")]);
+        let utf8 = "SET \"client_encoding\" TO E'UTF8'";
+        let set = "SET \"app\".\"t\" TO E'é'";
+        assert_eq!(difference(&latin, &pairs(&[("app.t", "é")])), [utf8, set, "RESET \"client_encoding\""]);
+        assert_eq!(
+            difference(&[], &pairs(&[("app.t", "é"), ("client_encoding", "LATIN1"), ("z.z", "1")])),
+            [utf8, set, "SET \"z\".\"z\" TO E'1'", "SET \"client_encoding\" TO E'LATIN1'"]
+        );
+    }
+
+    /// G01: a name that SQL would cut short is set and reset in full.
+    #[test]
+    fn a_name_longer_than_an_identifier_is_not_cut_short() {
+        let long = format!("app.{}", "x".repeat(IDENTIFIER_BYTES_MAX + 1));
+        let pairs = vec![(long.clone(), "v".to_owned())];
+        assert_eq!(
+            difference(&pairs, &[]),
+            [format!("SELECT pg_catalog.set_config(E'{long}', NULL, false)")]
+        );
+        assert_eq!(
+            difference(&[], &pairs),
+            [format!("SELECT pg_catalog.set_config(E'{long}', E'v', false)")]
         );
     }
 

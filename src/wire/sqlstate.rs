@@ -67,6 +67,8 @@ states! {
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// Wrong password.
     INVALID_PASSWORD = b"28P01";
+    /// There is no such prepared statement.
+    INVALID_SQL_STATEMENT_NAME = b"26000";
     /// Not SQL: nothing was carried out.
     SYNTAX_ERROR = b"42601";
     /// No such object; of a parameter: no such parameter.
