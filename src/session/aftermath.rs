@@ -200,7 +200,6 @@ impl Session {
             journal.settle(&failed, &mut self.names, &mut server.carried);
             if deallocated {
                 server.carried.prepared.clear();
-                server.carried.unnamed = None;
             }
         }
         if deallocated {

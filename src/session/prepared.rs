@@ -162,10 +162,9 @@ impl Names {
         self.named.remove(name);
     }
 
-    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
+    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL). The unnamed statement stays.
     pub fn clear(&mut self) {
         self.named.clear();
-        self.drop_unnamed();
     }
 
     /// The text of the statement of that name.
