@@ -240,7 +240,7 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
     let mut commands = Vec::new();
     let resets = |name: &str| !is_identity(name) && !wanted.iter().any(|(other, _)| other == name);
     // The texts are UTF-8, whichever encoding the last session's client had and this one's has.
-    let is_coded = wanted.iter().any(|pair| !has(applied, pair) && !(pair.0.is_ascii() && pair.1.is_ascii()))
+    let is_coded = wanted.iter().any(|pair| !(has(applied, pair) || pair.0.is_ascii() && pair.1.is_ascii()))
         || applied.iter().any(|(name, _)| resets(name) && !name.is_ascii());
     let is_last = |name: &str| is_coded && name == CLIENT_ENCODING;
     if is_coded {
