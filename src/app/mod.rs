@@ -224,7 +224,7 @@ fn pool_settings(config: &Config) -> pool::Settings {
         databases: own(&pool.databases),
         users: own(&pool.users),
         connect_timeout: config.topology.connect_timeout,
-        ..pool::Settings::default()
+        max_prepared_statements: count(pool.max_prepared_statements),
     }
 }
 

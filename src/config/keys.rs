@@ -189,7 +189,7 @@ const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()
 const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\"";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 50] = [
+pub(super) const KEYS: [Key; 51] = [
     flagged(
         "listen.address",
         "--listen",
@@ -254,6 +254,10 @@ pub(super) const KEYS: [Key; 50] = [
     key("pool.server_idle_timeout", or_none(|c| &mut c.pool.server_idle_timeout)),
     key("pool.query_wait_timeout", or_none(|c| &mut c.pool.query_wait_timeout)),
     key("pool.idle_transaction_timeout", or_none(|c| &mut c.pool.idle_transaction_timeout)),
+    key(
+        "pool.max_prepared_statements",
+        Kind::Count { least: 1, field: |c| &mut c.pool.max_prepared_statements },
+    ),
     flagged("hold.timeout", "--hold-timeout", duration(|c| &mut c.hold.timeout)),
     key("hold.max_count", Kind::Count { least: 1, field: |c| &mut c.hold.max_count }),
     key("hold.max_bytes", Kind::Size(|c| &mut c.hold.max_bytes)),

@@ -256,6 +256,8 @@ pub struct Pool {
     pub query_wait_timeout: Duration,
     /// How long a client may do nothing in a transaction; zero: as long as it likes.
     pub idle_transaction_timeout: Duration,
+    /// Most prepared statements kept on a server connection.
+    pub max_prepared_statements: u64,
     /// `[[pool.database]]`
     pub databases: Vec<Override>,
     /// `[[pool.user]]`
@@ -276,6 +278,7 @@ impl Default for Pool {
             server_idle_timeout: Duration::from_secs(600),
             query_wait_timeout: Duration::from_secs(120),
             idle_transaction_timeout: Duration::ZERO,
+            max_prepared_statements: 200,
             databases: Vec::new(),
             users: Vec::new(),
         }

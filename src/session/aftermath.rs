@@ -321,6 +321,10 @@ impl Session {
             task.excluded.push(node);
             return Ok(Tried::Again(RetryCause::Refused));
         }
+        if whole && task.tries == 0 && code != sqlstate::QUERY_CANCELED {
+            // What another session did on that connection may be why (temp_buffers behind temporary tables).
+            return Ok(Tried::Again(RetryCause::Unsent));
+        }
         let report = if code == sqlstate::QUERY_CANCELED {
             outcome::cancelled()
         } else {
