@@ -13,12 +13,14 @@ use super::cancel_keys::{CancelKeys, Holder};
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
 use super::peers::{Forwarded, Peers};
+use super::replication;
 use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
-use crate::auth::{AuthType, ClientKey, Kind, Verifier};
+use crate::auth::{AuthType, ClientKey, Kind, Secret, Verifier};
+use crate::backend::Server;
 use crate::client::Door;
-use crate::client::handshake::Request;
+use crate::client::handshake::{Replication, Request};
 use crate::config::{AuthMethod, Config};
 use crate::session::shard::Shard;
 use crate::session::{outcome, settings};
@@ -126,6 +128,8 @@ pub(super) struct ShardDoor<'a> {
     cancelling: Cell<bool>,
     admitted: Cell<Option<i32>>,
     seat: RefCell<Seat>,
+    /// A replication client's own server connection.
+    server: RefCell<Option<Box<Server>>>,
     /// The limit that kept it out.
     kept_out_by: Cell<Option<ClientLimit>>,
 }
@@ -140,13 +144,14 @@ impl<'a> ShardDoor<'a> {
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
             seat: RefCell::new(seat),
+            server: RefCell::default(),
             kept_out_by: Cell::new(None),
         }
     }
 
-    /// The place of the client that was let in.
-    pub(super) fn into_seat(self) -> Seat {
-        self.seat.into_inner()
+    /// The place of the client that was let in, and the server connection that it has for itself.
+    pub(super) fn into_seat(self) -> (Seat, Option<Box<Server>>) {
+        (self.seat.into_inner(), self.server.into_inner())
     }
 
     /// The limit that kept the client out, if one did.
@@ -230,6 +235,14 @@ impl Door for ShardDoor<'_> {
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
     ) -> Result<Parameters, Vec<u8>> {
+        if request.replication == Replication::Wanted {
+            let secret = keys.map(|(client_key, server_key)| Secret::keys(client_key, server_key));
+            let opening = replication::open(self.shard, request, startup, secret, |cause| self.note(cause));
+            let server = self.asking(opening).await?;
+            let reported = server.reported.pairs().to_vec();
+            self.server.replace(Some(server));
+            return Ok(reported);
+        }
         let pairs = settings::from_startup(startup).map_err(|error| {
             let mut out = Vec::new();
             Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);

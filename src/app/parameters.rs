@@ -179,7 +179,7 @@ impl Reported {
 }
 
 /// What the client is told of an error that does not pass.
-fn refusal(error: ConnectError) -> Option<Refusal> {
+pub(super) fn refusal(error: ConnectError) -> Option<Refusal> {
     match error {
         ConnectError::Login(LoginError::Refused { code, frame, .. }) => {
             (!failure::passes(code)).then_some(Refusal { code: Some(code), frame })

@@ -135,22 +135,12 @@ impl Session {
                 biased;
                 lease = &mut lease => return Waited::Over(Box::new(lease)),
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.epoch_after(endpoint.epoch) => return Waited::Outdated,
+                () = self.shard.epoch_after(endpoint.epoch) => return Waited::Outdated,
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
                         return Waited::Cancelled;
                     }
                 }
-            }
-        }
-    }
-
-    /// Returns when a later epoch than this has begun. Cancel-safe.
-    async fn epoch_after(&self, epoch: Epoch) {
-        let mut changes = self.shard.snapshot_changed.subscribe();
-        while self.shard.snapshot.borrow().epoch <= epoch {
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
             }
         }
     }

@@ -20,6 +20,7 @@ mod listen;
 mod local;
 pub mod outcome;
 pub mod prepared;
+pub mod replication;
 mod row_shapes;
 mod run;
 pub mod settings;
