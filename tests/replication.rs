@@ -404,3 +404,41 @@ async fn the_drain_ends_them_at_its_time_out() {
     assert!(proxy.wait_exit().await.success());
     assert!(proxy.log().contains("shutdown_timeout is over"), "{}", proxy.log());
 }
+
+/// A subscription of another cluster: the copy of what is there, the changes after it, and its end, which drops the slot.
+#[tokio::test]
+async fn a_subscription_follows() {
+    let (sandbox, other) = tokio::join!(trusting(1), trusting(0));
+    let proxy = proxy(&sandbox, &[]).await;
+    let (publisher, subscriber) = (proxy.client().await, other.connect(0).await.unwrap());
+    let table = "CREATE TABLE followed (i int PRIMARY KEY, t text)";
+    publisher.batch_execute(table).await.unwrap();
+    subscriber.batch_execute(table).await.unwrap();
+    publisher
+        .batch_execute(
+            "INSERT INTO followed SELECT i, repeat('ü', 500) FROM generate_series(1, 5000) i;
+             CREATE PUBLICATION following FOR TABLE followed",
+        )
+        .await
+        .unwrap();
+    let subscribe =
+        format!("CREATE SUBSCRIPTION following CONNECTION '{}' PUBLICATION following", proxy.conninfo());
+    in_time("subscribing", subscriber.batch_execute(&subscribe)).await.unwrap();
+    let arrives = async |expected: &str| {
+        let sql = "SELECT concat_ws(' ', count(*), sum(i), sum(length(t))) FROM followed";
+        eventually("the changes arrive", async || one(&subscriber, sql).await == expected).await;
+    };
+    arrives("5000 12502500 2500000").await;
+    publisher
+        .batch_execute(
+            "BEGIN; DELETE FROM followed WHERE i > 10; UPDATE followed SET t = 'x' WHERE i = 1; COMMIT",
+        )
+        .await
+        .unwrap();
+    arrives("10 55 4501").await;
+    connections(&proxy, 1).await;
+    in_time("the end of it", subscriber.batch_execute("DROP SUBSCRIPTION following")).await.unwrap();
+    connections(&proxy, 0).await;
+    let slots = "SELECT count(*)::text FROM pg_replication_slots WHERE slot_type = 'logical'";
+    assert_eq!(one(&sandbox.connect(0).await.unwrap(), slots).await, "0");
+}

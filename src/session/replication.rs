@@ -25,6 +25,9 @@ use crate::telemetry::Counter;
 /// How long the client may take to read its last words.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 
+/// Reads and writes of one direction before others of the shard have their turn: a base backup would not let them.
+const MOVES_A_TURN: usize = 8;
+
 /// Terminate, with which a client says goodbye.
 const TERMINATE: u8 = b'X';
 /// ErrorResponse.
@@ -155,7 +158,7 @@ impl Direction {
         stock: &Stock,
         bytes: &Counter,
     ) -> Poll<Gone> {
-        loop {
+        for _ in 0..MOVES_A_TURN {
             let moved = match &mut self.under_way {
                 Some(window) => {
                     if let Err(error) = ready!(to.poll_write_ready(context)) {
@@ -195,6 +198,8 @@ impl Direction {
                 return Poll::Ready(gone);
             }
         }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
