@@ -97,7 +97,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("S10", "DO $$ BEGIN PERFORM 1; END $$", "W unseen"),
     ("S11", "PREPARE x AS SELECT 1", "W sql_prepare"),
     ("S11", "EXECUTE x(1)", "W"),
-    ("S11", "DEALLOCATE ALL", "W unknown"),
+    ("S11", "DEALLOCATE ALL", "W deallocate_all"),
     ("S12", "DECLARE c CURSOR FOR SELECT 1", "W"),
     ("S12", "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "W hold_cursor"),
     ("S12", "DECLARE c BINARY SCROLL CURSOR WITHOUT HOLD FOR SELECT 1", "W"),
@@ -371,6 +371,41 @@ fn f18_lists_of_columns_are_no_calls() {
     }
 }
 
+/// G05: what must be run where the client's statements have the client's names.
+#[test]
+fn sql_that_names_prepared_statements_says_so() {
+    for sql in [
+        "PREPARE s AS SELECT 1",
+        "EXECUTE s",
+        "execute s (1); SELECT 1",
+        "EXPLAIN ANALYZE EXECUTE s (1)",
+        "EXPLAIN (COSTS OFF) EXECUTE s",
+        "CREATE TEMP TABLE t AS EXECUTE s",
+        "CREATE TABLE IF NOT EXISTS a.t (x, y) WITH (fillfactor = 50) AS EXECUTE s(1, 2) WITH NO DATA",
+        "DEALLOCATE s",
+        "DEALLOCATE PREPARE s",
+        "SELECT * FROM pg_prepared_statements",
+        "SELECT count(*) FROM pg_catalog.\"pg_prepared_statements\" p WHERE p.from_sql",
+        "SELECT name FROM pg_catalog.pg_prepared_statement()",
+        "DO $$ BEGIN PERFORM FROM PG_prepared_statements; END $$",
+        "PREPARE transaction AS SELECT 1",
+    ] {
+        assert!(on(sql).names_prepared, "{sql}");
+    }
+    for sql in [
+        "PREPARE TRANSACTION 'x'",
+        "DEALLOCATE ALL",
+        "DISCARD ALL",
+        "SELECT * FROM pg_prepared_xacts",
+        "CREATE TRIGGER t AFTER INSERT ON t EXECUTE FUNCTION f()",
+        "GRANT EXECUTE ON FUNCTION f TO public",
+        "SELECT 1 AS execute",
+        "DO $$ BEGIN PERFORM 1; END $$; SELECT 'pg_prepared_statements'",
+    ] {
+        assert!(!on(sql).names_prepared, "{sql}");
+    }
+}
+
 #[test]
 fn every_hazard_is_answered_as_its_row_says() {
     let mut faults = Vec::new();
@@ -383,6 +418,7 @@ fn every_hazard_is_answered_as_its_row_says() {
             SessionEffect::Reset(_) => " reset",
             SessionEffect::ResetAll => " reset_all",
             SessionEffect::DiscardAll => " discard_all",
+            SessionEffect::DeallocateAll => " deallocate_all",
             SessionEffect::Deallocate(_) => " deallocate",
             SessionEffect::Unknown => " unknown",
         };
@@ -562,5 +598,23 @@ proptest! {
             prop_assert_eq!(on(&both).access, Access::Write);
             prop_assert_eq!(on(&both).pin, None::<PinReason>);
         }
+    }
+}
+
+/// What is known of roles beside the servers depends on seeing them altered.
+#[test]
+fn statements_about_roles_are_seen() {
+    for sql in [
+        "CREATE ROLE a",
+        "create user a password 'x'",
+        "ALTER GROUP a RENAME TO b",
+        "alter /* so */ role \"A\" set work_mem = '1MB'",
+        "DROP USER IF EXISTS a, b",
+        "SELECT 1; SELECT 2; DROP ROLE a; SELECT 3",
+    ] {
+        assert!(classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
+    }
+    for sql in ["CREATE TABLE role (i int)", "SELECT 'DROP ROLE a'", "DROP DATABASE a", "SET ROLE a"] {
+        assert!(!classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
     }
 }

@@ -131,9 +131,13 @@ fn flags_win_over_environment_over_file() {
 fn every_flag_reaches_its_key() {
     let flags = "--nodes h1 --listen 0.0.0.0:1,[::]:2 --admin 127.0.0.1:3 --user u --database d --auth trust \
                  --max-lag 2s --mode split --pool-size 4 --shards 5 --log-level debug --log-format json \
-                 --hold-timeout 6s --shutdown-timeout 7s --peers pods:6432,[::1]:2 --pool-mode session";
+                 --hold-timeout 6s --shutdown-timeout 7s --peers pods:6432,[::1]:2 --pool-mode session \
+                 --listen-primary [::]:3 --listen-standby [::]:4,[::]:5 --listen-prefer-standby [::]:6";
     let config = loaded("", &[], &flags.split_whitespace().collect::<Vec<_>>());
     assert_eq!(config.listen.addresses.len(), 2);
+    let further: Vec<usize> =
+        config.listen.further().iter().map(|(_, addresses, _)| addresses.len()).collect();
+    assert_eq!(further, [1, 2, 1]);
     assert_eq!(config.admin.address, Some("127.0.0.1:3".parse().expect("address")));
     assert_eq!((&*config.cluster.user, &*config.cluster.database), ("u", "d"));
     assert_eq!(config.auth.method, AuthMethod::Trust);
@@ -143,6 +147,21 @@ fn every_flag_reaches_its_key() {
     assert_eq!((config.pool.size, config.pool.mode), (4, PoolMode::Session));
     assert_eq!((&*config.log.filter, config.log.format), ("debug", LogFormat::Json));
     assert_eq!(config.shutdown.timeout, Duration::from_secs(7));
+}
+
+/// What an address is for must be clear.
+#[test]
+fn an_address_is_one_thing_only() {
+    let text = "[cluster]\nnodes = [\"a\"]\n[listen]\naddress = \"[::]:1\"\nprimary_address = [\"[::]:2\", \"[::]:2\"]\n\
+                standby_address = \"[::]:1\"\nprefer_standby_address = \"[::]:3\"\n[admin]\naddress = \"[::]:3\"\n";
+    assert_eq!(
+        faults_of(text),
+        [
+            "p.toml:5 listen.primary_address: [::]:2 is listed twice",
+            "p.toml:6 listen.standby_address: [::]:1 is also in listen.address",
+            "p.toml:9 admin.address: [::]:3 is also an address for clients",
+        ]
+    );
 }
 
 /// A peer has no usual port, and is reached by TCP.

@@ -187,12 +187,10 @@ async fn the_first_packets() {
     }
 
     // Who has proved itself is told so before it is told what else is wrong.
-    for (name, value, expected) in
-        [("database", "nowhere", "RE"), ("options", "-c no_such=1", "RE"), ("user", "no_such_role", "RE")]
-    {
+    for (name, value) in [("database", "nowhere"), ("options", "-c no_such=1"), ("user", "no_such_role")] {
         let mut raw = proxy.raw().await;
         raw.send(&startup(PROTOCOL_3_0, &[("user", "postgres"), (name, value)])).await;
-        assert_eq!(kinds(&raw.read_to_end().await), expected, "{name}");
+        assert_eq!(kinds(&raw.read_to_end().await), "RE", "{name}");
     }
 
     // What says no in PostgreSQL's words is no replication; a parameter of its own wins over the options.

@@ -224,9 +224,12 @@ async fn what_follows_a_rollback_may_have_been_committed() {
             direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0) == count
         })
         .await;
-        let sql =
-            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-        assert!(direct.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
+        running::eventually("the procedure sleeps and is ended", async || {
+            let sql =
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            direct.query(sql, &[]).await.unwrap().len() == 1
+        })
+        .await;
         let answer = client.read_until(b'Z').await;
         assert_eq!(errors(&answer), ["08007"], "{answer:?}");
         assert_eq!(answer.last().unwrap().body, b"I");

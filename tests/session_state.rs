@@ -9,7 +9,7 @@
 mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, bind, errors, execute, kinds, parse, values};
+use running::{Message, RawClient, Running, bind, errors, eventually, execute, kinds, parse, values};
 
 struct Two {
     _sandbox: Sandbox,
@@ -339,7 +339,7 @@ async fn the_server_process_stays_with_who_asked_for_it() {
     run(&mut all.one, harmless).await;
     assert_eq!(all.pins("backend_pid").await, 0.0);
     let told = values(&run(&mut all.one, "SELECT pg_backend_pid()").await);
-    assert_eq!(all.pins("backend_pid").await, 1.0);
+    eventually("it is pinned", async || all.pins("backend_pid").await >= 1.0).await;
     for _ in 0..3 {
         all.two_gets_through().await;
         let sql = "SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()";
@@ -347,12 +347,11 @@ async fn the_server_process_stays_with_who_asked_for_it() {
         assert_eq!(values(&run(&mut all.one, "SELECT pg_backend_pid()").await), told);
     }
     run(&mut all.one, "DISCARD ALL").await;
-    all.two_gets_through().await;
-    let sql =
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state = 'idle'";
-    run(&mut all.two, sql).await;
-    let sql = "SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()";
-    assert_eq!(values(&run(&mut all.two, sql).await), told, "the connection used last, free again");
+    // Both connections are free for others, each in a transaction.
+    let mut three = all.proxy.raw_logged_in().await;
+    for client in [&mut all.two, &mut three] {
+        run(client, "BEGIN; CREATE TABLE free (n int); ROLLBACK; BEGIN; SELECT txid_current()").await;
+    }
 }
 
 /// G01, G04: a connection on which unseen code has run goes back at once, best to the same session; another session finds it as new.
@@ -379,4 +378,103 @@ async fn what_unseen_code_left_is_reset_before_another_session_only() {
         run(&mut all.two, "DISCARD ALL").await;
         run(&mut all.one, "SELECT leaves()").await;
     }
+}
+
+/// G06: what an INSERT made a sequence give is the session's own to ask for, and never another session's.
+#[tokio::test]
+async fn what_a_sequence_gave_last_is_the_sessions_own() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE TABLE t (id serial, who text)").await;
+    let last = async |client: &mut RawClient| {
+        let answer = client.query("SELECT lastval()").await;
+        if errors(&answer).is_empty() { values(&answer).concat() } else { errors(&answer).concat() }
+    };
+    // A session that has inserted nothing gets PostgreSQL's error, not the value of another.
+    run(&mut all.one, "INSERT INTO t (who) VALUES ('one')").await;
+    assert_eq!(last(&mut all.two).await, "55000");
+    // From the first question on whoever inserts stays where it has.
+    for round in 0..3 {
+        run(&mut all.one, "INSERT INTO t (who) VALUES ('one')").await;
+        let mut three = all.proxy.raw_logged_in().await;
+        drop(std::mem::replace(&mut all.two, three));
+        three = all.proxy.raw_logged_in().await;
+        run(&mut three, "INSERT INTO t (who) VALUES ('three')").await;
+        let own = values(&run(&mut all.one, "SELECT max(id) FROM t WHERE who = 'one'").await).concat();
+        assert_eq!(last(&mut all.one).await, own, "{round}");
+        let own = values(&run(&mut three, "SELECT max(id) FROM t WHERE who = 'three'").await).concat();
+        assert_eq!(last(&mut three).await, own, "{round}");
+    }
+    assert!(all.pins("sequence").await >= 2.0);
+}
+
+/// Prepares statements by the protocol, one packet.
+async fn prepare(client: &mut RawClient, statements: &[(&str, &str)]) {
+    let messages: Vec<Vec<u8>> = statements.iter().map(|(name, sql)| parse(name, sql)).collect();
+    let answer = client.extended(&messages).await;
+    assert_eq!(errors(&answer), [""; 0], "{statements:?}: {answer:?}");
+}
+
+async fn executed(client: &mut RawClient, name: &str) -> Vec<String> {
+    let answer = client.extended(&[bind("", name, &[]), execute("")]).await;
+    let errors = errors(&answer);
+    if errors.is_empty() { values(&answer) } else { errors }
+}
+
+const LISTED: &str = "SELECT name || '=' || statement FROM pg_prepared_statements ORDER BY name";
+
+/// G02: who looks at what is prepared sees its own, and each finds its own afterwards.
+#[tokio::test]
+async fn prepared_statements_are_listed_for_their_own_client_alone() {
+    let mut all = Two::start().await;
+    prepare(&mut all.one, &[("s", "SELECT 'secret of one'"), ("t", "SELECT 1")]).await;
+    prepare(&mut all.two, &[("s", "SELECT 'secret of two'"), ("u", "SELECT 1")]).await;
+    for _ in 0..2 {
+        assert_eq!(
+            values(&run(&mut all.one, LISTED).await),
+            ["s=SELECT 'secret of one'", "t=SELECT 1"],
+            "one"
+        );
+        assert_eq!(
+            values(&run(&mut all.two, LISTED).await),
+            ["s=SELECT 'secret of two'", "u=SELECT 1"],
+            "two"
+        );
+        assert_eq!(executed(&mut all.one, "s").await, ["secret of one"]);
+        assert_eq!(executed(&mut all.two, "s").await, ["secret of two"]);
+        assert_eq!(values(&run(&mut all.two, "EXECUTE u").await), ["1"]);
+        assert_eq!(errors(&all.one.query("EXECUTE u").await), ["26000"]);
+    }
+    // In a transaction, too.
+    run(&mut all.one, "BEGIN; SELECT 1").await;
+    assert_eq!(values(&run(&mut all.one, LISTED).await).len(), 2);
+    assert_eq!(values(&run(&mut all.one, "EXECUTE s").await), ["secret of one"]);
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(values(&run(&mut all.two, LISTED).await).len(), 2);
+    // PREPARE keeps the server, and its end gives it back.
+    run(&mut all.one, "PREPARE q AS SELECT 1").await;
+    run(&mut all.one, "SELECT 1").await;
+    assert_eq!(all.pins("sql_prepare").await, 1.0);
+    run(&mut all.one, "DEALLOCATE q").await;
+    all.two_gets_through().await;
+    assert_eq!(executed(&mut all.one, "s").await, ["secret of one"]);
+    // One that ends while its names are there takes the connection with it.
+    run(&mut all.one, "PREPARE q AS SELECT 1").await;
+    drop(all.one);
+    assert_eq!(values(&run(&mut all.two, LISTED).await).len(), 2);
+    assert_eq!(executed(&mut all.two, "s").await, ["secret of two"]);
+}
+
+/// G02: code that drops what other sessions have prepared on the connection does not make their names mean something else.
+#[tokio::test]
+async fn code_that_deallocates_all_does_so_for_its_own_client() {
+    let mut all = Two::start().await;
+    prepare(&mut all.one, &[("s", "SELECT 'first'")]).await;
+    prepare(&mut all.two, &[("s", "SELECT 'first'")]).await;
+    run(&mut all.one, "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await;
+    prepare(&mut all.one, &[("s", "SELECT 'second'")]).await;
+    assert_eq!(executed(&mut all.one, "s").await, ["second"]);
+    assert_eq!(executed(&mut all.two, "s").await, ["first"]);
+    run(&mut all.one, "DEALLOCATE ALL").await;
+    assert_eq!(executed(&mut all.one, "s").await, ["26000"]);
+    assert_eq!(executed(&mut all.two, "s").await, ["first"]);
 }

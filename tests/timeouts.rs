@@ -6,8 +6,14 @@
 
 mod running;
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{RawClient, Running, errors, eventually, kinds, query, values};
+use running::{RawClient, Running, errors, eventually, frame, kinds, query, values};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 async fn single() -> (Sandbox, Running) {
     let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
@@ -116,4 +122,57 @@ async fn a_session_time_out_of_an_idle_server_connection_is_not_seen() {
         })
         .await;
     }
+}
+
+/// A way to the server that once, when a statement with this marker comes, says instead of it what a server says that has just
+/// ended for having waited too long.
+async fn ended_just_before(server: SocketAddr, marker: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let ended = Arc::new(AtomicBool::new(false));
+        while let Ok((client, _)) = listener.accept().await {
+            let ended = Arc::clone(&ended);
+            tokio::spawn(async move {
+                let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+                let (mut from_client, to_client) = client.into_split();
+                let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
+                let back = Arc::clone(&to_client);
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 65_536];
+                    while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+                        back.lock().await.write_all(&bytes[..count]).await.unwrap();
+                    }
+                });
+                let mut bytes = vec![0; 65_536];
+                while let Ok(count @ 1..) = from_client.read(&mut bytes).await {
+                    let came = &bytes[..count];
+                    let is_it = came.windows(marker.len()).any(|part| part == marker.as_bytes());
+                    if is_it && !ended.swap(true, Ordering::SeqCst) {
+                        let fatal = b"SFATAL\0VFATAL\0C57P05\0Mterminating connection due to idle-session timeout\0\0";
+                        let mut client = to_client.lock().await;
+                        client.write_all(&frame(b'E', fatal)).await.unwrap();
+                        return client.shutdown().await.unwrap();
+                    }
+                    to_server.write_all(came).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+/// X08, G21: a server that ended by its session time-out just as a write was sent has not read it: it is run on another connection,
+/// once.
+#[tokio::test]
+async fn what_a_server_ended_before_is_run_elsewhere() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let node = ended_just_before(sandbox.node(0).address(), "VALUES (7)").await;
+    let proxy = Running::start_at(&[node], &sandbox, &["--auth", "trust", "--shards", "1"], &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    client.query("CREATE TABLE t (n int)").await;
+    let inserted = client.query("INSERT INTO t VALUES (7)").await;
+    assert_eq!((kinds(&inserted), errors(&inserted)), ("CZ".to_owned(), vec![]), "{inserted:?}");
+    assert_eq!(values(&client.query("SELECT n FROM t").await), ["7"]);
+    assert!(proxy.metric("pgsteer_retries_total", &[("cause", "unsent")]).await >= 1.0);
 }

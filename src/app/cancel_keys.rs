@@ -96,6 +96,11 @@ impl CancelKeys {
         self.lock().remove(&process_id);
     }
 
+    /// The session that was given this process id.
+    pub(super) fn session(&self, process_id: i32) -> Option<Holder> {
+        self.lock().get(&process_id).map(|(_, holder)| *holder)
+    }
+
     /// Whose key this is.
     pub(super) fn holder(&self, process_id: i32, key: &[u8]) -> Option<Holder> {
         let given = self.lock();

@@ -17,14 +17,15 @@ use super::replication;
 use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
-use crate::auth::{AuthType, ClientKey, Kind, Secret, Verifier};
+use crate::auth::{AuthType, ClientKey, Kind, Secret, Users, Verifier};
 use crate::backend::Server;
-use crate::client::Door;
 use crate::client::handshake::{Replication, Request};
+use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
+use crate::route::Mode;
 use crate::session::shard::Shard;
 use crate::session::{outcome, settings};
-use crate::topology::model::Snapshot;
+use crate::topology::model::{Role, Snapshot};
 use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
 use crate::wire::sqlstate as state;
@@ -94,9 +95,24 @@ impl House {
         self.reported.forget_database(database);
     }
 
-    /// A server has refused this user's keys: the password may have been set again.
+    /// Forgets what is known of these users.
+    pub(super) fn forget_users(&self, users: &Users) {
+        self.verifiers.forget(users);
+        self.reported.forget_users(users);
+    }
+
+    /// Asks the session of this process for the process of its server connection.
+    pub(super) fn server_process(&self, process_id: i32) -> Option<oneshot::Receiver<i32>> {
+        let holder = self.cancel_keys.session(process_id)?;
+        let (answer, answered) = oneshot::channel();
+        let asked = Command::ServerProcess { session: holder.session, answer };
+        self.commands.get(holder.shard)?.send(asked).ok().map(|()| answered)
+    }
+
+    /// A server has refused this user's keys, or says that it is another role by now.
     pub(super) fn doubt(&self, user: &str) {
         self.verifiers.doubt(user);
+        self.reported.forget_users(&Users::of([user.to_owned()]));
     }
 
     /// Forgets a client's cancel key.
@@ -122,6 +138,8 @@ pub(super) struct ShardDoor<'a> {
     house: &'a Arc<House>,
     shard: &'a Shard,
     session: u64,
+    /// What the endpoint is for.
+    mode: Mode,
     /// What the login is waiting for, when it waits for a server.
     waits_for: RefCell<Option<String>>,
     /// It is no login: a cancel request is being dealt with.
@@ -135,11 +153,17 @@ pub(super) struct ShardDoor<'a> {
 }
 
 impl<'a> ShardDoor<'a> {
-    pub(super) fn new(house: &'a Arc<House>, shard: &'a Shard, session: u64, seat: Seat) -> Self {
+    pub(super) fn new(
+        house: &'a Arc<House>,
+        shard: &'a Shard,
+        session: u64,
+        (seat, mode): (Seat, Mode),
+    ) -> Self {
         Self {
             house,
             shard,
             session,
+            mode,
             waits_for: RefCell::default(),
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
@@ -188,12 +212,46 @@ impl<'a> ShardDoor<'a> {
         }
     }
 
+    /// A server connection of the client's own, in place of what other logins are told; `into_seat` gives it.
+    async fn open_replication(
+        &self,
+        request: &Request,
+        startup: &Startup,
+        keys: Option<&(ClientKey, [u8; 32])>,
+    ) -> Result<Granted, Denial> {
+        if self.mode == Mode::Standby {
+            return Err(denied(&replication::not_at_standbys()));
+        }
+        let secret = keys.map(|(client_key, server_key)| Secret::keys(client_key, server_key));
+        let opening = replication::open(self.shard, request, startup, secret, |cause| self.note(cause));
+        let server = self.asking(opening).await?;
+        let parameters = server.reported.pairs().to_vec();
+        self.server.replace(Some(server));
+        Ok(Granted { parameters, role: None })
+    }
+
     /// Runs what asks servers; `too_late` tells the last cause that it notes.
     async fn asking<T>(&self, question: impl Future<Output = T>) -> T {
         self.note("No server has answered yet");
         let answer = question.await;
         self.waits_for.replace(None);
         answer
+    }
+
+    /// The nodes are known, and no standby is among them.
+    fn is_without_standby(&self) -> bool {
+        let snapshot = self.shard.snapshot.borrow();
+        snapshot.primary.is_some() && !snapshot.nodes.iter().any(|node| node.role == Role::Standby)
+    }
+
+    /// Whether the session is on a standby, as far as it is known before its first statement.
+    fn in_hot_standby(&self) -> bool {
+        match self.mode {
+            // Writes work, whichever node was asked.
+            Mode::Split | Mode::Primary => false,
+            Mode::Standby => true,
+            Mode::PreferStandby => !self.is_without_standby(),
+        }
     }
 
     fn note(&self, cause: &str) {
@@ -207,7 +265,12 @@ impl Door for ShardDoor<'_> {
     }
 
     fn closed(&self) -> Option<Box<Report>> {
-        self.shard.draining.get().then(|| Box::new(outcome::shutting_down()))
+        if self.shard.draining.get() {
+            return Some(Box::new(outcome::shutting_down()));
+        }
+        // Whoever lists several hosts tries the next one.
+        (self.mode == Mode::Standby && self.is_without_standby())
+            .then(|| Box::new(outcome::no_standby_at_login()))
     }
 
     fn take_place(&self) -> Result<(), Box<Report>> {
@@ -234,26 +297,18 @@ impl Door for ShardDoor<'_> {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> Result<Parameters, Vec<u8>> {
+    ) -> Result<Granted, Denial> {
         if request.replication == Replication::Wanted {
-            let secret = keys.map(|(client_key, server_key)| Secret::keys(client_key, server_key));
-            let opening = replication::open(self.shard, request, startup, secret, |cause| self.note(cause));
-            let server = self.asking(opening).await?;
-            let reported = server.reported.pairs().to_vec();
-            self.server.replace(Some(server));
-            return Ok(reported);
+            return self.open_replication(request, startup, keys).await;
         }
         let pairs = settings::from_startup(startup).map_err(|error| {
-            let mut out = Vec::new();
-            Report::fatal(state::INVALID_PARAMETER_VALUE, format!("pgsteer: {error}")).put(&mut out);
-            out
+            let report = Report::fatal(error.code(), error.to_string());
+            denied(&error.hint().into_iter().fold(report, Report::hint))
         })?;
         // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.
         let opaque = |(name, value): &&(String, String)| !is_application_name(name) && !text::is_utf8(value);
         if let Some((name, _)) = pairs.iter().find(opaque) {
-            let mut out = Vec::new();
-            not_utf8(name).put(&mut out);
-            return Err(out);
+            return Err(denied(&not_utf8(name)));
         }
         // A name that the server takes as it is makes no question of its own: many clients have one each.
         let (plain_names, settings): (Parameters, Parameters) =
@@ -262,6 +317,10 @@ impl Door for ShardDoor<'_> {
             user: request.user.clone(),
             database: request.database.clone(),
             settings,
+            first: match self.mode {
+                Mode::Split | Mode::Primary => Role::Primary,
+                Mode::Standby | Mode::PreferStandby => Role::Standby,
+            },
             proof: keys.map(|(_, server_key)| *server_key),
         };
         let client_key = keys.map(|(client_key, _)| client_key);
@@ -271,12 +330,12 @@ impl Door for ShardDoor<'_> {
                 // The password has been changed since the verifier was asked for.
                 self.house.verifiers.doubt(&request.user);
             }
-            refusal.frame
+            refusal.denial
         })?;
-        for (name, value) in &mut found {
+        for (name, value) in &mut found.parameters {
             if name == "in_hot_standby" {
-                // Writes work at this endpoint, whichever node was asked.
-                "off".clone_into(value);
+                let told = if self.in_hot_standby() { "on" } else { "off" };
+                told.clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
                 value.truncate(APPLICATION_NAME_BYTES_MAX);
@@ -324,6 +383,13 @@ fn not_utf8(name: &str) -> Report {
     )
     .detail("Only user, database and application_name may be in another encoding.")
     .hint("Set it by a SET command after the login.")
+}
+
+/// Told to a client that has proved itself, as a server would.
+fn denied(report: &Report) -> Denial {
+    let mut frame = Vec::new();
+    report.put(&mut frame);
+    Denial { frame, authenticated: true }
 }
 
 fn is_application_name(name: &str) -> bool {

@@ -40,7 +40,7 @@ pub(super) struct Asked {
 
 /// One round of asking: whom, and what their refusals amount to.
 pub(super) struct Round {
-    /// Nodes to ask, the primary first.
+    /// Nodes to ask, in order.
     pub(super) nodes: Vec<Asked>,
     /// The picture they were chosen by.
     pub(super) seen: Picture,
@@ -75,8 +75,13 @@ impl LoginRole {
         }
     }
 
-    /// A round by the picture of now.
+    /// A round by the picture of now, the primary first.
     pub(super) fn round(&self) -> Round {
+        self.round_from(Role::Primary)
+    }
+
+    /// A round by the picture of now, nodes of this role first.
+    pub(super) fn round_from(&self, first: Role) -> Round {
         let snapshot = self.snapshots.borrow();
         let of = |role| {
             snapshot.nodes.iter().filter(move |node| node.role == role).map(move |node| Asked {
@@ -85,8 +90,9 @@ impl LoginRole {
                 primary: role == Role::Primary,
             })
         };
+        let second = if first == Role::Primary { Role::Standby } else { Role::Primary };
         Round {
-            nodes: of(Role::Primary).chain(of(Role::Standby)).collect(),
+            nodes: of(first).chain(of(second)).collect(),
             seen: Picture::of(&snapshot),
             all: snapshot.nodes.len(),
             refusals: 0,

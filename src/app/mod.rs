@@ -31,6 +31,7 @@ use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
 use crate::config::{self, Config};
 use crate::pool::limits::{count_limit, time_limit};
+use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -108,8 +109,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
         }
         None => None,
     };
-    for listener in &listeners {
-        tracing::info!(address = %listener.local_addr()?, shards = shard_count, "accepting clients");
+    for (listener, mode) in &listeners {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, mode = mode.as_str(), shards = shard_count, "accepting clients");
     }
     let accepting = tokio::spawn(shards::accept(listeners, commands.clone(), seats));
     let signal = tokio::select! {
@@ -162,11 +164,20 @@ async fn drain(
     }
 }
 
-fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let distinct: HashSet<_> = config.listen.addresses.iter().copied().collect();
-    distinct
+/// All listeners, and what their clients are for.
+fn listen(config: &Config) -> Result<Vec<(TcpListener, Mode)>, StartError> {
+    let own: HashSet<_> = config.listen.addresses.iter().copied().collect();
+    let own = own.into_iter().map(|address| (address, config.routing.mode));
+    let further = config
+        .listen
+        .further()
         .into_iter()
-        .map(|address| net::listen(address).map_err(|source| StartError::Listen { address, source }))
+        .flat_map(|(_, addresses, mode)| addresses.iter().map(move |address| (*address, mode)));
+    own.chain(further)
+        .map(|(address, mode)| {
+            let listener = net::listen(address).map_err(|source| StartError::Listen { address, source })?;
+            Ok((listener, mode))
+        })
         .collect()
 }
 
@@ -237,7 +248,8 @@ fn count(count: u64) -> usize {
 }
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
-    let (monitor, metrics, house) = (monitor.clone(), metrics.clone(), Arc::clone(house));
+    let (monitor, metrics) = (monitor.clone(), metrics.clone());
+    let [of_databases, of_users, of_sessions] = [(); 3].map(|()| Arc::clone(house));
     Shared {
         settings: session::Settings {
             hold_timeout: config.hold.timeout,
@@ -258,7 +270,9 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
-        forget_database: Box::new(move |database| house.forget_database(database)),
+        forget_database: Box::new(move |database| of_databases.forget_database(database)),
+        forget_users: Box::new(move |users| of_users.forget_users(users)),
+        server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use crate::auth::Secret;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint, Server};
+use crate::client::Denial;
 use crate::client::handshake::Request;
 use crate::session::shard::{Shard, SuspectCause};
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
+use crate::wire::reply::Report;
+use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
 
 use super::parameters;
@@ -26,7 +29,7 @@ pub(super) async fn open(
     startup: &Startup,
     secret: Option<Secret<'static>>,
     note: impl Fn(&str),
-) -> Result<Box<Server>, Vec<u8>> {
+) -> Result<Box<Server>, Denial> {
     let (user, database): (Arc<str>, Arc<str>) =
         (request.user.as_str().into(), request.database.as_str().into());
     let parameters = startup.parameters.iter().filter(|(name, _)| name != "user" && name != "database");
@@ -66,8 +69,8 @@ pub(super) async fn open(
             Ok(server) => return Ok(server),
             Err(error) => {
                 let cause = error.to_string();
-                if let Some(frame) = refusal(error) {
-                    return Err(frame);
+                if let Some(denial) = refusal(error) {
+                    return Err(denial);
                 }
                 note(&cause);
                 shard.suspect(node, SuspectCause::ConnectionLost);
@@ -89,9 +92,22 @@ fn primary(shard: &Shard) -> Option<(NodeId, Arc<NodeAddress>, Epoch)> {
 
 /// The ErrorResponse of what does not pass soon. A server without a free slot for replication is one: whoever has one keeps it,
 /// and clients come again by themselves.
-fn refusal(error: ConnectError) -> Option<Vec<u8>> {
+fn refusal(error: ConnectError) -> Option<Denial> {
     match error {
-        ConnectError::Login(LoginError::Refused { code, frame, .. }) if &code.class() == b"53" => Some(frame),
-        error => parameters::refusal(error).map(|refusal| refusal.frame),
+        ConnectError::Login(LoginError::Refused { code, frame, authenticated, .. })
+            if &code.class() == b"53" =>
+        {
+            Some(Denial { frame, authenticated })
+        }
+        error => parameters::refusal(error).map(|refusal| refusal.denial),
     }
+}
+
+/// At an endpoint that never leads to the primary.
+pub(super) fn not_at_standbys() -> Report {
+    Report::fatal(
+        state::FEATURE_NOT_SUPPORTED,
+        "pgsteer: replication connections lead to the primary, and this endpoint to standbys only",
+    )
+    .hint("Connect to another endpoint of pgsteer, or to the standby itself.")
 }

@@ -16,10 +16,11 @@ use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
 use crate::backend::Server;
 use crate::classify::StandardConformingStrings;
-use crate::client::{self, LoggedIn, Outcome};
+use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
-use crate::session::control::{Control, Taken};
+use crate::route::Mode;
+use crate::session::control::{Answered, Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
 use crate::session::{outcome, replication, settings};
@@ -39,14 +40,21 @@ const LATE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a shard is told.
 pub(super) enum Command {
-    /// A new client.
-    Client(std::net::TcpStream, Seat),
+    /// A new client, and what its endpoint is for.
+    Client(std::net::TcpStream, Seat, Mode),
     /// Cancel what that session does.
     Cancel {
         /// The session.
         session: u64,
         /// Dropped when that is over.
         taken: Taken,
+    },
+    /// Tell the process of the server connection that this session has on the primary.
+    ServerProcess {
+        /// The session.
+        session: u64,
+        /// Dropped where it has none.
+        answer: Answered,
     },
     /// Sever connections to this node that are older than this epoch; then answer.
     Fence {
@@ -206,8 +214,9 @@ impl ShardThread {
 
     fn command(&self, shard: &Rc<Shard>, command: Command) {
         match command {
-            Command::Client(stream, seat) => self.take_in(shard, stream, seat),
+            Command::Client(stream, seat, mode) => self.take_in(shard, stream, (seat, mode)),
             Command::Cancel { session, taken } => shard.cancel(session, taken),
+            Command::ServerProcess { session, answer } => shard.server_process(session, answer),
             Command::Fence { node, epoch, done } => {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.
@@ -218,7 +227,7 @@ impl ShardThread {
         }
     }
 
-    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, seat: Seat) {
+    fn take_in(&self, shard: &Rc<Shard>, stream: std::net::TcpStream, entry: (Seat, Mode)) {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -236,7 +245,7 @@ impl ShardThread {
         // Here and not in its task: a drain that begins before the task runs must know of it.
         let session = shard.enter(Rc::clone(&control));
         let (shard, house) = (Rc::clone(shard), Arc::clone(&self.house));
-        tokio::task::spawn_local(client_task(shard, house, client, (control, session), seat));
+        tokio::task::spawn_local(client_task(shard, house, client, (control, session), entry));
     }
 }
 
@@ -262,10 +271,10 @@ async fn client_task(
     house: Arc<House>,
     client: Rc<TcpStream>,
     (control, session): (Rc<Control>, u64),
-    seat: Seat,
+    entry: (Seat, Mode),
 ) {
     // The place is given up when everything of the session is gone.
-    if let Some(admitted) = Box::pin(log_in(&shard, &house, &client, (&control, session), seat)).await {
+    if let Some(admitted) = Box::pin(log_in(&shard, &house, &client, (&control, session), entry)).await {
         let Admitted { role, process_id, early, seat: _seat } = admitted;
         control.logging_in.set(false);
         control.process_id.set(process_id);
@@ -287,17 +296,17 @@ async fn log_in(
     house: &Arc<House>,
     client: &Rc<TcpStream>,
     (control, session): (&Control, u64),
-    seat: Seat,
+    (seat, mode): (Seat, Mode),
 ) -> Option<Admitted> {
     // It may bring a cancel request.
     let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
-    let door = ShardDoor::new(house, shard, session, seat);
+    let door = ShardDoor::new(house, shard, session, (seat, mode));
     let report = tokio::select! {
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
             Ok(Ok(Outcome::In(logged_in))) => {
                 let (seat, server) = door.into_seat();
-                let (identity, process_id, early) = let_in(shard, *logged_in);
+                let (identity, process_id, early) = let_in(shard, *logged_in, mode);
                 let role = match server {
                     Some(server) => Role::Replication(server),
                     None => Role::Session(Box::new(identity)),
@@ -329,8 +338,9 @@ async fn log_in(
     None
 }
 
-fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
-    let LoggedIn { request, startup, keys, parameters, process_id, early } = logged_in;
+fn let_in(shard: &Shard, logged_in: LoggedIn, mode: Mode) -> (Identity, i32, Vec<u8>) {
+    let LoggedIn { request, startup, keys, granted, process_id, early } = logged_in;
+    let Granted { parameters, role } = granted;
     let mut settings = settings::from_startup(&startup).unwrap_or_default();
     // What a server makes of other bytes than printable ASCII depends on its version.
     for (_, value) in settings.iter_mut().filter(|(name, _)| name == "application_name") {
@@ -339,6 +349,8 @@ fn let_in(shard: &Shard, logged_in: LoggedIn) -> (Identity, i32, Vec<u8>) {
     let identity = Identity {
         user: request.user.as_str().into(),
         database: request.database.as_str().into(),
+        mode,
+        role,
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
         settings,
         strings: strings(&parameters),
@@ -376,9 +388,9 @@ fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {
 }
 
 /// Accepts clients and hands them out to the shards in turn.
-pub(super) async fn accept(listeners: Vec<TcpListener>, commands: Commands, seats: Arc<Seats>) {
+pub(super) async fn accept(listeners: Vec<(TcpListener, Mode)>, commands: Commands, seats: Arc<Seats>) {
     let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
+    for (listener, mode) in listeners {
         let (commands, seats) = (commands.clone(), Arc::clone(&seats));
         accepting.spawn(async move {
             let mut next = 0usize;
@@ -390,7 +402,7 @@ pub(super) async fn accept(listeners: Vec<TcpListener>, commands: Commands, seat
                             continue;
                         };
                         if let Ok(stream) = stream.into_std() {
-                            next = hand_out((stream, seat), &commands, next);
+                            next = hand_out(Command::Client(stream, seat, mode), &commands, next);
                         }
                     }
                     Err(error) => {
@@ -406,8 +418,8 @@ pub(super) async fn accept(listeners: Vec<TcpListener>, commands: Commands, seat
 }
 
 /// Gives a client to the shard behind `last`, or the next that has not ended; gives which. Where all have ended, nobody is served.
-fn hand_out((stream, seat): (std::net::TcpStream, Seat), commands: &Commands, last: usize) -> usize {
-    let mut command = Command::Client(stream, seat);
+fn hand_out(client: Command, commands: &Commands, last: usize) -> usize {
+    let mut command = client;
     let mut next = last;
     for _ in 0..commands.len() {
         next = (next + 1) % commands.len();

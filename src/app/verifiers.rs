@@ -5,6 +5,7 @@
 //! a user at a time, and answers that let nobody in are kept for a moment, too. Must not know: clients.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::failure::{Cause, Failure, PAUSE, Passing, Warnings};
 use super::flights::Flights;
 use super::login_role::LoginRole;
-use crate::auth::Verifier;
+use crate::auth::{Users, Verifier};
 use crate::config::Config;
 use crate::topology::model::NodeAddress;
 
@@ -40,6 +41,8 @@ pub(super) struct Verifiers {
     asking: Semaphore,
     flights: Arc<Flights<String, Answer>>,
     entries: Mutex<HashMap<String, Entry>>,
+    /// How often something was forgotten: what was asked for before that is not remembered.
+    forgotten: AtomicU64,
     warnings: Warnings,
 }
 
@@ -101,6 +104,7 @@ impl Verifiers {
             asking: Semaphore::new(ASKING_MAX),
             flights: Arc::default(),
             entries: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             warnings: Warnings::default(),
         })
     }
@@ -142,6 +146,13 @@ impl Verifiers {
         }
     }
 
+    /// These users' roles are created, altered or dropped.
+    pub(super) fn forget(&self, users: &Users) {
+        let mut entries = self.entries();
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        entries.retain(|user, _| !users.include(user));
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,9 +167,12 @@ impl Verifiers {
         self.entries().get(user)?.verifier.clone()
     }
 
-    fn remember(&self, user: &str, answer: &Answer) {
+    fn remember(&self, user: &str, answer: &Answer, forgotten_before: u64) {
         let now = Instant::now();
         let mut entries = self.entries();
+        if self.forgotten.load(Ordering::SeqCst) != forgotten_before {
+            return;
+        }
         if entries.len() >= CACHED_MAX && !entries.contains_key(user) {
             entries.retain(|_, entry| entry.verifier.is_some());
             if entries.len() >= CACHED_MAX {
@@ -179,8 +193,9 @@ impl Verifiers {
     async fn ask(self: &Arc<Self>, user: &str) -> Answer {
         let (this, name) = (Arc::clone(self), user.to_owned());
         let question = || async move {
+            let forgotten = this.forgotten.load(Ordering::SeqCst);
             let answer = this.round(&name).await;
-            this.remember(&name, &answer);
+            this.remember(&name, &answer, forgotten);
             answer
         };
         match self.flights.join(&self.control, user.to_owned(), question).await {

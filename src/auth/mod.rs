@@ -8,12 +8,14 @@
 mod attributes;
 mod crypto;
 mod hba;
+mod roles;
 mod scram_client;
 mod scram_server;
 mod verifier;
 
 pub use crypto::{ClientKey, nonce_from};
 pub use hba::AuthType;
+pub use roles::{RoleOid, Users};
 pub use scram_client::{ScramClient, Secret, WaitingServerFinal};
 pub use scram_server::{Kind, ScramServer, WaitingFinal};
 pub use verifier::Verifier;

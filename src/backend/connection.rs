@@ -4,7 +4,6 @@
 //! can't keep that up closes the connection instead. Must not know: pools, sessions.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::carried::Carried;
 use super::login::{Action, Login, LoginError, startup_message};
 use super::reported::Reported;
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret};
 use crate::net;
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
 use crate::wire::frame;
@@ -88,6 +88,10 @@ pub struct Server {
     pub cancel_key: Rc<CancelKey>,
     /// The server last reported `in_hot_standby = on`. Stale on a promoted node until the next command there.
     pub in_hot_standby: bool,
+    /// The role that the user was when the server let it in, if the server told.
+    pub role: Option<RoleOid>,
+    /// What its pool counted when it was opened: see `PoolShared::generation`.
+    pub generation: u64,
     /// When it was opened.
     pub opened_at: Instant,
     /// When it was last given back.
@@ -96,6 +100,8 @@ pub struct Server {
     pub carried: Carried,
     /// What it last reported.
     pub reported: Reported,
+    /// The last session that may have written here, by its number over all shards: what sequences gave last was given to it.
+    pub last_writer: Option<u64>,
     /// The session that may have left here what the server does not list (settings with a prefix, what sequences gave), by its
     /// number over all shards: before another one runs anything it must all be reset (`reset::EVERY_SETTING`).
     pub left_by: Option<u64>,
@@ -110,66 +116,6 @@ pub struct SettingValues {
     pub id: u64,
     /// Name, in lower case, and value; sorted by name.
     pub pairs: Vec<(String, String)>,
-}
-
-/// The prepared statements on a server connection.
-#[derive(Debug, Default)]
-pub struct Carried {
-    /// The named ones.
-    pub prepared: Prepared,
-    /// Whose unnamed one: (session, its count of unnamed Parse).
-    pub unnamed: Option<(u64, u64)>,
-}
-
-/// One of the prepared statements on a server connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PreparedHere {
-    /// Identity.
-    pub id: u64,
-    /// The generation it was prepared in.
-    pub generation: u32,
-    /// What its rows look like (`reply::row_shape`), as far as the server was asked.
-    pub shape: Option<u64>,
-}
-
-/// The prepared statements on a server connection.
-#[derive(Debug, Default)]
-pub struct Prepared {
-    order: VecDeque<PreparedHere>,
-}
-
-impl Prepared {
-    /// The statement as it was prepared here.
-    pub fn get(&self, id: u64) -> Option<PreparedHere> {
-        self.order.iter().find(|here| here.id == id).copied()
-    }
-
-    /// It has been prepared.
-    pub fn insert(&mut self, here: PreparedHere) {
-        self.order.push_back(here);
-    }
-
-    /// The server has described it.
-    pub fn set_shape(&mut self, id: u64, shape: u64) {
-        if let Some(here) = self.order.iter_mut().find(|here| here.id == id) {
-            here.shape = Some(shape);
-        }
-    }
-
-    /// It is not there after all.
-    pub fn remove(&mut self, id: u64) {
-        self.order.retain(|here| here.id != id);
-    }
-
-    /// Takes the oldest out when there are `bound` or more: it is to be closed on the server.
-    pub fn evict(&mut self, bound: usize) -> Option<PreparedHere> {
-        (self.order.len() >= bound.max(1)).then(|| self.order.pop_front()).flatten()
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.order.clear();
-    }
 }
 
 impl Server {
@@ -230,10 +176,13 @@ async fn open_unbounded(
                             key: greeting.key,
                         }),
                         in_hot_standby,
+                        role: greeting.role,
+                        generation: 0,
                         opened_at: now,
                         idle_since: now,
                         carried: Carried::default(),
                         reported: Reported::new(greeting.parameters.clone()),
+                        last_writer: None,
                         left_by: None,
                         applied: Rc::default(),
                     });

@@ -2,13 +2,18 @@
 //!
 //! Invariant: a password is only ever used for SCRAM, or in clear where the caller gave one and the server asks for it never:
 //! cleartext and MD5 are refused. Must not know: sockets, clocks, where secrets come from.
+//! Behind the login the server is asked which role the user is: names are used again, OIDs are not, and a connection stays its
+//! role's when the name is another's by then.
 //! Source: "Start-up" in the protocol documentation's message flow.
 
-use crate::auth::{ScramClient, Secret, WaitingServerFinal};
+use crate::auth::{RoleOid, ScramClient, Secret, WaitingServerFinal};
 use crate::wire::frame;
 use crate::wire::reply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::text;
+
+/// Asks which role the session's user is. No function or setting of the user's own can get between.
+const WHICH_ROLE: &str = "SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid";
 
 /// What the server said once it was ready.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +24,8 @@ pub struct Greeting {
     pub key: Vec<u8>,
     /// Reported parameters.
     pub parameters: Vec<(String, String)>,
+    /// The role that the user is. `None` where the server does not tell, as a standby where the user's transactions are SERIALIZABLE.
+    pub role: Option<RoleOid>,
 }
 
 /// Why a login failed.
@@ -33,6 +40,8 @@ pub enum LoginError {
         message: String,
         /// The whole ErrorResponse, to pass on.
         frame: Vec<u8>,
+        /// It came behind AuthenticationOk.
+        authenticated: bool,
     },
     /// The server asks for a password and there is none for this user.
     #[error("the server asks for a password, and pgsteer knows none for this user")]
@@ -64,6 +73,7 @@ enum State {
     First(Box<ScramClient<'static>>),
     Final(Box<WaitingServerFinal>),
     Parameters,
+    Role,
     Failed,
 }
 
@@ -102,15 +112,25 @@ impl Login {
     pub fn on(&mut self, kind: u8, body: &[u8]) -> Result<Action, LoginError> {
         match kind {
             b'R' => self.authentication(body),
+            b'E' if matches!(self.state, State::Role) && !reply::error_fields(body).ends_session => {
+                Ok(Action::Wait)
+            }
             b'E' => {
                 let mut whole = Vec::new();
                 frame::put(&mut whole, b'E', &[body]);
                 let code = reply::error_fields(body).code;
-                Err(LoginError::Refused { code, message: reply::error_message(body), frame: whole })
+                Err(LoginError::Refused {
+                    code,
+                    message: reply::error_message(body),
+                    frame: whole,
+                    authenticated: matches!(self.state, State::Parameters | State::Role),
+                })
             }
             b'S' => {
                 if let Some((name, value)) = reply::parameter_status_bytes(body) {
-                    self.greeting.parameters.push((text::from_bytes(name), text::from_bytes(value)));
+                    let name = text::from_bytes(name);
+                    self.greeting.parameters.retain(|(other, _)| *other != name);
+                    self.greeting.parameters.push((name, text::from_bytes(value)));
                 }
                 Ok(Action::Wait)
             }
@@ -122,8 +142,17 @@ impl Login {
             }
             b'N' | b'v' => Ok(Action::Wait),
             b'Z' if matches!(self.state, State::Parameters) => {
-                Ok(Action::Done(std::mem::take(&mut self.greeting)))
+                self.state = State::Role;
+                let mut question = Vec::new();
+                reply::put_query(&mut question, WHICH_ROLE);
+                Ok(Action::Send(question))
             }
+            b'D' if matches!(self.state, State::Role) => {
+                self.greeting.role = only_value(body).and_then(|oid| oid.parse().ok()).map(RoleOid);
+                Ok(Action::Wait)
+            }
+            b'T' | b'C' if matches!(self.state, State::Role) => Ok(Action::Wait),
+            b'Z' if matches!(self.state, State::Role) => Ok(Action::Done(std::mem::take(&mut self.greeting))),
             _ => Err(LoginError::Malformed),
         }
     }
@@ -161,6 +190,16 @@ impl Login {
             _ => Err(LoginError::Method(code)),
         }
     }
+}
+
+/// The value of a DataRow that has one.
+fn only_value(body: &[u8]) -> Option<&str> {
+    let (1, rest) = body.split_first_chunk().map(|(count, rest)| (u16::from_be_bytes(*count), rest))? else {
+        return None;
+    };
+    let (length, value) = rest.split_first_chunk()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    value.get(..length).and_then(|value| std::str::from_utf8(value).ok())
 }
 
 fn password_message(parts: &[&[u8]]) -> Vec<u8> {

@@ -4,6 +4,7 @@
 //! Must not know: pools, routing, sessions.
 
 pub mod cancel;
+pub mod carried;
 pub mod connection;
 pub mod login;
 pub mod reported;

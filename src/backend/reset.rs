@@ -6,7 +6,8 @@
 use std::io;
 use std::rc::Rc;
 
-use super::connection::{Carried, Server};
+use super::carried::Carried;
+use super::connection::Server;
 use super::reported::Reported;
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
@@ -64,14 +65,33 @@ pub async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> 
     converse(server, &[sql.to_owned()]).await
 }
 
+/// Sends messages of pgsteer's own, in groups each of which is answered by one ReadyForQuery, and waits for all of them, also
+/// inside of a transaction. Gives the numbers of the groups that were refused, and the notifications that came meanwhile.
+/// Not cancel-safe: dropped in the middle, the connection must be closed.
+pub async fn send(server: &mut Server, groups: &[Vec<u8>]) -> io::Result<(Vec<usize>, Vec<u8>)> {
+    let answer = Conversation { left: groups.len(), anywhere: true, ..Conversation::default() };
+    let answer = exchange(server, &groups.concat(), answer).await?;
+    // Counted by how many were left.
+    let refused = answer.refused_at.iter().filter_map(|left| groups.len().checked_sub(*left));
+    Ok((refused.collect(), answer.asked.notifications))
+}
+
 async fn converse(server: &mut Server, queries: &[String]) -> Result<Asked, CommandError> {
     let mut bytes = Vec::new();
     for query in queries {
         reply::put_query(&mut bytes, query);
     }
+    let answer = Conversation { left: queries.len(), ..Conversation::default() };
+    let answer = exchange(server, &bytes, answer).await?;
+    match answer.refused {
+        Some(error) => Err(CommandError::Refused(error)),
+        None => Ok(answer.asked),
+    }
+}
+
+async fn exchange(server: &mut Server, bytes: &[u8], mut answer: Conversation) -> io::Result<Conversation> {
     server.carried.unnamed = None;
-    net::write_all(&server.link.stream, &bytes).await?;
-    let mut answer = Conversation { left: queries.len(), ..Conversation::default() };
+    net::write_all(&server.link.stream, bytes).await?;
     let mut received = Vec::new();
     let mut chunk = vec![0u8; 8192];
     loop {
@@ -86,20 +106,17 @@ async fn converse(server: &mut Server, queries: &[String]) -> Result<Asked, Comm
         received.drain(..taken);
         // Behind the last answer there may be the beginning of a notification, which is nobody's to throw away.
         if answer.left == 0 && received.is_empty() {
-            return match answer.refused {
-                Some(error) => Err(CommandError::Refused(error)),
-                None => Ok(answer.asked),
-            };
+            return Ok(answer);
         }
         if received.len() > ANSWER_BYTES_MAX || answer.asked.rows.len() > ROWS_MAX {
-            return Err(io::Error::other("the answer is too long").into());
+            return Err(io::Error::other("the answer is too long"));
         }
         net::readable(&server.link.stream).await?;
         match net::try_read(&server.link.stream, &mut chunk) {
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => received.extend_from_slice(chunk.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -109,8 +126,12 @@ async fn converse(server: &mut Server, queries: &[String]) -> Result<Asked, Comm
 struct Conversation {
     /// Queries whose ReadyForQuery has not come.
     left: usize,
+    /// It may be inside of a transaction.
+    anywhere: bool,
     asked: Asked,
     refused: Option<Vec<u8>>,
+    /// How many were left when one was refused.
+    refused_at: Vec<usize>,
 }
 
 impl Conversation {
@@ -127,8 +148,11 @@ impl Conversation {
             b'E' if reply::error_fields(body).ends_session => {
                 return Err(io::Error::other(reply::error_message(body)));
             }
-            b'E' => self.refused = self.refused.take().or_else(|| Some(whole.to_vec())),
-            b'Z' if self.left == 0 || body.first() != Some(&b'I') => {
+            b'E' => {
+                self.refused = self.refused.take().or_else(|| Some(whole.to_vec()));
+                self.refused_at.push(self.left);
+            }
+            b'Z' if self.left == 0 || !(self.anywhere || body.first() == Some(&b'I')) => {
                 return Err(io::Error::other("the connection was inside a transaction"));
             }
             b'Z' => self.left -= 1,

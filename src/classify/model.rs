@@ -176,6 +176,8 @@ pub enum SessionEffect {
     DiscardAll,
     /// DEALLOCATE of one name.
     Deallocate(Span),
+    /// DEALLOCATE ALL.
+    DeallocateAll,
     /// May change any setting, in a way that the text does not show.
     Unknown,
 }
@@ -262,8 +264,14 @@ pub struct Classification {
     pub statements: u16,
     /// CREATE, ALTER or DROP DATABASE among them: nobody else may be connected to what it names.
     pub databases: bool,
-    /// It calls `pg_terminate_backend`, which may end its own session.
-    pub terminates: bool,
+    /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
+    pub roles: bool,
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    pub signals: bool,
+    /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
+    pub asks_last_value: bool,
+    /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
+    pub names_prepared: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -318,6 +318,9 @@ impl Body {
             scan.pin(PinReason::Unseen);
         }
         self.system_name(scan, token);
+        // CREATE TABLE ... AS EXECUTE name; an alias of that name does no harm.
+        scan.names_prepared |=
+            token.word == Word::Execute && name.after == Last::As && scan.written().is_some();
         self.name = Some(name);
         self.word = token.word;
         self.last = Last::Name;
@@ -337,7 +340,7 @@ impl Body {
 
     /// Functions that tell or end a server process. In conditions the process id only sorts out the session's own rows.
     fn process(&self, scan: &mut Scanner<'_>, function: &Folded<'_>) {
-        scan.terminates |= function.is(b"pg_terminate_backend");
+        scan.signals |= function.is_one_of(&["pg_terminate_backend", "pg_cancel_backend"]);
         let told = self.depth == 0 && self.levels[0].clause == Clause::Targets;
         if told && function.is(b"pg_backend_pid") {
             scan.pin(PinReason::BackendPid);
@@ -355,6 +358,7 @@ impl Body {
             scan.write(Reason::NodeLocal);
             scan.pin(PinReason::TempObject);
         } else if super::settings::is_node_local_view(&name) {
+            scan.names_prepared |= name.is(b"pg_prepared_statements");
             self.rule.named |= name.is(b"pg_settings");
             scan.write(Reason::NodeLocal);
         }
@@ -505,9 +509,11 @@ impl Body {
         }
         if let Some(pin) = pin_of(&function) {
             scan.pin(pin);
+            scan.asks_last_value |= function.is_one_of(&["currval", "lastval"]);
         }
         if local {
             self.process(scan, &function);
+            scan.names_prepared |= function.is(b"pg_prepared_statement");
         }
         scan.write(match (local, builtins::is_writing(&function)) {
             (true, _) => Reason::NodeLocal,

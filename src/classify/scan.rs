@@ -26,7 +26,10 @@ pub(super) struct Scanner<'a> {
     pub(super) rolls_back: bool,
     pub(super) copies: bool,
     pub(super) databases: bool,
-    pub(super) terminates: bool,
+    pub(super) roles: bool,
+    pub(super) signals: bool,
+    pub(super) asks_last_value: bool,
+    pub(super) names_prepared: bool,
     statements: u16,
 }
 
@@ -44,7 +47,10 @@ impl<'a> Scanner<'a> {
             rolls_back: false,
             copies: false,
             databases: false,
-            terminates: false,
+            roles: false,
+            signals: false,
+            asks_last_value: false,
+            names_prepared: false,
             statements: 0,
         }
     }
@@ -190,7 +196,10 @@ impl<'a> Scanner<'a> {
             commits: self.commits || (self.rolls_back && self.statements > 1),
             statements: self.statements,
             databases: self.databases,
-            terminates: self.terminates,
+            roles: self.roles,
+            signals: self.signals,
+            asks_last_value: self.asks_last_value,
+            names_prepared: self.names_prepared,
             copies: self.copies,
             hint,
         }

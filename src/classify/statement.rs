@@ -69,6 +69,7 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         Copy => copy(scan),
         Prepare => prepare(scan),
         Execute => {
+            scan.names_prepared = true;
             scan.unseen();
             write_body(scan, head, Reason::SessionState);
         }
@@ -78,13 +79,16 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         Listen => pinned(scan, head, Reason::Notification, PinReason::Listen),
         Notify | Unlisten => write_body(scan, head, Reason::Notification),
         Load => pinned(scan, head, Reason::SessionState, PinReason::Load),
-        Do | Call => pinned(scan, head, Reason::Procedure, PinReason::Unseen),
+        Do | Call => {
+            scan.names_prepared |= mentions_prepared(scan);
+            pinned(scan, head, Reason::Procedure, PinReason::Unseen);
+        }
         Lock => write_body(scan, head, Reason::Locks),
         Create => create(scan),
         Alter => alter(scan),
         Drop => {
             let token = scan.advance();
-            note_database(scan, token);
+            note_shared_object(scan, token);
             scan.write(Reason::Ddl);
         }
         Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
@@ -213,12 +217,19 @@ fn deallocate(scan: &mut Scanner<'_>) {
     if token.word == Word::Prepare {
         token = scan.advance();
     }
-    let name = scan.name_span(token).filter(|_| token.word != Word::All);
+    let all = token.word == Word::All;
+    let name = scan.name_span(token).filter(|_| !all);
+    scan.names_prepared |= !all;
     if !scan.at_end() {
         scan.advance();
     }
-    let whole = name.filter(|_| scan.at_end());
-    scan.session(whole.map_or(SessionEffect::Unknown, SessionEffect::Deallocate));
+    let effect = match name {
+        _ if !scan.at_end() => SessionEffect::Unknown,
+        Some(name) => SessionEffect::Deallocate(name),
+        None if all => SessionEffect::DeallocateAll,
+        None => SessionEffect::Unknown,
+    };
+    scan.session(effect);
 }
 
 fn show(scan: &mut Scanner<'_>) {
@@ -356,8 +367,27 @@ fn prepare(scan: &mut Scanner<'_>) {
         }
         // Otherwise a prepared statement that is named "transaction".
     }
+    scan.names_prepared = true;
     scan.pin(PinReason::SqlPrepare);
     scan.write(Reason::SessionState);
+}
+
+/// Whether the constants of a statement, which may be code, mention what is prepared. Nothing is moved.
+fn mentions_prepared(scan: &Scanner<'_>) -> bool {
+    const NAME: &[u8] = b"pg_prepared_statement";
+    let mut ahead = scan.ahead();
+    loop {
+        let token = ahead.next();
+        match token.kind {
+            Kind::Semicolon | Kind::End | Kind::Error => return false,
+            Kind::Text
+                if ahead.text(token).windows(NAME.len()).any(|part| part.eq_ignore_ascii_case(NAME)) =>
+            {
+                return true;
+            }
+            _ => {}
+        }
+    }
 }
 
 fn declare(scan: &mut Scanner<'_>) {
@@ -385,15 +415,19 @@ fn create(scan: &mut Scanner<'_>) {
     if matches!(token.word, Word::Temp | Word::Temporary) {
         scan.pin(PinReason::TempObject);
     }
-    note_database(scan, token);
+    note_shared_object(scan, token);
 }
 
-fn note_database(scan: &mut Scanner<'_>, token: Token) {
-    scan.databases |= token.kind == Kind::Word && scan.folded(token).is(b"database");
+/// Databases and roles are not in a database: what is known of them beside the server may be wrong from then on.
+fn note_shared_object(scan: &mut Scanner<'_>, token: Token) {
+    let is = |word: &[u8]| token.kind == Kind::Word && scan.folded(token).is(word);
+    let (database, role) = (is(b"database"), is(b"role") || is(b"user") || is(b"group"));
+    scan.databases |= database;
+    scan.roles |= role;
 }
 
 fn alter(scan: &mut Scanner<'_>) {
     let token = scan.advance();
-    note_database(scan, token);
+    note_shared_object(scan, token);
     scan.write(if token.word == Word::System { Reason::Maintenance } else { Reason::Ddl });
 }

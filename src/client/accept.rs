@@ -8,7 +8,7 @@ use std::io;
 use tokio::net::TcpStream;
 
 use super::handshake::{self, Request};
-use crate::auth::{AuthType, ClientKey, Kind, ScramServer, Verifier, nonce_from};
+use crate::auth::{AuthType, ClientKey, Kind, RoleOid, ScramServer, Verifier, nonce_from};
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
 use crate::wire::peer::{self, Introduction};
@@ -37,7 +37,7 @@ pub trait Door {
         request: &Request,
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
-    ) -> impl Future<Output = Result<Vec<(String, String)>, Vec<u8>>>;
+    ) -> impl Future<Output = Result<Granted, Denial>>;
     /// Takes the client in: its process id and a key of so many bytes.
     fn admit(&self, key_bytes: usize) -> (i32, Vec<u8>);
     /// A password was wrong: the cached verifier may be out of date.
@@ -52,6 +52,24 @@ pub trait Door {
     fn introduction(&self) -> Introduction;
 }
 
+/// What a server said when it let the client in.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    /// The parameters to report.
+    pub parameters: Vec<(String, String)>,
+    /// The role that the user is, if known.
+    pub role: Option<RoleOid>,
+}
+
+/// Why the client is not let in though it has proved itself.
+#[derive(Debug, Clone)]
+pub struct Denial {
+    /// The ErrorResponse.
+    pub frame: Vec<u8>,
+    /// A server would have said AuthenticationOk before.
+    pub authenticated: bool,
+}
+
 /// A client that is in.
 #[derive(Debug)]
 pub struct LoggedIn {
@@ -61,8 +79,8 @@ pub struct LoggedIn {
     pub startup: Startup,
     /// What logs in to servers as this user.
     pub keys: Option<(ClientKey, [u8; 32])>,
-    /// The parameters that were reported.
-    pub parameters: Vec<(String, String)>,
+    /// What a server said of it; the parameters were reported.
+    pub granted: Granted,
     /// The process id it was given.
     pub process_id: i32,
     /// Bytes that came behind the login.
@@ -131,18 +149,21 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
     if let Err(report) = door.take_place_as(&request) {
         return refuse(stream, &report).await;
     }
-    let parameters = match door.parameters(&request, &startup, keys.as_ref()).await {
-        Ok(parameters) => parameters,
-        Err(error) => {
-            handshake::put_refusal(&mut negotiation, &error);
+    let granted = match door.parameters(&request, &startup, keys.as_ref()).await {
+        Ok(granted) => granted,
+        Err(denial) => {
+            if denial.authenticated {
+                negotiation.extend_from_slice(&handshake::authentication_ok());
+            }
+            negotiation.extend_from_slice(&denial.frame);
             net::write_all(stream, &negotiation).await?;
             return Ok(Outcome::Refused);
         }
     };
     let (process_id, key) = door.admit(startup.cancel_key_bytes());
-    negotiation.extend_from_slice(&handshake::welcome(&parameters, process_id, &key));
+    negotiation.extend_from_slice(&handshake::welcome(&granted.parameters, process_id, &key));
     net::write_all(stream, &negotiation).await?;
-    Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, parameters, process_id, early: bytes })))
+    Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, granted, process_id, early: bytes })))
 }
 
 async fn refuse(stream: &TcpStream, report: &Report) -> io::Result<Outcome> {

@@ -11,11 +11,8 @@ use crate::auth::MECHANISM;
 use crate::wire::frame;
 use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate as state;
-use crate::wire::startup::{MINOR_MAX, Startup, StartupError};
+use crate::wire::startup::{MINOR_MAX, NAME_BYTES_MAX, Startup, StartupError};
 use crate::wire::text;
-
-/// PostgreSQL cuts longer names (`NAMEDATALEN`, less the terminator).
-const NAME_BYTES_MAX: usize = 63;
 
 /// Who wants in, where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,21 +141,14 @@ pub fn wrong_password(user: &str) -> Report {
     Report::fatal(state::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
 }
 
-/// An ErrorResponse (a whole frame) to a client that has proved itself: behind AuthenticationOk, as from PostgreSQL, unless it is
-/// about the proof itself or about what comes before it there.
-pub fn put_refusal(out: &mut Vec<u8>, error: &[u8]) {
-    let code = reply::error_fields(error.get(frame::HEADER_BYTES..).unwrap_or_default()).code;
-    let before =
-        [state::CANNOT_CONNECT_NOW, state::TOO_MANY_CONNECTIONS, state::INVALID_PASSWORD].contains(&code);
-    if !before {
-        out.extend_from_slice(&encode(&Authentication::Ok));
-    }
-    out.extend_from_slice(error);
+/// AuthenticationOk.
+pub fn authentication_ok() -> Vec<u8> {
+    encode(&Authentication::Ok)
 }
 
 /// AuthenticationOk, the parameters, the key, ReadyForQuery.
 pub fn welcome(parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
-    let mut out = encode(&Authentication::Ok);
+    let mut out = authentication_ok();
     for (name, value) in parameters {
         reply::put_parameter_status(&mut out, name, value);
     }

@@ -6,4 +6,4 @@
 pub mod accept;
 pub mod handshake;
 
-pub use accept::{Door, LoggedIn, Outcome, login};
+pub use accept::{Denial, Door, Granted, LoggedIn, Outcome, login};

@@ -20,6 +20,15 @@ pub struct RunArgs {
     /// Addresses for clients, comma-separated [env: PGSTEER_LISTEN]
     #[arg(long, value_name = "IP:PORT,...")]
     pub listen: Option<String>,
+    /// Addresses for clients of the primary alone [env: PGSTEER_LISTEN_PRIMARY]
+    #[arg(long, value_name = "IP:PORT,...")]
+    pub listen_primary: Option<String>,
+    /// Addresses for clients of standbys alone [env: PGSTEER_LISTEN_STANDBY]
+    #[arg(long, value_name = "IP:PORT,...")]
+    pub listen_standby: Option<String>,
+    /// Addresses for clients of standbys, or of the primary while there is none [env: PGSTEER_LISTEN_PREFER_STANDBY]
+    #[arg(long, value_name = "IP:PORT,...")]
+    pub listen_prefer_standby: Option<String>,
     /// HTTP address for metrics and health, or "off" [env: PGSTEER_ADMIN]
     #[arg(long, value_name = "IP:PORT")]
     pub admin: Option<String>,
@@ -93,6 +102,9 @@ impl RunArgs {
         [
             ("--nodes", &self.nodes),
             ("--listen", &self.listen),
+            ("--listen-primary", &self.listen_primary),
+            ("--listen-standby", &self.listen_standby),
+            ("--listen-prefer-standby", &self.listen_prefer_standby),
             ("--admin", &self.admin),
             ("--user", &self.user),
             ("--database", &self.database),

@@ -185,12 +185,30 @@ const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()
     Kind::Custom { expected, set }
 }
 
+/// What the keys of listeners take.
+const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\"";
+
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 47] = [
+pub(super) const KEYS: [Key; 50] = [
     flagged(
         "listen.address",
         "--listen",
-        custom("IP:port, or a list of them, such as \"127.0.0.1:6432\"", listen),
+        custom(ADDRESSES, |draft, given| addresses(&mut draft.config.listen.addresses, given)),
+    ),
+    flagged(
+        "listen.primary_address",
+        "--listen-primary",
+        custom(ADDRESSES, |draft, given| addresses(&mut draft.config.listen.primary_addresses, given)),
+    ),
+    flagged(
+        "listen.standby_address",
+        "--listen-standby",
+        custom(ADDRESSES, |draft, given| addresses(&mut draft.config.listen.standby_addresses, given)),
+    ),
+    flagged(
+        "listen.prefer_standby_address",
+        "--listen-prefer-standby",
+        custom(ADDRESSES, |draft, given| addresses(&mut draft.config.listen.prefer_standby_addresses, given)),
     ),
     key("listen.max_client_conn", Kind::Count { least: 1, field: |c| &mut c.listen.max_client_conn }),
     key(
@@ -254,9 +272,9 @@ pub(super) const KEYS: [Key; 47] = [
     key("pool.user", custom("one [[pool.user]] table for each user", |_, _| None)),
 ];
 
-fn listen(draft: &mut Draft, given: &Given) -> Option<()> {
+fn addresses(field: &mut Vec<SocketAddr>, given: &Given) -> Option<()> {
     let parsed: Result<Vec<SocketAddr>, _> = given.list()?.into_iter().map(str::parse).collect();
-    draft.config.listen.addresses = parsed.ok().filter(|addresses| !addresses.is_empty())?;
+    *field = parsed.ok().filter(|addresses| !addresses.is_empty())?;
     Some(())
 }
 

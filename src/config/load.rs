@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 
@@ -271,14 +272,35 @@ impl Loading {
     fn check(&mut self) {
         self.check_nodes();
         self.check_intervals();
-        let listen = &self.draft.config.listen.addresses;
-        let twice = duplicate(listen.iter()).copied();
-        let shared = self.draft.config.admin.address.filter(|address| listen.contains(address));
-        if let Some(address) = twice {
-            self.fault("listen.address", format!("{address} is listed twice"));
+        self.check_listeners();
+    }
+
+    /// One address can be one thing only. The fault is that of the later one.
+    fn check_listeners(&mut self) {
+        let config = &self.draft.config;
+        let own = ("listen.address", config.listen.addresses.as_slice());
+        let further = config.listen.further().map(|(path, addresses, _)| (path, addresses));
+        let mut seen: Vec<(&'static str, SocketAddr)> = Vec::new();
+        let mut faults: Vec<(&'static str, String)> = Vec::new();
+        for (path, address) in [own]
+            .iter()
+            .chain(&further)
+            .flat_map(|(path, addresses)| addresses.iter().map(move |it| (*path, *it)))
+        {
+            match seen.iter().find(|(_, other)| *other == address) {
+                Some((first, _)) if *first == path => {
+                    faults.push((path, format!("{address} is listed twice")))
+                }
+                Some((first, _)) => faults.push((path, format!("{address} is also in {first}"))),
+                None => seen.push((path, address)),
+            }
         }
-        if let Some(address) = shared {
-            self.fault("admin.address", format!("{address} is also an address for clients"));
+        let admin = config.admin.address.filter(|admin| seen.iter().any(|(_, address)| address == admin));
+        faults.extend(
+            admin.map(|address| ("admin.address", format!("{address} is also an address for clients"))),
+        );
+        for (path, message) in faults {
+            self.fault(path, message);
         }
     }
 

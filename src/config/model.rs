@@ -74,6 +74,12 @@ pub struct Config {
 pub struct Listen {
     /// Addresses to listen on.
     pub addresses: Vec<SocketAddr>,
+    /// Addresses whose clients are for the primary alone.
+    pub primary_addresses: Vec<SocketAddr>,
+    /// Addresses whose clients are for standbys alone.
+    pub standby_addresses: Vec<SocketAddr>,
+    /// Addresses whose clients are for standbys, and for the primary while there is none.
+    pub prefer_standby_addresses: Vec<SocketAddr>,
     /// Most clients at once; further ones get 53300.
     pub max_client_conn: u64,
     /// Most clients of one database at once; 0: no limit.
@@ -91,6 +97,15 @@ pub struct Listen {
 }
 
 impl Listen {
+    /// The further addresses, each with its key and what its clients are for.
+    pub fn further(&self) -> [(&'static str, &[SocketAddr], route::Mode); 3] {
+        [
+            ("listen.primary_address", &self.primary_addresses, route::Mode::Primary),
+            ("listen.standby_address", &self.standby_addresses, route::Mode::Standby),
+            ("listen.prefer_standby_address", &self.prefer_standby_addresses, route::Mode::PreferStandby),
+        ]
+    }
+
     /// The number of shards. Where it is not set: one for each core but one. The last core is for the control thread, so that
     /// busy clients never delay a probe; and each further thread makes a statement dearer, because fewer wake-ups are shared.
     pub fn shard_count(&self) -> NonZeroUsize {
@@ -103,6 +118,9 @@ impl Default for Listen {
     fn default() -> Self {
         Self {
             addresses: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6432)],
+            primary_addresses: Vec::new(),
+            standby_addresses: Vec::new(),
+            prefer_standby_addresses: Vec::new(),
             max_client_conn: 10_000,
             max_db_client_connections: 0,
             max_user_client_connections: 0,

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use crate::backend::connection::{CancelKey, Carried, Link};
+use crate::auth::RoleOid;
+use crate::backend::carried::Carried;
+use crate::backend::connection::{CancelKey, Link};
 use crate::backend::{Reported, Server, SettingValues};
 use crate::topology::model::{Epoch, NodeId};
 
@@ -20,8 +22,11 @@ pub struct Parts {
     epoch: Epoch,
     cancel_key: CancelKey,
     in_hot_standby: bool,
+    role: Option<RoleOid>,
+    generation: u64,
     opened_at: Instant,
     reported: Vec<(String, String)>,
+    last_writer: Option<u64>,
     left_by: Option<u64>,
     applied: SettingValues,
 }
@@ -34,8 +39,11 @@ pub(super) fn take_apart(server: Server) -> Option<Parts> {
         epoch: link.epoch.get(),
         cancel_key: (*server.cancel_key).clone(),
         in_hot_standby: server.in_hot_standby,
+        role: server.role,
+        generation: server.generation,
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
+        last_writer: server.last_writer,
         left_by: server.left_by,
         applied: (*server.applied).clone(),
     })
@@ -47,10 +55,13 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         link: Rc::new(Link { stream, node, epoch: Cell::new(parts.epoch) }),
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
+        role: parts.role,
+        generation: parts.generation,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),
         idle_since: Instant::now(),
         carried: Carried::default(),
+        last_writer: parts.last_writer,
         left_by: parts.left_by,
         applied: Rc::new(parts.applied),
     }))

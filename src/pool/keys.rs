@@ -15,7 +15,7 @@ use crate::wire::sqlstate;
 /// Users remembered; more than this and it starts anew: a session has its own key all the same.
 const USERS_MAX: usize = 4096;
 
-/// Is told the user whose keys a server refused.
+/// Is told the user whose keys a server refused, or who is another role by now.
 pub type OnRefused = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The newest key of each user. A session's own fits only until the password is set again, and PostgreSQL's sessions outlive
@@ -49,9 +49,14 @@ impl LoginKeys {
             opened = open(endpoint, second).await;
         }
         if opened.as_ref().is_err_and(is_wrong_password) {
-            (self.on_refused)(&endpoint.user);
+            self.refused(&endpoint.user);
         }
         opened
+    }
+
+    /// What this user logged in by is good no more.
+    pub(super) fn refused(&self, user: &str) {
+        (self.on_refused)(user);
     }
 
     /// The newest key of this user, for a connection that is opened without a session.

@@ -21,6 +21,9 @@ pub enum LeaseError {
     /// The node has ceased to be what it was chosen for; choose again.
     #[error("the node was fenced")]
     Fenced,
+    /// The user name belongs to another role by now.
+    #[error("the user is another role by now")]
+    OtherRole,
 }
 
 /// A leased connection.

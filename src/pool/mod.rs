@@ -17,5 +17,5 @@ mod wait;
 pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use limits::{Limits, Mode, OwnLimits, Settings};
-pub use set::{Fit, PoolGroup, Pools};
+pub use set::{Fit, Hidden, PoolGroup, Pools, Wanted};
 pub use shared::{Limit, Mail, PoolKey, PoolReport, Registry};

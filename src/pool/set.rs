@@ -19,7 +19,7 @@ use super::limits::{Limits, Settings};
 use super::shared::{Claimant, Limit, Mail, PoolKey, PoolShared, Registry};
 use super::state::PoolState;
 use super::wait::{Grant, Room, Waiting};
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret};
 use crate::backend::connection::Link;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint, Server};
@@ -40,10 +40,26 @@ pub struct Fit {
     pub settings_id: u64,
     /// The session's number over all shards.
     pub session: u64,
+    /// The role that its user was at its login, if known. Connections of another are not for it.
+    pub role: Option<RoleOid>,
+    /// What matters most.
+    pub wanted: Wanted,
+}
+
+/// What matters most of an idle connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That it needs no preparation.
+    Ready,
+    /// That this session was the last to write there: what sequences gave last is its own.
+    OwnWrites,
 }
 
 impl Fit {
     fn is_met_by(self, server: &Server) -> bool {
+        if self.wanted == Wanted::OwnWrites {
+            return server.last_writer == Some(self.session);
+        }
         server.applied.id == self.settings_id && server.left_by.is_none_or(|left_by| left_by == self.session)
     }
 }
@@ -63,6 +79,16 @@ impl Pool {
         let lifetime = self.shared.limits.server_lifetime;
         lifetime.is_zero() || now.saturating_duration_since(server.opened_at) > lifetime
     }
+
+    /// Opened before what was known of its user became wrong.
+    pub(super) fn is_outdated(&self, server: &Server) -> bool {
+        server.generation != self.shared.generation()
+    }
+
+    /// Whether the session may have it.
+    fn is_for(&self, server: &Server, session: Fit) -> bool {
+        !self.is_outdated(server) && !RoleOid::differ(server.role, session.role)
+    }
 }
 
 /// The pools of one (database, user), by node: what a session keeps, so that a lease costs no look-up by name.
@@ -74,6 +100,21 @@ pub struct PoolGroup {
     by_node: RefCell<Vec<Option<Rc<Pool>>>>,
     /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
+    /// What a write may do that its text does not show.
+    pub hidden: RefCell<Hidden>,
+    /// Sessions of this group ask what sequences gave last: what an INSERT may have made one give pins them.
+    pub asks_last_values: Cell<bool>,
+}
+
+/// What triggers and column defaults of a database do beside writing, as far as the catalogue shows.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    /// A column's default asks what a sequence gave last.
+    pub asks_last_values: bool,
+    /// A trigger may change the session.
+    pub touches_session: bool,
+    /// When the catalogue was last looked through; `None`: never, or something was defined since.
+    pub looked_at: Option<Instant>,
 }
 
 /// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
@@ -176,6 +217,8 @@ impl Pools {
             limits: self.settings.limits_of(database, user),
             by_node: RefCell::default(),
             custom_settings: RefCell::default(),
+            hidden: RefCell::default(),
+            asks_last_values: Cell::new(false),
         });
         groups.insert(key, Rc::downgrade(&group));
         group
@@ -213,17 +256,17 @@ impl Pools {
         pool
     }
 
-    /// An idle connection, if there is one that is alive: best one that fits the session. No system call, no
-    /// lock.
+    /// An idle connection, if there is one that is alive and of the session's role: best one that fits the session. No
+    /// system call, no lock.
     pub fn try_claim(self: &Rc<Self>, pool: &Rc<Pool>, session: Fit) -> Option<Lease> {
         loop {
             let server = pool.state.borrow_mut().claim_fitting(|server| session.is_met_by(server))?;
             // Seen late elsewhere it makes a shard ask in vain, no more: the one it waits for comes when it is given back.
             self.set_idle(pool, Ordering::Relaxed);
-            if server.is_quiet() {
+            if server.is_quiet() && pool.is_for(&server, session) {
                 return Some(self.leased(pool, server));
             }
-            self.closed(pool);
+            self.close(pool, &server);
         }
     }
 
@@ -238,7 +281,7 @@ impl Pools {
             return Ok(lease);
         }
         if pool.shared.nobody_waits() && pool.shared.take(Duration::ZERO).is_ok() {
-            return self.open(Room::new(self, pool), endpoint).await;
+            return self.open(Room::new(self, pool), endpoint, session.role).await;
         }
         let mut waiting = Waiting::enter(self, pool);
         // There may be room after all, and what was just counted and given up again was seen by others.
@@ -259,10 +302,18 @@ impl Pools {
                 Some(until) => tokio::time::timeout_at(until, &mut waiting.granted).await,
             };
             match granted {
-                Ok(Ok(Grant::Server(server))) => return Ok(self.leased(pool, server)),
+                Ok(Ok(Grant::Server(server))) if pool.is_for(&server, session) => {
+                    return Ok(self.leased(pool, server));
+                }
+                // It is nobody's by now. What it leaves is for whoever waits; so rare that this session may stand in line again.
+                Ok(Ok(Grant::Server(server))) => {
+                    drop(waiting);
+                    self.close(pool, &server);
+                    return Box::pin(self.lease(pool, endpoint, session)).await;
+                }
                 Ok(Ok(Grant::Room(room))) => {
                     drop(waiting);
-                    return self.open(room, endpoint).await;
+                    return self.open(room, endpoint, session.role).await;
                 }
                 Ok(Err(_)) => return Err(LeaseError::Fenced),
                 Err(_) if reserve_at.is_some_and(|at| deadline.is_none_or(|end| at < end)) => {
@@ -282,9 +333,22 @@ impl Pools {
         }
     }
 
-    pub(super) async fn open(self: &Rc<Self>, room: Room, endpoint: &Endpoint) -> Result<Lease, LeaseError> {
+    /// Opens a connection, for a session of this role if it is known.
+    pub(super) async fn open(
+        self: &Rc<Self>,
+        room: Room,
+        endpoint: &Endpoint,
+        role: Option<RoleOid>,
+    ) -> Result<Lease, LeaseError> {
+        let generation = room.generation();
         match self.registry.keys.log_in(endpoint).await {
-            Ok(server) => {
+            Ok(server) if RoleOid::differ(server.role, role) => {
+                server.terminate();
+                self.registry.keys.refused(&endpoint.user);
+                Err(LeaseError::OtherRole)
+            }
+            Ok(mut server) => {
+                server.generation = generation;
                 self.counters.server_connections_opened.add(1);
                 self.enlist(&server);
                 room.fill(server).ok_or(LeaseError::Fenced)
@@ -370,6 +434,7 @@ impl Pools {
                 self.leave_here(&database);
                 drop(done);
             }
+            Mail::Sweep => self.sweep(Instant::now()),
             Mail::Give { key, parts } => {
                 let pool = self.pool(&key);
                 match assemble(*parts, key.node) {
@@ -434,10 +499,8 @@ impl Pools {
     }
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
-        if pool.is_outlived(&server, server.idle_since) {
-            server.terminate();
-            self.closed(pool);
-            return;
+        if pool.is_outlived(&server, server.idle_since) || pool.is_outdated(&server) {
+            return self.close(pool, &server);
         }
         if !pool.shared.nobody_waits() {
             return self.pass_on(pool, server);
@@ -483,6 +546,11 @@ impl Pools {
                 }
             }
         }
+    }
+
+    fn close(self: &Rc<Self>, pool: &Rc<Pool>, server: &Server) {
+        server.terminate();
+        self.closed(pool);
     }
 
     pub(super) fn closed(self: &Rc<Self>, pool: &Rc<Pool>) {

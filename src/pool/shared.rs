@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::handover::Parts;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
+use crate::auth::Users;
 use crate::topology::model::NodeId;
 
 /// A connection given back goes to a session of its own pool, unless one of another pool that it could make room for has been
@@ -116,6 +117,8 @@ pub struct PoolShared {
     pub(super) key: PoolKey,
     pub(super) limits: Limits,
     open: AtomicUsize,
+    /// How often what is known of its user became wrong. Connections opened before that are not used again.
+    generation: AtomicU64,
     /// By shard: idle connections.
     idle: Box<[AtomicUsize]>,
     /// By shard: sessions that wait.
@@ -136,6 +139,11 @@ impl PoolShared {
     fn tallies(&self) -> impl Iterator<Item = (Limit, &Arc<Tally>)> {
         let database = self.database.as_ref().map(|tally| (Limit::Database, tally));
         database.into_iter().chain(self.user.as_ref().map(|tally| (Limit::User, tally)))
+    }
+
+    /// A connection of another generation is outdated.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// The clock by which waiters are ordered over all shards.
@@ -386,6 +394,8 @@ pub enum Mail {
         /// Done when this is dropped.
         done: oneshot::Sender<()>,
     },
+    /// A pool's generation has changed: idle connections may be outdated.
+    Sweep,
     /// A connection handed over.
     Give {
         /// The pool.
@@ -445,6 +455,14 @@ impl Registry {
         (Arc::new(registry), receivers)
     }
 
+    /// Outdates every connection of these users.
+    pub(super) fn outdate(&self, users: &Users) {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, shared) in pools.iter().filter(|(key, _)| users.include(&key.user)) {
+            shared.generation.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     pub(super) fn shared(&self, key: &PoolKey, settings: &Settings) -> Arc<PoolShared> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(key) {
@@ -458,6 +476,7 @@ impl Registry {
             key: key.clone(),
             limits,
             open: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
             idle: counts(),
             waiting: counts(),
             first_since_us: self.mailboxes.iter().map(|_| AtomicU64::new(NOBODY)).collect(),

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::set::{Pool, Pools};
 use super::shared::{Limit, Mail, PoolKey};
 use super::wait::Room;
+use crate::auth::Users;
 use crate::backend::{Endpoint, Server};
 use crate::topology::model::{Epoch, NodeId, NodeView, Role, Snapshot};
 
@@ -40,7 +41,7 @@ impl Pools {
         self.close_idle(|key| key.node == node, |_, server| server.link.epoch.get() < epoch);
     }
 
-    /// Closes idle connections that are too old, unused for too long, or closed by the server.
+    /// Closes idle connections that are too old, unused for too long, outdated, or closed by the server.
     pub fn sweep(self: &Rc<Self>, now: Instant) {
         self.close_idle(
             |_| true,
@@ -48,6 +49,7 @@ impl Pools {
                 let limits = &pool.shared.limits;
                 let unused = now.saturating_duration_since(server.idle_since);
                 pool.is_outlived(server, now)
+                    || pool.is_outdated(server)
                     || (limits.server_idle_timeout.is_some_and(|timeout| unused > timeout)
                         && pool.shared.open_count() > pool.kept_ready())
                     || !server.is_quiet()
@@ -94,7 +96,7 @@ impl Pools {
                     break;
                 }
             }
-            match self.open(Room::new(&self, &pool), &endpoint).await {
+            match self.open(Room::new(&self, &pool), &endpoint, None).await {
                 Ok(lease) => lease.release(Instant::now()),
                 Err(error) => {
                     tracing::debug!(node = endpoint.node.0, %error, "no connection to be kept ready");
@@ -121,6 +123,18 @@ impl Pools {
 
     pub(super) fn leave_here(self: &Rc<Self>, database: &Arc<str>) {
         self.close_idle(|pool| *pool.database == **database, |_, _| true);
+    }
+
+    /// No connection of these users is used again, idle or leased, on any node or shard: their roles have been created, altered or
+    /// dropped.
+    pub fn outdate(self: &Rc<Self>, users: &Users) {
+        let registry = self.registry();
+        registry.outdate(users);
+        self.sweep(Instant::now());
+        for shard in (0..registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
+            // A shard that has ended has none.
+            let _ = registry.send(shard, Mail::Sweep);
+        }
     }
 
     /// Databases to which there are pools, on this shard or another.

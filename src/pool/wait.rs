@@ -63,6 +63,11 @@ impl Room {
         Self { place: Some((Rc::clone(pools), Rc::clone(pool))) }
     }
 
+    /// That of its pool now.
+    pub(super) fn generation(&self) -> u64 {
+        self.place.as_ref().map_or(0, |(_, pool)| pool.shared.generation())
+    }
+
     /// The connection takes the room over.
     pub(super) fn fill(mut self, server: Box<Server>) -> Option<Lease> {
         let (pools, pool) = self.place.take()?;

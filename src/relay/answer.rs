@@ -52,7 +52,10 @@ pub enum Expect {
     /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
     Execute,
     /// CloseComplete of the client's own Close.
-    Close,
+    Close {
+        /// The caller's number for it, told back when an error skips it.
+        token: Option<u32>,
+    },
     /// CloseComplete of a Close that pgsteer put in; `token` is told back when it was not carried out.
     OwnClose {
         /// The caller's number for it.
@@ -69,6 +72,26 @@ pub enum Expect {
     Sync,
     /// ReadyForQuery of a Sync that pgsteer put in: kept back.
     OwnSync,
+}
+
+impl Expect {
+    /// The number of what is not true if this reply does not come.
+    fn promise(self) -> Option<u32> {
+        match self {
+            Self::Parse { token, .. } | Self::Local { token, .. } | Self::OwnClose { token } => Some(token),
+            Self::Close { token } => token,
+            _ => None,
+        }
+    }
+}
+
+/// What the server did not carry out: Parse and Close messages by their tokens, and local replies that an error skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unkept {
+    /// All of them, in order.
+    pub tokens: Vec<u32>,
+    /// The one that was refused itself; the others were skipped because of an error before them.
+    pub refused: Option<u32>,
 }
 
 /// What the scan came upon.
@@ -119,10 +142,13 @@ pub struct Answer {
     /// Bytes of a frame larger than the buffer that are still to come.
     body_left: usize,
     expect: VecDeque<Expect>,
-    failed_parses: Vec<u32>,
+    unkept: Unkept,
     /// Shapes of rows, by token.
     shapes: Vec<(u32, u64)>,
-    deallocated: bool,
+    /// What had this number and more was answered after DEALLOCATE ALL or DISCARD ALL.
+    deallocated: Option<u32>,
+    /// The number of what is answered next is no less.
+    answered: u32,
     /// The client's next ReadyForQuery is an event of its own.
     announces_ready: bool,
     /// What becomes of the `body_left` bytes of a large frame.
@@ -149,9 +175,10 @@ impl Answer {
             ahead: Vec::new(),
             body_left: 0,
             expect: VecDeque::new(),
-            failed_parses: Vec::new(),
+            unkept: Unkept::default(),
             shapes: Vec::new(),
-            deallocated: false,
+            deallocated: None,
+            answered: 0,
             announces_ready: false,
             tail: Tail::PassOn,
             preamble_error: None,
@@ -170,11 +197,13 @@ impl Answer {
         self.ahead.shrink_to(AHEAD_KEPT_BYTES);
         self.expect.clear();
         self.expect.shrink_to(EXPECT_KEPT);
-        self.failed_parses.clear();
+        self.unkept.tokens.clear();
+        self.unkept.refused = None;
         self.shapes.clear();
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
         self.tail = Tail::PassOn;
-        (self.deallocated, self.results, self.discarding) = (false, false, false);
+        (self.deallocated, self.answered) = (None, 0);
+        (self.results, self.discarding) = (false, false);
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
@@ -233,14 +262,15 @@ impl Answer {
         self.last_status
     }
 
-    /// Tokens of Parse and own Close messages that the server did not carry out, and of local replies that an error skipped.
-    pub fn failed_parses(&mut self) -> &mut Vec<u32> {
-        &mut self.failed_parses
+    /// What the server did not carry out after all.
+    pub fn take_unkept(&mut self) -> Unkept {
+        std::mem::take(&mut self.unkept)
     }
 
-    /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no prepared statements any more.
-    pub fn take_deallocated(&mut self) -> bool {
-        std::mem::take(&mut self.deallocated)
+    /// DEALLOCATE ALL or DISCARD ALL was carried out: the server has no named statements any more but those whose tokens are no
+    /// less than this.
+    pub fn take_deallocated(&mut self) -> Option<u32> {
+        self.deallocated.take()
     }
 
     /// The ErrorResponse that one of pgsteer's own preambles got, if any.
@@ -300,6 +330,14 @@ impl Answer {
     pub fn put_in(&mut self, bytes: &[u8]) {
         self.set_aside();
         self.ahead.extend_from_slice(bytes);
+    }
+
+    /// The server is at a Bind or Describe of the client's: what fails now is the statement as it was prepared, which has not begun.
+    pub fn awaits_bind(&self) -> bool {
+        matches!(
+            self.expect.front(),
+            Some(Expect::Bind | Expect::Describe | Expect::Shape { .. } | Expect::OwnShape { .. })
+        )
     }
 
     /// What comes now is thrown away, up to the end of the answer.
@@ -375,8 +413,11 @@ impl Answer {
                 return Some(Event::CopyIn);
             }
             b'1' | b'2' | b'3' | b'n' | b'T' | b'C' | b'I' | b's' => {
-                if kind == b'C' && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
-                    self.deallocated = true;
+                if kind == b'C'
+                    && matches!(self.body(), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0")
+                    && !self.in_preamble()
+                {
+                    self.deallocated = Some(self.answered);
                 }
                 self.results |= matches!(kind, b'C' | b'I' | b's') && !self.in_preamble();
                 let reply = self.expect.front().copied();
@@ -493,6 +534,7 @@ impl Answer {
         if matches!(self.expect.front(), Some(Expect::Simple | Expect::Preamble)) {
             return;
         }
+        self.unkept.refused = self.expect.front().and_then(|next| next.promise());
         self.skip_up_to(|next| matches!(next, Expect::Sync | Expect::OwnSync));
     }
 
@@ -500,15 +542,8 @@ impl Answer {
         while let Some(&next) = self.expect.front()
             && !end(next)
         {
-            self.note_failed(next);
+            self.unkept.tokens.extend(next.promise());
             self.expect.pop_front();
-        }
-    }
-
-    fn note_failed(&mut self, reply: Expect) {
-        if let Expect::Parse { token, .. } | Expect::Local { token, .. } | Expect::OwnClose { token } = reply
-        {
-            self.failed_parses.push(token);
         }
     }
 
@@ -541,19 +576,25 @@ impl Answer {
             (Some(Expect::Own), b'C') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
             (Some(Expect::OwnClose { .. }), b'3') | (Some(Expect::OwnShape { .. }), b'n' | b'T') => false,
-            (Some(Expect::Close), b'3')
+            (Some(Expect::Close { .. }), b'3')
             | (Some(Expect::Bind), b'2')
             | (Some(Expect::Describe | Expect::Shape { .. }), b'n' | b'T')
             | (Some(Expect::Execute), b'C' | b'I' | b's') => true,
             _ => return true,
         };
-        self.expect.pop_front();
+        self.pop_answered();
         matched
+    }
+
+    fn pop_answered(&mut self) {
+        if let Some(token) = self.expect.pop_front().and_then(Expect::promise) {
+            self.answered = token.saturating_add(1);
+        }
     }
 
     fn put_in_local(&mut self) {
         while let Some(&Expect::Local { reply: bytes, .. }) = self.expect.front() {
-            self.expect.pop_front();
+            self.pop_answered();
             if !self.discarding && !self.muted {
                 self.put_in(bytes);
             }
@@ -670,7 +711,7 @@ mod tests {
         answer.accept();
         assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
         assert_eq!(answer.ready_joined(), bytes);
-        assert_eq!(answer.failed_parses(), &[7, 9]);
+        assert_eq!(answer.take_unkept(), Unkept { tokens: vec![7, 9], refused: Some(7) });
     }
 
     /// C05: what was held back of a cancelled read never reaches the client.

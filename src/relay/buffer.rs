@@ -69,6 +69,11 @@ impl Window {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// The same, to be changed in place.
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
     /// Room to read into; moves what is there to the front when the end is reached. Empty when full.
     pub fn spare(&mut self) -> &mut [u8] {
         if self.start == self.end {

@@ -21,6 +21,8 @@ pub enum Need {
     Primary,
     /// Any node that is fresh enough.
     Read,
+    /// A standby that is fresh enough and nothing else, whatever it is that runs there.
+    Standby,
 }
 
 /// How much of a node's capacity this shard uses now; index by `NodeId::index`.
@@ -32,20 +34,36 @@ pub struct NodeLoad {
     pub latency_us: u32,
 }
 
-/// Default routing of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+/// What an endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Reads to standbys, writes to the primary.
     Split,
     /// Everything to the primary.
     Primary,
+    /// Everything to standbys.
+    Standby,
+    /// Everything to standbys; to the primary while there is none that qualifies.
+    PreferStandby,
+}
+
+impl Mode {
+    /// The word in configuration and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::PreferStandby => "prefer-standby",
+        }
+    }
 }
 
 /// Settings of routing (`[routing]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Splitting on or off.
+    /// What the ordinary endpoint is for: `Split` or `Primary`.
     pub mode: Mode,
     /// Lag budget of reads on standbys.
     pub max_lag: Duration,

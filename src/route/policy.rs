@@ -11,12 +11,17 @@ use crate::topology::model::{NodeView, Role};
 /// Decides where a statement, batch or transaction goes.
 ///
 /// A read that no standby may answer goes to the primary, with the reason of the bound that excluded the last standby: no
-/// budget is widened silently. Without a primary it is held, while reads that a standby may answer go on.
+/// budget is widened silently. Without a primary it is held, while reads that a standby may answer go on. What is for standbys
+/// alone is held while none qualifies.
 pub fn route(question: &Question<'_>) -> Decision {
     match (question.need, question.target) {
         (Need::Primary, _) => primary(question, Reason::NeedsPrimary),
         (Need::Read, Some(Target::Primary)) => primary(question, Reason::Asked),
         (Need::Read, _) => read(question),
+        (Need::Standby, _) => standby(question).unwrap_or_else(|obstacle| Decision {
+            destination: Destination::Hold,
+            reason: obstacle.reason(),
+        }),
     }
 }
 
@@ -28,6 +33,11 @@ fn primary(question: &Question<'_>, reason: Reason) -> Decision {
 }
 
 fn read(question: &Question<'_>) -> Decision {
+    standby(question).unwrap_or_else(|obstacle| fall_back(question, obstacle.reason()))
+}
+
+/// One of the standbys that qualify; else what kept the last one from it.
+fn standby(question: &Question<'_>) -> Result<Decision, Obstacle> {
     let mut candidates = Candidates::default();
     let mut obstacle = Obstacle::NoStandby;
     for node in &question.snapshot.nodes {
@@ -38,8 +48,10 @@ fn read(question: &Question<'_>) -> Decision {
     }
     let chosen = balance::choose(candidates, &question.snapshot.nodes, question.load, question.dice);
     match chosen {
-        Some(id) => Decision { destination: Destination::Standby(id), reason: Reason::StandbyWithinBudget },
-        None => fall_back(question, obstacle.reason()),
+        Some(id) => {
+            Ok(Decision { destination: Destination::Standby(id), reason: Reason::StandbyWithinBudget })
+        }
+        None => Err(obstacle),
     }
 }
 

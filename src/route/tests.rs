@@ -150,6 +150,27 @@ fn p2_the_budget_is_never_widened() {
     assert_eq!(it.read().0, Destination::Standby(B), "unknown staleness gets no reads");
 }
 
+/// A standby endpoint never falls back on the primary, and widens no bound either.
+#[test]
+fn what_is_for_standbys_waits_for_one() {
+    let mut it = Cluster::healthy();
+    it.target = Some(Target::Primary);
+    let decided = |it: &Cluster| {
+        let decision = it.ask(Need::Standby, 7);
+        (decision.destination, decision.reason)
+    };
+    assert!(matches!(decided(&it), (Destination::Standby(_), Reason::StandbyWithinBudget)));
+    it.at(1001);
+    assert_eq!(decided(&it), (Destination::Hold, Reason::LagBudget));
+    it.at(1);
+    it.excluded = vec![B, C];
+    assert_eq!(decided(&it), (Destination::Hold, Reason::Excluded));
+    it.excluded.clear();
+    it.snapshot.nodes[1].role = Role::Unknown;
+    it.snapshot.nodes[2].role = Role::Unknown;
+    assert_eq!(decided(&it), (Destination::Hold, Reason::NoStandby));
+}
+
 #[test]
 fn p2_while_frozen_reads_go_on() {
     let mut it = Cluster::healthy();

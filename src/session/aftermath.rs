@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use super::attempt::Sent;
 use super::driver::{Attached, Batch, End, Flow, Session};
-use super::exchange::Ended;
+use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
 use super::outcome;
+use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
@@ -18,9 +19,9 @@ use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit;
 use super::unit::{Kind, Needs};
-use crate::backend::connection::Carried;
-use crate::classify::PinReason;
-use crate::relay::answer::Answer;
+use crate::backend::carried::Carried;
+use crate::classify::{PinReason, TransactionEffect};
+use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
@@ -34,32 +35,15 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
-        (mut answer, mut journal): (Box<Answer>, Journal),
+        (answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
-        sent: Sent,
+        mut sent: Sent,
     ) -> Flow<Tried> {
         task.bytes = sent.unit_left;
         let now = task.now;
         match ended {
             Ended::Complete(status) => {
-                task.window.consume(task.bytes);
-                attached.spoiled |= sent.server_ended;
-                self.completed(task, &mut attached, &mut answer, &mut journal);
-                self.shard.buffers.give_answer(answer);
-                self.answered(&attached, now);
-                let alone = matches!(self.transaction, Transaction::None);
-                self.transaction = Transaction::from_status(status);
-                let between = !self.transaction.is_on_server();
-                // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
-                // executed may be rolled back in the same batch.
-                let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
-                if !told {
-                    self.touched.ask();
-                }
-                if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
-                    self.take_stock(&mut attached, alone && told && sent.failed).await?;
-                }
-                self.keep_or_release(attached, now);
+                self.unit_complete(task, attached, (answer, journal), sent, status).await?;
                 Ok(Tried::Over)
             }
             Ended::Settled => {
@@ -87,11 +71,15 @@ impl Session {
                 task.beyond = sent.beyond;
                 self.not_fit(task, attached, &sent, code, &message).await
             }
-            Ended::ServerLost { cause, announced } => {
+            Ended::ServerLost { cause, parting } => {
                 self.shard.buffers.give_answer(answer);
-                let why =
-                    if announced { SuspectCause::ShutdownAnnounced } else { SuspectCause::ConnectionLost };
-                self.shard.suspect(attached.node, why);
+                match parting {
+                    Parting::Announced => {
+                        self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
+                    }
+                    Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
+                    Parting::Before => sent.any = false,
+                }
                 let (node, side) = (attached.node, attached.side);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;
@@ -115,6 +103,44 @@ impl Session {
         }
     }
 
+    /// The unit has been answered to its end.
+    async fn unit_complete(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        (mut answer, mut journal): (Box<Answer>, Journal),
+        sent: Sent,
+        status: TransactionStatus,
+    ) -> Flow<()> {
+        let now = task.now;
+        task.window.consume(task.bytes);
+        attached.spoiled |= sent.server_ended;
+        self.completed(task, &mut attached, &mut answer, &mut journal);
+        self.shard.buffers.give_answer(answer);
+        self.answered(&attached, now);
+        let alone = matches!(self.transaction, Transaction::None);
+        self.transaction = Transaction::from_status(status);
+        if self.altered_roles.is_some() {
+            // The client knows by now: others must, before anything else is waited for.
+            self.settle_roles();
+        }
+        let between = !self.transaction.is_on_server();
+        // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
+        // executed may be rolled back in the same batch.
+        let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
+        if !told {
+            self.touched.ask();
+        }
+        if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
+            self.take_stock(&mut attached, alone && told && sent.failed).await?;
+        }
+        if between && has_own_names(&mut attached) {
+            self.leave_own_names(&mut attached).await?;
+        }
+        self.keep_or_release(attached, now);
+        Ok(())
+    }
+
     /// A client that does not read a standby's answer is cut off.
     fn stalled(&self, node: NodeId) -> End {
         // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
@@ -125,7 +151,7 @@ impl Session {
 
     /// The unit was refused before it began: takes back what it was to do.
     fn not_begun(&mut self, attached: &mut Attached, mut answer: Box<Answer>, journal: &mut Journal) {
-        let failed = std::mem::take(answer.failed_parses());
+        let failed = answer.take_unkept().tokens;
         if let Some(server) = attached.lease.server() {
             journal.correct(&failed, &mut server.carried);
         }
@@ -187,31 +213,52 @@ impl Session {
         answer: &mut Answer,
         journal: &mut Journal,
     ) {
-        let failed = std::mem::take(answer.failed_parses());
+        let unkept = answer.take_unkept();
         attached.spoiled |= answer.preamble_error().is_some();
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let deallocated = answer.take_deallocated();
+        let made = deallocated.map(|from| journal.made_since(from, &unkept));
         if let Some(server) = attached.lease.server() {
             journal.note_shapes(answer.shapes(), &mut self.names, &mut server.carried);
-            journal.settle(&failed, &mut self.names, &mut server.carried);
-            if deallocated {
-                server.carried.prepared.clear();
-                server.carried.unnamed = None;
+            journal.settle(&unkept, &mut self.names, &mut server.carried);
+            if let Some(made) = made {
+                made.is_all(&mut self.names, &mut server.carried);
+                attached.spoiled |= made.unknown;
             }
         }
-        if deallocated {
-            self.names.clear();
-        }
+        self.end_summons();
         self.note_state(task, attached);
+    }
+
+    /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
+    fn note_write(&mut self, needs: &Needs, attached: &mut Attached) {
+        let key = self.key();
+        if let Some(server) = attached.lease.server() {
+            server.last_writer = Some(key);
+        }
+        if needs.asks_last_value {
+            self.group.asks_last_values.set(true);
+        }
+        let Needs { repeatable, session, transaction, statements, .. } = *needs;
+        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
+        let asks = self.group.asks_last_values.get();
+        if asks && may_insert && !self.pins.contains(&PinReason::Sequence) {
+            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
+            self.pins.push(PinReason::Sequence);
+        }
     }
 
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
+        if attached.side == Side::Primary {
+            self.note_write(&task.needs, attached);
+        }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
+        let hidden = attached.side == Side::Primary && self.hides_effects(&task.needs);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
-            _ if unseen => Inspect::All,
+            _ if unseen || hidden => Inspect::All,
             Some(pin) if inspect::is_asked(pin) => Inspect::Pins,
             _ if may_end => Inspect::Pins,
             _ => Inspect::Nothing,
@@ -243,7 +290,7 @@ impl Session {
         }
         *self.control.runs_at.borrow_mut() = None;
         self.commit_bound = false;
-        if attached.spoiled || self.control.cancel_sent.get() {
+        if attached.spoiled || self.control.cancel_sent.get() || has_own_names(&mut attached) {
             // A cancel may still be on its way to that server process: nobody else must be hit by it.
             drop(attached);
         } else {
@@ -269,7 +316,8 @@ impl Session {
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
-        if side == Side::Standby && whole && code != sqlstate::QUERY_CANCELED {
+        let elsewhere = !self.is_for_standbys() || task.tries < self.shard.shared.settings.retry_attempts;
+        if side == Side::Standby && whole && elsewhere && code != sqlstate::QUERY_CANCELED {
             task.excluded.push(node);
             return Ok(Tried::Again(RetryCause::Refused));
         }
@@ -360,7 +408,7 @@ impl Session {
             self.transaction = Transaction::Lost { told: true };
             outcome::transaction_lost(cause)
         };
-        journal.settle(&[], &mut self.names, &mut Carried::default());
+        journal.settle(&Unkept::default(), &mut self.names, &mut Carried::default());
         self.shard.counters.error(report.code.as_str());
         let mut out = Vec::new();
         report.put(&mut out);

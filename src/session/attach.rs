@@ -14,11 +14,13 @@ use super::outcome;
 use super::run::Task;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
-use super::unit::Kind;
+use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
-use crate::pool::{Fit, LeaseError};
-use crate::route::{self, Destination, Need, Question};
+use crate::classify::PinReason;
+use crate::pool::{Fit, LeaseError, Wanted};
+use crate::relay::buffer::Window;
+use crate::route::{self, Destination, Mode, Need, Question};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::sqlstate;
@@ -56,11 +58,12 @@ impl Session {
                 continue;
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
-            let lease = match self.shard.pools.try_claim(&pool, self.fit()) {
+            let lease = match self.shard.pools.try_claim(&pool, self.fit(&task.needs)) {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let waited = self.wait_for_lease(&pool, &endpoint).await;
+                    let waited =
+                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
@@ -88,6 +91,11 @@ impl Session {
                     return self.refuse(task, &report).await;
                 }
                 LeaseError::Fenced => continue,
+                // It may only not have heard of it yet.
+                LeaseError::OtherRole if side == Side::Standby => task.excluded.push(node),
+                LeaseError::OtherRole => {
+                    return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
+                }
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
                     if side == Side::Primary
                         && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
@@ -122,58 +130,97 @@ impl Session {
         }
     }
 
-    fn fit(&self) -> Fit {
-        Fit { settings_id: self.settings.id, session: self.key() }
+    fn fit(&self, needs: &Needs) -> Fit {
+        let wanted = if needs.pin == Some(PinReason::Sequence) { Wanted::OwnWrites } else { Wanted::Ready };
+        Fit { settings_id: self.settings.id, session: self.key(), role: self.role, wanted }
     }
 
-    /// Waits for a connection of the pool, unless the client cancels or a new epoch begins meanwhile.
-    async fn wait_for_lease(&self, pool: &Rc<crate::pool::set::Pool>, endpoint: &Endpoint) -> Waited {
-        let lease = self.shard.pools.lease(pool, endpoint, self.fit());
+    /// Gets a server connection without a word to the client, if there is one to be had: whether it did.
+    pub(super) async fn attach_quietly(&mut self, task: &Task<'_>) -> bool {
+        let Some((node, side, epoch)) = self.choose(task) else { return false };
+        let pool = self.shard.pools.pool_of(&self.group, node);
+        let fit = self.fit(&task.needs);
+        let lease = match (self.shard.pools.try_claim(&pool, fit), self.endpoint(node, epoch)) {
+            (Some(lease), _) => Ok(lease),
+            (None, Some(endpoint)) => self.shard.pools.lease(&pool, &endpoint, fit).await,
+            (None, None) => return false,
+        };
+        let Ok(lease) = lease else { return false };
+        matches!(self.accept_lease(lease, node, side, epoch, Instant::now()), Accepted::Taken)
+    }
+
+    /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
+    async fn wait_for_lease(
+        &self,
+        pool: &Rc<crate::pool::set::Pool>,
+        endpoint: &Endpoint,
+        fit: Fit,
+        window: &mut Window,
+    ) -> Flow<Waited> {
+        let lease = self.shard.pools.lease(pool, endpoint, fit);
         let mut lease = std::pin::pin!(lease);
         loop {
+            let watched = !window.spare().is_empty();
             tokio::select! {
                 biased;
-                lease = &mut lease => return Waited::Over(Box::new(lease)),
+                lease = &mut lease => return Ok(Waited::Over(Box::new(lease))),
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.shard.epoch_after(endpoint.epoch) => return Waited::Outdated,
+                () = self.shard.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
-                        return Waited::Cancelled;
+                        return Ok(Waited::Cancelled);
                     }
+                }
+                ready = crate::net::readable(&self.client), if watched => {
+                    ready.map_err(|_| End::Client)?;
+                    self.read_ahead(window)?;
                 }
             }
         }
     }
 
+    /// Takes in what the client has sent behind its unit, as far as there is room; without room an end is seen late.
+    fn read_ahead(&self, window: &mut Window) -> Flow<()> {
+        match crate::net::try_read(&self.client, window.spare()) {
+            Ok(0) => Err(End::Client),
+            Ok(count) => {
+                window.advance(count);
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Client),
+        }
+    }
+
     /// Waits for another snapshot; `false` when the client has been told that there will be none.
-    async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+    pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
-            match Hold::enter(&self.shard, task.bytes, task.now) {
+            match Hold::enter(&self.shard, task.bytes, task.now, self.mode) {
                 Ok(entered) => *hold = Some(entered),
                 Err(report) => return self.refuse(task, &report).await,
             }
         }
         let Some(waiting) = hold.as_mut() else { return Ok(false) };
         loop {
-            // Bytes behind the unit are taken in as far as there is room; without room an end is seen late.
             let watched = !task.window.spare().is_empty();
             tokio::select! {
                 biased;
                 waited = waiting.wait(&self.control) => {
                     task.now = Instant::now();
                     return match waited {
-                        Ok(()) => Ok(true),
+                        Ok(()) => {
+                            if self.mode == Mode::Standby {
+                                // There is nobody else: who could not answer before may now.
+                                task.excluded.clear();
+                            }
+                            Ok(true)
+                        }
                         Err(report) => self.refuse(task, &report).await,
                     };
                 }
                 ready = crate::net::readable(&self.client), if watched => ready.map_err(|_| End::Client)?,
             }
-            match crate::net::try_read(&self.client, task.window.spare()) {
-                Ok(0) => return Err(End::Client),
-                Ok(count) => task.window.advance(count),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(End::Client),
-            }
+            self.read_ahead(task.window)?;
         }
     }
 
@@ -185,11 +232,11 @@ impl Session {
         let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
-        let need = if whole && free { task.needs.need } else { Need::Primary };
+        let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
         let excluded = task.excluded.as_slice();
         let decision = route::route(&Question {
             need,
-            target: task.needs.target,
+            target: task.needs.target.filter(|_| !self.is_for_standbys()),
             max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
             freshness: &self.freshness,
             excluded,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Ended, Exchange, Goal, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
@@ -16,6 +16,7 @@ use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
 use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
+use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::reply;
 
@@ -75,7 +76,7 @@ impl Part {
 
 impl Sent {
     /// Of a try in which nothing could be sent.
-    fn nothing(task: &Task<'_>) -> Self {
+    pub(super) fn nothing(task: &Task<'_>) -> Self {
         Self {
             any: false,
             delivered: false,
@@ -110,6 +111,7 @@ impl Session {
     /// The unit would leave state on a standby, and can't be refused by the server itself (see `translate`).
     pub(super) fn must_not_pin_here(&self, task: &Task<'_>) -> bool {
         task.pin_elsewhere().is_some()
+            && !self.is_for_standbys()
             && matches!(task.kind, Kind::Flushed | Kind::Partial)
             && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
     }
@@ -117,10 +119,16 @@ impl Session {
     /// One try of the task on the attached server.
     pub(super) async fn try_once(&mut self, task: &mut Task<'_>) -> Flow<Tried> {
         let Some(mut attached) = self.attached.take() else { return Ok(Tried::Again(RetryCause::Unsent)) };
+        if self.needs_own_names(task, &mut attached) {
+            attached = match self.give_own_names(task, attached).await? {
+                Ok(attached) => attached,
+                Err(tried) => return Ok(tried),
+            };
+        }
         let mut part = self.part(task, &mut attached);
         let rules = if part.fresh { self.rules(task, &mut attached) } else { Rules::PassOn };
         if part.fresh && !self.transaction.is_on_server() {
-            self.put_settings(&mut attached, &mut part.answer, &mut part.out);
+            self.put_settings(task, &mut attached, &mut part);
         }
         let shapes = self.row_shapes(task, &part, rules);
         let before = (part.out.len(), part.answer.expected());
@@ -189,12 +197,17 @@ impl Session {
         goal: Goal,
     ) -> (Ended, Sent) {
         let (node, side) = (attached.node, attached.side);
+        let tells_recovery = self.mode == Mode::PreferStandby;
+        if tells_recovery {
+            part.answer.announce_ready();
+        }
         let Some(server) = attached.lease.server() else {
             let cause = "The connection was taken away".to_owned();
-            return (Ended::ServerLost { cause, announced: false }, Sent::nothing(task));
+            return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
         };
         part.answer.comes_from(self.control.own_process(&server.cancel_key));
         let link = Rc::clone(&server.link);
+        let known_by_process = self.is_known_by_process();
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
@@ -208,11 +221,12 @@ impl Session {
             &self.told,
         );
         exchange.reserved = task.bytes;
+        exchange.tells_recovery = tells_recovery;
         exchange.rules = rules;
         exchange.copies_ended = part.copies_ended;
         exchange.extended = task.kind == Kind::Synced;
         exchange.goal = goal;
-        exchange.may_end_itself = task.needs.terminates;
+        exchange.may_end_itself = task.needs.signals || known_by_process;
         exchange.through =
             if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
         exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
@@ -254,7 +268,11 @@ impl Session {
             && task.needs.repeatable
             && task.needs.transaction == TransactionEffect::None
         {
-            return if attached.side == Side::Standby { Rules::ReadOnStandby } else { Rules::Alone };
+            return match attached.side {
+                Side::Standby if self.is_for_standbys() => Rules::ReadForStandbys,
+                Side::Standby => Rules::ReadOnStandby,
+                Side::Primary => Rules::Alone,
+            };
         }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
@@ -323,14 +341,23 @@ impl Session {
 
     /// Puts what brings the server to the session's settings before the unit, in the same write: in a transaction of its own, and
     /// in such a way that the unit does not run should any of it fail.
-    fn put_settings(&self, attached: &mut Attached, answer: &mut Answer, out: &mut Vec<u8>) {
+    fn put_settings(&self, task: &Task<'_>, attached: &mut Attached, part: &mut Part) {
         let key = self.key();
         let Some(server) = attached.lease.server() else { return };
         let foreign = server.left_by.is_some_and(|session| session != key);
-        if !foreign && server.applied.id == self.settings.id {
+        // What sequences gave another session there must not be taken for this one's.
+        let asks = task.needs.asks_last_value
+            || task.needs.unseen
+            || (!task.needs.repeatable && self.group.hidden.borrow().asks_last_values);
+        let others_values = asks && server.last_writer.is_some_and(|writer| writer != key);
+        if !foreign && !others_values && server.applied.id == self.settings.id {
             return;
         }
-        let commands = self.take_over(server);
+        let mut commands = self.take_over(server);
+        if others_values && !foreign {
+            commands.push("DISCARD SEQUENCES".to_owned());
+        }
+        let Part { answer, out, .. } = part;
         if commands.is_empty() {
             return;
         }
@@ -353,7 +380,7 @@ impl Session {
         shapes: Shapes,
         doubts: &mut Vec<Doubt>,
     ) {
-        let standby = attached.side == Side::Standby;
+        let (standby, fresh) = (attached.side == Side::Standby, part.fresh);
         let Some(server) = attached.lease.server() else { return };
         let (out, answer) = (&mut part.out, &mut part.answer);
         if let Transaction::Deferred { sql, .. } = &self.transaction {
@@ -363,7 +390,10 @@ impl Session {
             server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        if let (true, Some(pin), Kind::Simple | Kind::Synced) = (standby, task.pin_elsewhere(), task.kind) {
+        let keeps_no_state = standby && !self.is_for_standbys();
+        if let (true, Some(pin), Kind::Simple | Kind::Synced) =
+            (keeps_no_state, task.pin_elsewhere(), task.kind)
+        {
             // It would leave state on a standby that later writes of the session need on the primary.
             server.carried.unnamed = None;
             reply::put_query(out, &refusal_on_standby(pin.as_str()));
@@ -375,6 +405,9 @@ impl Session {
                 translator.large(kind, task.bytes + task.beyond, unit);
             }
             return;
+        }
+        if task.needs.names_prepared && translator.carried.own_names.is_none() && !fresh {
+            translator.give_own_names();
         }
         for (kind, body) in unit::frames(unit) {
             translator.frame(kind, body);

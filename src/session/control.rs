@@ -16,6 +16,9 @@ use crate::wire::reply::OwnProcess;
 /// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
 pub type Taken = oneshot::Sender<()>;
 
+/// Whoever wants to know the process of the server connection that a session has on the primary waits for this.
+pub type Answered = oneshot::Sender<i32>;
+
 /// A session as seen from outside.
 #[derive(Debug)]
 pub struct Control {
@@ -44,6 +47,8 @@ pub struct Control {
     pub speaking: Cell<bool>,
     /// The cancel requests that are not settled yet.
     cancels: RefCell<Vec<Taken>>,
+    /// An idle session is to take a server connection, and to say which process that is.
+    summons: RefCell<Vec<Answered>>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
@@ -68,6 +73,7 @@ impl Control {
             cut: Cell::new(false),
             speaking: Cell::new(false),
             cancels: RefCell::default(),
+            summons: RefCell::default(),
             active: Cell::new(false),
             cooling: Cell::new(false),
             waker: RefCell::default(),
@@ -96,12 +102,32 @@ impl Control {
         self.cancels.borrow_mut().clear();
     }
 
-    /// Has the session end, whatever it is doing.
-    pub fn cut_off(&self) {
-        self.cut.set(true);
+    /// Has an idle session take a server connection and say which.
+    pub fn summon(&self, answer: Answered) {
+        self.summons.borrow_mut().push(answer);
+        self.wake();
+    }
+
+    /// Whether the session has been summoned.
+    pub fn is_summoned(&self) -> bool {
+        !self.summons.borrow().is_empty()
+    }
+
+    /// Those who have summoned it.
+    pub fn take_summons(&self) -> Vec<Answered> {
+        self.summons.take()
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Has the session end, whatever it is doing.
+    pub fn cut_off(&self) {
+        self.cut.set(true);
+        self.wake();
     }
 
     /// Keeps what wakes the session.
@@ -122,9 +148,7 @@ impl Control {
             return true;
         }
         self.cooling.set(true);
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
+        self.wake();
         false
     }
 }

@@ -20,13 +20,14 @@ use super::shard::Shard;
 use super::transaction::Transaction;
 use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
-use crate::auth::Secret;
+use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::pool::{Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
+use crate::route::Mode;
 use crate::route::freshness::Freshness;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
@@ -46,6 +47,10 @@ pub struct Identity {
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
+    /// What the endpoint is for that it came in by.
+    pub mode: Mode,
+    /// The role it is, if known.
+    pub role: Option<RoleOid>,
     /// What logs in to servers as this user, where they ask.
     pub secret: Option<Secret<'static>>,
     /// What the client was told at its login.
@@ -74,6 +79,8 @@ pub(super) type Flow<T> = Result<T, End>;
 pub(super) enum Rest {
     /// It has been idle for a while.
     Cooled,
+    /// Somebody wants to know the process of its server connection.
+    Summoned,
 }
 
 /// A server connection in this session's hands.
@@ -129,6 +136,10 @@ pub struct Session {
     pub(super) number: u64,
     pub(super) group: Rc<PoolGroup>,
     pub(super) secret: Option<Secret<'static>>,
+    /// What its endpoint is for.
+    pub(super) mode: Mode,
+    /// The role that the user was at its login, if known.
+    pub(super) role: Option<RoleOid>,
     pub(super) strings: StandardConformingStrings,
     pub(super) opaque_encoding: bool,
     /// Transactions are READ ONLY unless they say otherwise.
@@ -159,8 +170,12 @@ pub struct Session {
     pub(super) channels: Vec<String>,
     pub(super) attached: Option<Attached>,
     pub(super) skip_to_sync: bool,
+    /// The pin `BackendPid` is only for whoever has summoned the session, and ends with its next statement.
+    pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// Roles that were created, altered or dropped in this transaction.
+    pub(super) altered_roles: Option<Box<Users>>,
 }
 
 impl Session {
@@ -180,6 +195,8 @@ impl Session {
             number,
             group: shard.pools.group(&identity.database, &identity.user),
             secret: identity.secret,
+            mode: identity.mode,
+            role: identity.role,
             told: shard.intern_told(Reported::new(identity.told)),
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
@@ -203,7 +220,9 @@ impl Session {
             channels: Vec::new(),
             attached: None,
             skip_to_sync: false,
+            summoned: false,
             commit_bound: false,
+            altered_roles: None,
         };
         session.read_settings();
         session
@@ -255,14 +274,16 @@ impl Session {
 
     async fn work(&mut self, mut early: Vec<u8>) -> End {
         loop {
-            if early.is_empty()
-                && let Err(end) = self.wait_cold().await
-            {
-                return end;
+            if early.is_empty() {
+                match self.wait_cold().await {
+                    Ok(None | Some(Rest::Cooled)) => {}
+                    Ok(Some(Rest::Summoned)) => Box::pin(self.answer_summons()).await,
+                    Err(end) => return end,
+                }
             }
             self.shard.warm_up(&self.control);
             match Box::pin(self.serve_units(std::mem::take(&mut early))).await {
-                Ok(Rest::Cooled) => {}
+                Ok(Rest::Cooled | Rest::Summoned) => {}
                 Err(end) => return end,
             }
         }
@@ -284,8 +305,13 @@ impl Session {
                     if let Some(window) = idle {
                         self.shard.buffers.give(window.into_bytes());
                     }
-                    if let Some(rest) = self.wait_idle().await? {
-                        return Ok(rest);
+                    match self.wait_idle().await? {
+                        None => {}
+                        Some(Rest::Summoned) => {
+                            Box::pin(self.answer_summons()).await;
+                            continue;
+                        }
+                        Some(rest) => return Ok(rest),
                     }
                     Window::new(self.shard.buffers.take())
                 }
@@ -313,7 +339,7 @@ impl Session {
         }
     }
 
-    fn is_in_batch(&self) -> bool {
+    pub(super) fn is_in_batch(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.batch.is_some())
     }
 
@@ -326,6 +352,10 @@ impl Session {
     async fn read_on(&mut self, window: &mut Window) -> Flow<()> {
         let unfinished = unit::unfinished(window.filled());
         if unfinished == 0 || self.skip_to_sync {
+            if self.attached.is_some() {
+                // What the held server says meanwhile is passed on, and the limits of an idle client hold.
+                self.wait_attached().await?;
+            }
             return self.read_more(window).await;
         }
         match tokio::time::timeout(BATCH_PAUSE, self.read_more(window)).await {
@@ -376,6 +406,13 @@ impl Session {
         if needs.databases {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
         }
-        self.run(window, kind, bytes, needs, Instant::now()).await
+        if needs.roles {
+            self.note_roles(window.filled().get(..bytes).unwrap_or_default());
+        }
+        let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
+        if self.altered_roles.is_some() {
+            self.settle_roles();
+        }
+        flow
     }
 }

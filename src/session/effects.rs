@@ -1,4 +1,4 @@
-//! What a unit needs of its server, and what it may do to the session's settings and to databases.
+//! What a unit needs of its server, and what it may do to the session's settings, to databases and to roles.
 //!
 //! Invariant: what can't be looked into may do anything. Must not know: servers, sockets.
 
@@ -6,9 +6,10 @@ use super::driver::Session;
 use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
+use crate::auth::Users;
 use crate::classify::{self, SessionEffect, TransactionEffect};
 use crate::route::{Mode, Need};
-use crate::wire::extended;
+use crate::wire::{extended, startup, text};
 
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
@@ -19,7 +20,8 @@ const CUSTOM_SETTINGS_MAX: usize = 512;
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
         if self.opaque_encoding {
-            return Needs { transaction: TransactionEffect::Other, ..Needs::unknown() };
+            let names_prepared = mentions_prepared(unit);
+            return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
         let mut needs = unit::needs(unit, &self.names, self.strings);
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
@@ -31,10 +33,7 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
-        if self.shard.shared.settings.routing.mode == Mode::Primary
-            || self.serializable
-            || self.keeps_server()
-        {
+        if self.mode == Mode::Primary || self.serializable || self.keeps_server() {
             needs.need = Need::Primary;
         }
         needs
@@ -89,7 +88,7 @@ impl Session {
                 }
             }
             match class.session {
-                SessionEffect::None | SessionEffect::Deallocate(_) => {}
+                SessionEffect::None | SessionEffect::Deallocate(_) | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
                     self.note_custom_settings(settings::dotted_words(name.of(&text)));
                     touched.set(name.of(&text));
@@ -126,7 +125,21 @@ impl Session {
     /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
     /// which anybody else is connected.
     pub(super) async fn leave_databases(&self, unit: &[u8]) {
-        let mut named: Vec<Vec<u8>> = vec![DEFAULT_TEMPLATE.to_vec()];
+        let mut named = self.names_in(unit);
+        named.push(DEFAULT_TEMPLATE.to_vec());
+        for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+            (self.shard.shared.forget_database)(name);
+        }
+        for database in self.shard.pools.databases() {
+            if named.iter().any(|name| name == database.as_bytes()) {
+                self.shard.pools.leave_database(&database).await;
+            }
+        }
+    }
+
+    /// All names in the texts of a unit.
+    fn names_in(&self, unit: &[u8]) -> Vec<Vec<u8>> {
+        let mut named = Vec::new();
         for (kind, body) in unit::frames(unit) {
             match kind {
                 b'Q' => named.extend(extended::query(body).map(classify::names).unwrap_or_default()),
@@ -140,13 +153,44 @@ impl Session {
                 _ => {}
             }
         }
-        for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
-            (self.shard.shared.forget_database)(name);
-        }
-        for database in self.shard.pools.databases() {
-            if named.iter().any(|name| name == database.as_bytes()) {
-                self.shard.pools.leave_database(&database).await;
-            }
+        named
+    }
+
+    /// Notes the roles that a unit may create, alter or drop, before it runs. What is known of them is forgotten already: who is told
+    /// that it is done must not be let in by what was known before.
+    pub(super) fn note_roles(&mut self, unit: &[u8]) {
+        let names = self.names_in(unit).into_iter().map(|name| {
+            let mut name = text::from_bytes(&name);
+            text::truncate(&mut name, startup::NAME_BYTES_MAX);
+            name
+        });
+        let named = Users::of(names);
+        let all = match self.altered_roles.take() {
+            Some(users) => users.and(named),
+            None => named,
+        };
+        self.forget_users(&all);
+        self.altered_roles = Some(Box::new(all));
+    }
+
+    /// A unit is over: what others have learned of these roles meanwhile is forgotten, too. Others see them altered only from the end
+    /// of the transaction on.
+    pub(super) fn settle_roles(&mut self) {
+        let Some(users) = self.altered_roles.take() else { return };
+        self.forget_users(&users);
+        if self.transaction.is_on_server() || self.is_in_batch() {
+            self.altered_roles = Some(users);
         }
     }
+
+    fn forget_users(&self, users: &Users) {
+        (self.shard.shared.forget_users)(users);
+        self.shard.pools.outdate(users);
+    }
+}
+
+/// Whether texts that can't be looked into may name prepared statements.
+fn mentions_prepared(unit: &[u8]) -> bool {
+    let mentions = |word: &[u8]| unit.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+    mentions(b"prepare") || mentions(b"execute") || mentions(b"deallocate")
 }

@@ -29,6 +29,8 @@ pub enum Rules {
     PassOn,
     /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
     ReadOnStandby,
+    /// The same of a session that is for standbys: what a standby refuses, nobody else is to run.
+    ReadForStandbys,
     /// A statement outside of a transaction: one that was prepared before its rows changed can be prepared anew.
     Alone,
     /// pgsteer's own question: any error ends it.
@@ -49,6 +51,17 @@ pub enum Goal {
     Sent,
     /// What has come is passed on.
     Drained,
+}
+
+/// What a server that is lost has said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// Nothing that would tell anything of its node.
+    Unexplained,
+    /// It shuts down or crashed (57P01 and kin).
+    Announced,
+    /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
+    Before,
 }
 
 /// How it ended.
@@ -74,8 +87,8 @@ pub enum Ended {
     ServerLost {
         /// How that showed.
         cause: String,
-        /// It said so itself (57P01 and kin).
-        announced: bool,
+        /// What it said of it.
+        parting: Parting,
     },
     /// The server ended the session for good and the client has its words: nothing of it can run anywhere.
     Dismissed,
@@ -144,6 +157,8 @@ pub struct Exchange<'a> {
     pub reported: &'a mut Reported,
     /// What the client knows of reported parameters.
     pub told: &'a Reported,
+    /// The client is told whether its node is in recovery, as that may change.
+    pub tells_recovery: bool,
     /// What it knows now, if it was told something else.
     pub news: Option<Reported>,
     /// The unit may end its own session: then the client hears that from the server.
@@ -204,6 +219,7 @@ impl<'a> Exchange<'a> {
             in_hot_standby,
             reported,
             told,
+            tells_recovery: false,
             news: None,
             may_end_itself: false,
             sent: 0,
@@ -306,7 +322,7 @@ impl<'a> Exchange<'a> {
             Ok(0) => {
                 return Err(Ended::ServerLost {
                     cause: "The server closed the connection".to_owned(),
-                    announced: false,
+                    parting: Parting::Unexplained,
                 });
             }
             Ok(count) => count,
@@ -324,10 +340,10 @@ impl<'a> Exchange<'a> {
         };
         self.answer.advance(count);
         loop {
-            let event = self
-                .answer
-                .scan()
-                .map_err(|error| Ended::ServerLost { cause: error.to_string(), announced: false })?;
+            let event = self.answer.scan().map_err(|error| Ended::ServerLost {
+                cause: error.to_string(),
+                parting: Parting::Unexplained,
+            })?;
             match event {
                 Event::NeedMore => break,
                 Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
@@ -384,7 +400,7 @@ impl<'a> Exchange<'a> {
         if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
             self.end_frame().await?;
             let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
-            return Err(Ended::ServerLost { cause, announced: true });
+            return Err(Ended::ServerLost { cause, parting: Parting::Announced });
         }
         self.answer.accept();
         Ok(())
@@ -441,7 +457,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn holds_back(&self) -> bool {
-        self.rules == Rules::ReadOnStandby
+        matches!(self.rules, Rules::ReadOnStandby | Rules::ReadForStandbys)
             && !self.delivered
             && self.answer.ready_bytes() < self.hold_back_bytes
             && self.through == Through::Nothing
@@ -450,13 +466,20 @@ impl<'a> Exchange<'a> {
     fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
         if fields.ends_session {
             let message = reply::error_message(self.answer.body());
-            let announced = matches!(
-                fields.code,
-                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW
-            );
+            let parting = match fields.code {
+                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
+                    Parting::Announced
+                }
+                sqlstate::IDLE_SESSION_TIMEOUT
+                    if self.answer.last_status().is_none() && !self.answer.has_results() =>
+                {
+                    Parting::Before
+                }
+                _ => Parting::Unexplained,
+            };
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
-                announced,
+                parting,
             });
         }
         if fields.plan_changed && self.heals() {
@@ -479,9 +502,12 @@ impl<'a> Exchange<'a> {
 
     /// Whether nothing of a unit outside of a transaction has had an effect or reached the client.
     fn heals(&self) -> bool {
-        matches!(self.rules, Rules::Alone | Rules::ReadOnStandby | Rules::FirstOnDoubtful)
-            && !self.delivered
+        matches!(
+            self.rules,
+            Rules::Alone | Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::FirstOnDoubtful
+        ) && !self.delivered
             && !self.answer.has_results()
+            && self.answer.awaits_bind()
     }
 
     /// Whether this error, first of its answer, means "not here" rather than "wrong".
@@ -501,6 +527,9 @@ impl<'a> Exchange<'a> {
                         | sqlstate::UNSPECIFIED
                 ) || &code.class() == b"42"
             }
+            Rules::ReadForStandbys => {
+                matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED)
+            }
             Rules::FirstOnDoubtful => {
                 code == sqlstate::READ_ONLY_SQL_TRANSACTION && !self.answer.has_results()
             }
@@ -509,7 +538,7 @@ impl<'a> Exchange<'a> {
 
     fn parameter_status(&mut self) {
         let passes = match reply::parameter_status(self.answer.body()) {
-            // The client's endpoint is not a standby, wherever a read of its ran.
+            // The client's endpoint is a standby or is none, wherever a read of its ran; see `tell` for those that are both.
             Some(("in_hot_standby", value)) => {
                 *self.in_hot_standby = value == "on";
                 false
@@ -543,8 +572,12 @@ impl<'a> Exchange<'a> {
             return;
         }
         let known = self.news.as_ref().unwrap_or(self.told);
-        let beyond: Vec<(String, String)> =
+        let mut beyond: Vec<(String, String)> =
             self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let recovery = if *self.in_hot_standby { "on" } else { "off" };
+        if self.tells_recovery && known.is_news("in_hot_standby", recovery) {
+            beyond.push(("in_hot_standby".to_owned(), recovery.to_owned()));
+        }
         let mut out = Vec::new();
         for (name, value) in &beyond {
             reply::put_parameter_status(&mut out, name, value);
@@ -669,5 +702,8 @@ impl<'a> Exchange<'a> {
 }
 
 fn lost(error: &io::Error) -> Ended {
-    Ended::ServerLost { cause: format!("The connection to the server failed: {error}"), announced: false }
+    Ended::ServerLost {
+        cause: format!("The connection to the server failed: {error}"),
+        parting: Parting::Unexplained,
+    }
 }

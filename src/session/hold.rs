@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::outcome;
 use super::shard::Shard;
+use crate::route::Mode;
 use crate::wire::reply::Report;
 
 /// One statement's wait. Dropping it takes the statement out of the queue.
@@ -19,16 +20,17 @@ pub struct Hold {
     bytes: usize,
     began: Instant,
     changes: watch::Receiver<u64>,
+    mode: Mode,
 }
 
 impl Hold {
-    /// Enters the queue with a statement of so many bytes.
-    pub fn enter(shard: &Rc<Shard>, bytes: usize, now: Instant) -> Result<Self, Box<Report>> {
+    /// Enters the queue with a statement of so many bytes, from an endpoint of this mode.
+    pub fn enter(shard: &Rc<Shard>, bytes: usize, now: Instant, mode: Mode) -> Result<Self, Box<Report>> {
         let shared = &shard.shared;
         let count = shared.held_count.fetch_add(1, Ordering::AcqRel) + 1;
         let held_bytes = shared.held_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let hold =
-            Self { shard: Rc::clone(shard), bytes, began: now, changes: shard.snapshot_changed.subscribe() };
+        let changes = shard.snapshot_changed.subscribe();
+        let hold = Self { shard: Rc::clone(shard), bytes, began: now, changes, mode };
         shard.counters.statements_waiting.inc();
         shard.counters.statements_held.inc();
         if count > shared.settings.hold_count_max || held_bytes > shared.settings.hold_bytes_max {
@@ -44,7 +46,10 @@ impl Hold {
         let deadline = tokio::time::Instant::from_std(self.began) + limit;
         tokio::select! {
             changed = self.changes.changed() => changed.map_err(|_| Box::new(outcome::shutting_down())),
-            () = tokio::time::sleep_until(deadline) => Err(Box::new(outcome::no_primary(limit))),
+            () = tokio::time::sleep_until(deadline) => Err(Box::new(match self.mode {
+                Mode::Standby => outcome::no_standby(limit),
+                _ => outcome::no_primary(limit),
+            })),
             () = control.bell.notified() => {
                 if control.cancel_waiting.replace(false) { Err(Box::new(outcome::cancelled())) } else { Ok(()) }
             }

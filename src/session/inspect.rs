@@ -8,11 +8,13 @@
 
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
+use super::unit::Needs;
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::Server;
 use crate::backend::reset::{self, Asked, CommandError};
-use crate::classify::{PinReason, StandardConformingStrings};
+use crate::classify::{PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
+use crate::pool::Hidden;
 use crate::telemetry::metrics::Side;
 
 /// What is to be asked at the end of the transaction.
@@ -42,7 +44,8 @@ pub fn is_asked(pin: PinReason) -> bool {
     ASKED_PINS.contains(&pin)
 }
 
-/// One row for each reason to stay: `pin`, its name; for each channel that is listened to: `listen`, its name. Outside of a transaction only holdable cursors are left. Objects depend
+/// One row for each reason to stay: `pin`, its name; for each channel that is listened to: `listen`, its name; `prepared`: how
+/// many statements there are by SQL-level PREPARE, and by the protocol. Outside of a transaction only holdable cursors are left. Objects depend
 /// on their schema, so that the temporary ones are found by an index.
 const PINS: &str = "\
     SELECT 'pin', 'temp_object' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND EXISTS (\
@@ -52,7 +55,8 @@ const PINS: &str = "\
     locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
     UNION ALL SELECT 'pin', 'hold_cursor' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors) \
     UNION ALL SELECT 'listen', c FROM pg_catalog.pg_listening_channels() c \
-    UNION ALL SELECT 'pin', 'sql_prepare' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
+    UNION ALL SELECT 'prepared', pg_catalog.concat(pg_catalog.count(*) FILTER (WHERE from_sql), ' ', \
+    pg_catalog.count(*) FILTER (WHERE NOT from_sql)) FROM pg_catalog.pg_prepared_statements";
 
 /// One row for each setting that the session has: its name and value. The two that say who it acts as are not in `pg_settings`.
 const SETTINGS: &str = "\
@@ -71,6 +75,18 @@ const FUNCTIONS: &str = "\
     '([A-Za-z_][A-Za-z0-9_$]*(?:[.][A-Za-z_][A-Za-z0-9_$]*)+)', 'g') m \
     WHERE p.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
     AND p.prosrc OPERATOR(pg_catalog.~*) 'set_config|set[[:space:]]' LIMIT 256";
+
+/// What writes may do that their texts do not show: a column's default asks what a sequence gave last; a trigger, or a function that
+/// its body names, may change the session.
+const HIDDEN: &str = "\
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_attrdef d WHERE \
+    pg_catalog.pg_get_expr(d.adbin, d.adrelid) OPERATOR(pg_catalog.~*) '\\m(currval|lastval)\\M'), \
+    EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+    WHERE NOT t.tgisinternal AND (p.prosrc OPERATOR(pg_catalog.~*) w OR EXISTS (SELECT FROM pg_catalog.pg_proc q \
+    WHERE q.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
+    AND q.prosrc OPERATOR(pg_catalog.~*) w AND pg_catalog.strpos(p.prosrc, q.proname) OPERATOR(pg_catalog.>) 0))) \
+    FROM (VALUES ('set_config|advisory_lock|setseed|dblink|\\m(temp|temporary|listen|prepare|discard|load)\\M\
+|(^|;|\\m(begin|then|else|loop)\\M)\\s*(set|reset)\\M')) v(w)";
 
 /// How long the names of functions' bodies are believed to be all.
 const FUNCTIONS_TTL: std::time::Duration = std::time::Duration::from_secs(60);
@@ -94,7 +110,7 @@ impl Session {
             _ if failed => {}
             Touched::Set(names) => match ask(server, &current_settings(&names)).await {
                 Ok(asked) => {
-                    self.pass_notifications(&asked).await?;
+                    self.pass_notifications(&asked.notifications).await?;
                     let values = names.into_iter().zip(asked.rows.into_iter().next().unwrap_or_default());
                     let told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
                     let pairs = settings::with(&self.settings.pairs, &told);
@@ -150,7 +166,7 @@ impl Session {
         server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &empty));
         let pairs = settings::with(&self.settings.pairs, &empty);
         self.set_settings(pairs);
-        self.pass_notifications(&asked).await
+        self.pass_notifications(&asked.notifications).await
     }
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
@@ -161,9 +177,12 @@ impl Session {
             if self.functions_are_unread()
                 && let Ok(asked) = ask(server, FUNCTIONS).await
             {
-                self.pass_notifications(&asked).await?;
+                self.pass_notifications(&asked.notifications).await?;
                 self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
             }
+        }
+        if all && self.group.hidden.borrow().looked_at.is_none_or(is_long_ago) {
+            self.look_for_hidden(attached).await?;
         }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let asked = match ask(server, &self.question(all)).await {
@@ -171,7 +190,7 @@ impl Session {
             Err(error) => return self.not_told(attached, &error),
         };
         attached.inspect = Inspect::Nothing;
-        self.pass_notifications(&asked).await?;
+        self.pass_notifications(&asked.notifications).await?;
         let mut told = Pairs::new();
         let mut pins = Vec::new();
         self.channels.clear();
@@ -181,6 +200,9 @@ impl Session {
                     pins.extend(ASKED_PINS.iter().find(|pin| pin.as_str() == value));
                 }
                 Ok([Some(kind), Some(channel)]) if kind == "listen" => self.channels.push(channel),
+                Ok([Some(kind), Some(counts)]) if kind == "prepared" => {
+                    pins.extend(self.count_prepared(attached, &counts));
+                }
                 Ok([Some(name), Some(value)]) => told.push((name, value)),
                 _ => {}
             }
@@ -200,10 +222,53 @@ impl Session {
         Ok(())
     }
 
-    /// Stays on the server for these reasons. On a standby nobody stays: what is there is lost with the connection, as it means
-    /// nothing on the primary.
-    fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
-        if attached.side == Side::Standby {
+    /// Whether a write may have done more than its text shows, as far as it is known.
+    pub(super) fn hides_effects(&self, needs: &Needs) -> bool {
+        let mut hidden = self.group.hidden.borrow_mut();
+        if needs.defines {
+            hidden.looked_at = None;
+        }
+        let writes =
+            !needs.repeatable && needs.statements > 0 && needs.transaction == TransactionEffect::None;
+        writes && (hidden.touches_session || hidden.looked_at.is_none_or(is_long_ago))
+    }
+
+    async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        // Refused, it is asked again with the next write.
+        let Ok(asked) = ask(server, HIDDEN).await else { return Ok(()) };
+        let is_so = |column: usize| {
+            let value = asked.rows.first().and_then(|row| row.get(column)?.as_deref());
+            value != Some("f")
+        };
+        *self.group.hidden.borrow_mut() = Hidden {
+            asks_last_values: is_so(0),
+            touches_session: is_so(1),
+            looked_at: Some(std::time::Instant::now()),
+        };
+        self.pass_notifications(&asked.notifications).await
+    }
+
+    /// The server has so many statements of SQL-level PREPARE and of the protocol. Code that can't be seen may have dropped them.
+    fn count_prepared(&mut self, attached: &mut Attached, counts: &str) -> Option<PinReason> {
+        let (by_sql, by_protocol) = counts.split_once(' ')?;
+        let server = attached.lease.server()?;
+        let known = server.carried.prepared.len();
+        if server.carried.own_names.is_none() && by_protocol.parse() != Ok(known) {
+            if by_protocol == "0" {
+                server.carried.prepared.clear();
+                self.names.retain(|_| false);
+            } else {
+                attached.spoiled = true;
+            }
+        }
+        (by_sql != "0").then_some(PinReason::SqlPrepare)
+    }
+
+    /// Stays on the server for these reasons. On a standby nobody stays who may also write: what is there is lost with the
+    /// connection, as it means nothing on the primary.
+    pub(super) fn stay(&mut self, attached: &mut Attached, pins: &[PinReason]) {
+        if attached.side == Side::Standby && !self.is_for_standbys() {
             attached.spoiled |= !pins.is_empty();
         } else {
             self.set_asked_pins(pins);
@@ -267,11 +332,12 @@ impl Session {
         self.pins.extend_from_slice(found);
     }
 
-    async fn pass_notifications(&mut self, asked: &Asked) -> Flow<()> {
-        if asked.notifications.is_empty() {
+    /// What the client listens to and came with an answer that is not its own.
+    pub(super) async fn pass_notifications(&mut self, notifications: &[u8]) -> Flow<()> {
+        if notifications.is_empty() {
             return Ok(());
         }
-        let mut notifications = asked.notifications.clone();
+        let mut notifications = notifications.to_vec();
         if let Some(key) = &*self.control.runs_at.borrow() {
             self.control.own_process(key).rename_all(&mut notifications);
         }
@@ -312,6 +378,10 @@ async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
         Ok(asked) => asked,
         Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
     }
+}
+
+fn is_long_ago(at: std::time::Instant) -> bool {
+    at.elapsed() > FUNCTIONS_TTL
 }
 
 /// One row with the value of each setting.

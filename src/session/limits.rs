@@ -67,7 +67,7 @@ impl Session {
 
     /// The pool's limit, and without a server that would look at it also the session's own setting: whichever is shorter.
     fn idle_limit(&self) -> Option<IdleLimit> {
-        let between = matches!(self.transaction, Transaction::None);
+        let between = self.is_between();
         let limits = self.group.limits();
         let (own, of_pool) = if between {
             (self.idle_limit, limits.client_idle_timeout)
@@ -101,7 +101,7 @@ impl Session {
         if self.control.speaking.get() {
             return End::Client;
         }
-        let between = matches!(self.transaction, Transaction::None);
+        let between = self.is_between();
         End::Told(Box::new((idle.report)(between, idle.limit)))
     }
 }

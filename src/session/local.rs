@@ -6,10 +6,10 @@
 
 use super::driver::Session;
 use super::outcome;
-use super::prepared::Unnamed;
+use super::own_names::has_own_names;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
-use crate::classify::{self, AccessMode, SessionEffect, TransactionEffect};
+use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
 use crate::wire::extended::{self, Named};
 use crate::wire::reply;
 
@@ -20,6 +20,7 @@ impl Session {
             return self.local_lost(unit, kind, needs, told);
         }
         if needs.session
+            && needs.statements == 1
             && let Some(out) = self.local_deallocate(unit, kind)
         {
             return Some(out);
@@ -33,6 +34,12 @@ impl Session {
             return Some(self.transaction.status().ready_for_query().to_vec());
         }
         let (tag, next) = match (&self.transaction, needs.transaction) {
+            // A standby refuses some, in its own words.
+            (Transaction::None | Transaction::Deferred { .. }, effect)
+                if self.is_for_standbys() && asks_too_much(effect) =>
+            {
+                return None;
+            }
             (Transaction::None, TransactionEffect::Begin { access, serializable }) => {
                 let sql = self.statement_text(unit)?;
                 let tag = begin_tag(&sql)?;
@@ -75,6 +82,9 @@ impl Session {
         let quoted = span.start.checked_sub(1).and_then(|at| text.get(at as usize)) == Some(&b'"');
         let name = if quoted { span.of(&text).to_vec() } else { span.of(&text).to_ascii_lowercase() };
         self.names.named(&name)?;
+        if self.attached.as_mut().is_some_and(has_own_names) {
+            return None;
+        }
         let mut out = Vec::new();
         self.local_replies(unit, "DEALLOCATE", &mut out)?;
         self.names.remove(&name);
@@ -84,6 +94,9 @@ impl Session {
 
     /// The replies to the messages of a unit with one statement that is answered here, without ReadyForQuery.
     fn local_replies(&mut self, unit: &[u8], tag: &str, out: &mut Vec<u8>) -> Option<()> {
+        if !self.all_succeed(unit)? {
+            return None;
+        }
         for (kind, body) in unit::frames(unit) {
             match kind {
                 b'Q' => {
@@ -95,29 +108,16 @@ impl Session {
                     let parse = extended::parse(body)?;
                     let class = classify::classify(parse.sql, self.strings);
                     if parse.name.is_empty() {
-                        self.names.unnamed_count += 1;
-                        self.names.unnamed_streamed = false;
-                        self.names.unnamed = Some(Unnamed {
-                            told: None,
-                            count: self.names.unnamed_count,
-                            sql: parse.sql.to_vec(),
-                            types: parse.types.to_vec(),
-                            class,
-                        });
-                    } else if self.names.named(parse.name).is_some() {
-                        return None;
+                        let before = self.names.parse_unnamed(parse.sql, parse.types, class);
+                        self.names.forget_unnamed(before);
                     } else {
                         let statement =
                             self.shard.statements.intern(self.scope_now(), parse.sql, parse.types, || class);
-                        self.names.insert(parse.name, statement);
+                        let _ = self.names.insert(parse.name, statement);
                     }
                     out.extend_from_slice(reply::PARSE_COMPLETE);
                 }
-                // Values for a statement that takes none are the server's to refuse.
-                b'B' if extended::bind(body)?.is_without_values() => {
-                    out.extend_from_slice(reply::BIND_COMPLETE);
-                }
-                b'B' => return None,
+                b'B' => out.extend_from_slice(reply::BIND_COMPLETE),
                 b'D' => {
                     if let Named::Statement(_) = extended::named(body)? {
                         out.extend_from_slice(reply::NO_PARAMETERS);
@@ -125,8 +125,10 @@ impl Session {
                     out.extend_from_slice(reply::NO_DATA);
                 }
                 b'C' => {
-                    if let Named::Statement(name) = extended::named(body)? {
-                        self.names.remove(name);
+                    match extended::named(body)? {
+                        Named::Statement(b"") => self.names.drop_unnamed(),
+                        Named::Statement(name) => self.names.restore(name, None),
+                        Named::Portal(_) => {}
                     }
                     out.extend_from_slice(reply::CLOSE_COMPLETE);
                 }
@@ -134,6 +136,44 @@ impl Session {
             }
         }
         Some(())
+    }
+
+    /// Whether the server would do without an error what the messages say, and all of them are about the one statement.
+    fn all_succeed(&self, unit: &[u8]) -> Option<bool> {
+        let mut parsed: Vec<&[u8]> = Vec::new();
+        let mut bound: Option<&[u8]> = None;
+        for (kind, body) in unit::frames(unit) {
+            let is_known = |name: &[u8]| {
+                parsed.contains(&name) || self.names.class(name).is_some_and(|class| is_control(&class))
+            };
+            let succeeds = match kind {
+                b'P' => {
+                    let parse = extended::parse(body)?;
+                    let is_free = !parsed.contains(&parse.name) && self.names.named(parse.name).is_none();
+                    parsed.push(parse.name);
+                    is_free && is_control(&classify::classify(parse.sql, self.strings))
+                }
+                b'B' => {
+                    let bind = extended::bind(body)?;
+                    // Values for a statement that takes none are the server's to refuse.
+                    let first = bound.replace(bind.portal).is_none();
+                    first && bind.is_without_values() && is_known(bind.statement)
+                }
+                b'E' => bound.is_some_and(|portal| {
+                    body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0))
+                }),
+                b'D' => match extended::named(body)? {
+                    Named::Statement(name) => is_known(name),
+                    Named::Portal(portal) => bound == Some(portal),
+                },
+                b'C' => extended::named(body).is_some(),
+                _ => true,
+            };
+            if !succeeds {
+                return Some(false);
+            }
+        }
+        Some(true)
     }
 
     /// Answers in a transaction whose server was lost.
@@ -187,6 +227,17 @@ impl Session {
     }
 }
 
+/// What no standby can do for a transaction.
+fn asks_too_much(effect: TransactionEffect) -> bool {
+    match effect {
+        TransactionEffect::Begin { access, serializable }
+        | TransactionEffect::SetTransaction { access, serializable } => {
+            access == AccessMode::ReadWrite || serializable
+        }
+        _ => false,
+    }
+}
+
 /// The command tag of a BEGIN that is answered here; `None` when the text begins with anything else (a comment, say).
 fn begin_tag(sql: &str) -> Option<&'static str> {
     let word = sql.split(|c: char| !c.is_ascii_alphabetic()).next()?;
@@ -197,4 +248,11 @@ fn begin_tag(sql: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Whether a text is a single statement of a kind that is answered here, which always can be prepared and takes no values.
+fn is_control(class: &Classification) -> bool {
+    class.statements == 1
+        && (!matches!(class.transaction, TransactionEffect::None | TransactionEffect::Other)
+            || matches!(class.session, SessionEffect::Deallocate(_)))
 }

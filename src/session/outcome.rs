@@ -48,6 +48,23 @@ pub fn no_primary(waited: Duration) -> Report {
         .hint("Run it again later; see /topology on the admin address for the state of each node.")
 }
 
+/// No standby within `hold_timeout`, for a session that is for standbys alone.
+pub fn no_standby(waited: Duration) -> Report {
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available")
+        .detail(format!(
+            "The statement was held for {waited:?} and no standby was within its bounds. It was not run."
+        ))
+        .hint(NO_STANDBY_HINT)
+}
+
+/// No standby at a login to an endpoint that is for standbys alone.
+pub fn no_standby_at_login() -> Report {
+    Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available").hint(NO_STANDBY_HINT)
+}
+
+const NO_STANDBY_HINT: &str = "See /topology on the admin address for the state of each node; \
+    an endpoint of listen.prefer_standby_address falls back on the primary.";
+
 /// The hold queue is full.
 pub fn hold_full() -> Report {
     Report::error(
@@ -63,6 +80,16 @@ pub fn no_server_connection(cause: &str) -> Report {
     Report::error(state::TOO_MANY_CONNECTIONS, "pgsteer: no server connection became free in time")
         .detail(format!("{cause}. The statement was not run."))
         .hint("Raise the limit (and max_connections of the servers), or shorten transactions.")
+}
+
+/// The user's role was dropped or renamed, and another has its name.
+pub fn other_role(user: &str) -> Report {
+    Report::fatal(
+        state::INVALID_AUTHORIZATION_SPECIFICATION,
+        "pgsteer: the role of this session was dropped or renamed",
+    )
+    .detail(format!("\"{user}\" is another role by now. The statement was not run."))
+    .hint("Connect again, as whoever you are to be.")
 }
 
 /// A pinned session's server is gone.

@@ -12,6 +12,12 @@ use crate::classify::Classification;
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
 
+/// PostgreSQL's `NAMEDATALEN`, without the zero.
+const NAME_BYTES_MAX: usize = 63;
+
+/// What the text of an unnamed statement that is gone may occupy for the next one.
+const SPARE_BYTES_MAX: usize = 4096;
+
 /// Statements that a shard remembers before it first looks for those that nobody uses any more.
 const TABLE_SWEEP_AT: usize = 4096;
 
@@ -108,19 +114,45 @@ pub struct Unnamed {
     pub told: Option<u64>,
 }
 
+impl Unnamed {
+    fn new(class: Classification) -> Self {
+        Self { count: 0, sql: Vec::new(), types: Vec::new(), class, told: None }
+    }
+}
+
 /// A statement under a client's name.
-#[derive(Debug)]
-struct NamedStatement {
-    statement: Rc<Statement>,
+#[derive(Debug, Clone)]
+pub struct NamedStatement {
+    /// The statement.
+    pub statement: Rc<Statement>,
+    /// What the client was told its rows look like.
     told: Option<u64>,
+    /// Which Parse of a name of the session made it.
+    since: u64,
+}
+
+/// The unnamed statement of a session, until something else takes its place.
+#[derive(Debug, Default)]
+pub struct UnnamedBefore {
+    unnamed: Option<Box<Unnamed>>,
+    streamed: bool,
+}
+
+/// As much of a name as PostgreSQL looks at.
+pub fn key(name: &[u8]) -> &[u8] {
+    name.get(..NAME_BYTES_MAX).unwrap_or(name)
 }
 
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct Names {
     named: HashMap<Box<[u8]>, NamedStatement>,
+    /// Named Parse messages so far.
+    named_count: u64,
     /// The unnamed statement.
-    pub unnamed: Option<Unnamed>,
+    pub unnamed: Option<Box<Unnamed>>,
+    /// For the next unnamed statement: a client that uses it for everything is to cost no allocation.
+    spare: Option<Box<Unnamed>>,
     /// The unnamed statement went to the server unseen, in a message larger than a unit: the session stays there.
     pub unnamed_streamed: bool,
     /// Unnamed Parse messages so far.
@@ -130,17 +162,17 @@ pub struct Names {
 impl Names {
     /// The statement of that name.
     pub fn named(&self, name: &[u8]) -> Option<&Rc<Statement>> {
-        self.named.get(name).map(|named| &named.statement)
+        self.named.get(key(name)).map(|named| &named.statement)
     }
 
     /// The statement of that name, and what the client was told its rows look like.
     pub fn described(&self, name: &[u8]) -> Option<(&Rc<Statement>, Option<u64>)> {
-        self.named.get(name).map(|named| (&named.statement, named.told))
+        self.named.get(key(name)).map(|named| (&named.statement, named.told))
     }
 
     /// The client is told what the rows of the statement of that name and identity look like.
     pub fn tell(&mut self, name: &[u8], id: u64, shape: u64) {
-        if let Some(named) = self.named.get_mut(name)
+        if let Some(named) = self.named.get_mut(key(name))
             && named.statement.id == id
         {
             named.told = Some(shape);
@@ -148,24 +180,35 @@ impl Names {
     }
 
     /// Names a statement as it was named before.
-    pub fn restore(&mut self, name: &[u8], statement: Rc<Statement>, told: Option<u64>) {
-        self.named.insert(name.into(), NamedStatement { statement, told });
+    pub fn restore(&mut self, name: &[u8], before: Option<NamedStatement>) {
+        match before {
+            Some(before) => self.named.insert(key(name).into(), before),
+            None => self.named.remove(key(name)),
+        };
     }
 
-    /// Names a statement.
-    pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
-        self.named.insert(name.into(), NamedStatement { statement, told: None });
+    /// Names a statement. Gives what had that name before.
+    pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) -> Option<NamedStatement> {
+        self.named_count += 1;
+        let named = NamedStatement { statement, told: None, since: self.named_count };
+        self.named.insert(key(name).into(), named)
     }
 
-    /// Forgets a name.
-    pub fn remove(&mut self, name: &[u8]) {
-        self.named.remove(name);
+    /// Forgets a name. Gives what had it.
+    pub fn remove(&mut self, name: &[u8]) -> Option<NamedStatement> {
+        self.named.remove(key(name))
     }
 
-    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
-    pub fn clear(&mut self) {
-        self.named.clear();
-        self.drop_unnamed();
+    /// Forgets all names but these.
+    pub fn retain(&mut self, stays: impl Fn(&[u8]) -> bool) {
+        self.named.retain(|name, _| stays(name));
+    }
+
+    /// All that is named, in the order in which it was prepared.
+    pub fn in_order(&self) -> Vec<(Box<[u8]>, Rc<Statement>)> {
+        let mut all: Vec<_> = self.named.iter().collect();
+        all.sort_by_key(|(_, named)| named.since);
+        all.into_iter().map(|(name, named)| (name.clone(), Rc::clone(&named.statement))).collect()
     }
 
     /// The text of the statement of that name.
@@ -181,6 +224,39 @@ impl Names {
     pub fn drop_unnamed(&mut self) {
         self.unnamed = None;
         self.unnamed_streamed = false;
+    }
+
+    /// The client prepares the unnamed statement. Gives what it takes the place of.
+    pub fn parse_unnamed(&mut self, sql: &[u8], types: &[u8], class: Classification) -> UnnamedBefore {
+        let before = self.take_unnamed();
+        self.unnamed_count += 1;
+        let mut unnamed = self.spare.take().unwrap_or_else(|| Box::new(Unnamed::new(class)));
+        unnamed.count = self.unnamed_count;
+        unnamed.class = class;
+        unnamed.told = None;
+        unnamed.sql.clear();
+        unnamed.sql.extend_from_slice(sql);
+        unnamed.types.clear();
+        unnamed.types.extend_from_slice(types);
+        self.unnamed = Some(unnamed);
+        before
+    }
+
+    /// Takes the unnamed statement away, for as long as that may not have happened after all.
+    pub fn take_unnamed(&mut self) -> UnnamedBefore {
+        UnnamedBefore { unnamed: self.unnamed.take(), streamed: std::mem::take(&mut self.unnamed_streamed) }
+    }
+
+    /// What took its place has not.
+    pub fn restore_unnamed(&mut self, before: UnnamedBefore) {
+        self.unnamed = before.unnamed;
+        self.unnamed_streamed = before.streamed;
+    }
+
+    /// It is gone for good.
+    pub fn forget_unnamed(&mut self, before: UnnamedBefore) {
+        let small = |it: &Unnamed| it.sql.capacity() + it.types.capacity() <= SPARE_BYTES_MAX;
+        self.spare = before.unnamed.filter(|it| small(it)).or_else(|| self.spare.take());
     }
 
     /// What the statement of that name needs; `None` when there is none.

@@ -34,7 +34,7 @@ impl Session {
             return Shapes::Trust;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        let one_read = matches!(rules, Rules::ReadOnStandby | Rules::Alone)
+        let one_read = matches!(rules, Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::Alone)
             && task.needs.repeatable
             && task.needs.statements == 1
             && task.kind == Kind::Synced
@@ -65,7 +65,7 @@ impl Session {
                 }
             }
             Ended::Refused(code) => {
-                let failed = std::mem::take(part.answer.failed_parses());
+                let failed = part.answer.take_unkept().tokens;
                 if let Some(server) = attached.lease.server() {
                     part.journal.correct(&failed, &mut server.carried);
                 }
@@ -100,7 +100,7 @@ impl Session {
         // Each doubt was one question, in order.
         let answers = part.answer.shapes();
         doubts.iter().zip(answers).any(|(doubt, (_, shape))| match doubt {
-            Doubt::Named(_, told) | Doubt::Unnamed(told) => told != shape,
+            Doubt::Named(_, _, told) | Doubt::Unnamed(told) => told != shape,
         })
     }
 

@@ -177,7 +177,11 @@ impl Session {
 
     pub(super) async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
         loop {
-            if self.attached.is_none() && !self.attach(&mut task).await? {
+            let ready = match self.attached {
+                None => self.attach(&mut task).await?,
+                Some(_) => self.may_go_on(&mut task).await?,
+            };
+            if !ready {
                 return Ok(());
             }
             if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {
@@ -186,6 +190,9 @@ impl Session {
                     self.keep_or_release(attached, task.now);
                 }
                 return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
+            }
+            if task.needs.signals && !task.needs.signals_resolved {
+                self.resolve_signals(&mut task).await;
             }
             if self.must_not_pin_here(&task) {
                 self.detach();

@@ -6,28 +6,28 @@
 
 use std::time::Duration;
 
+use super::startup_options;
+pub use super::startup_options::OptionsError;
 use crate::wire::startup::Startup;
-
-/// A startup `options` value that pgsteer does not understand.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("startup option not understood: {0:?} (expected -c name=value or --name=value)")]
-pub struct OptionsError(pub String);
 
 /// The settings among the parameters of a startup packet. As in PostgreSQL a parameter of its own wins over `options`, in
 /// whatever order they stand.
-pub fn from_startup(startup: &Startup) -> Result<Vec<(String, String)>, OptionsError> {
+pub fn from_startup(startup: &Startup) -> Result<Pairs, OptionsError> {
     let mut pairs = Pairs::new();
-    for (name, value) in startup.parameter("options").map(options).transpose()?.unwrap_or_default() {
-        put(&mut pairs, &name, value);
-    }
-    for (name, value) in &startup.parameters {
-        if !matches!(name.as_str(), "user" | "database" | "replication" | "options") {
-            put(&mut pairs, name, value.clone());
+    let options = startup.parameter("options").map(startup_options::parse).transpose()?;
+    let own = startup.parameters.iter().filter(|(name, _)| !OF_THE_PACKET.contains(&name.as_str()));
+    for (name, value) in options.iter().flatten().chain(own) {
+        if name.is_empty() || OF_THE_PACKET.iter().any(|field| name.eq_ignore_ascii_case(field)) {
+            return Err(OptionsError::Unrecognized(name.clone()));
         }
+        put(&mut pairs, name, value.clone());
     }
     pairs.sort();
     Ok(pairs)
 }
+
+/// What the packet says beside settings. As names of settings they would say something else to the server than they did here.
+const OF_THE_PACKET: [&str; 4] = ["user", "database", "replication", "options"];
 
 fn put(pairs: &mut Pairs, name: &str, value: String) {
     let name = name.to_ascii_lowercase();
@@ -174,46 +174,6 @@ pub fn is_true(value: &str) -> bool {
         && (value == "1" || value == "on" || "true".starts_with(&value) || "yes".starts_with(&value))
 }
 
-/// Splits `-c a=b --c=d` as PostgreSQL's `pg_split_opts` and `process_postgres_switches` do.
-fn options(text: &str) -> Result<Vec<(String, String)>, OptionsError> {
-    let fault = || OptionsError(text.to_owned());
-    let mut pairs = Vec::new();
-    let mut words = split_words(text).into_iter();
-    while let Some(word) = words.next() {
-        let assignment = if let Some(rest) = word.strip_prefix("--") {
-            rest.to_owned()
-        } else if let Some(rest) = word.strip_prefix("-c") {
-            if rest.is_empty() { words.next().ok_or_else(fault)? } else { rest.to_owned() }
-        } else {
-            return Err(fault());
-        };
-        let (name, value) = assignment.split_once('=').ok_or_else(fault)?;
-        let plain =
-            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
-        if name.is_empty() || !plain {
-            return Err(fault());
-        }
-        pairs.push((name.replace('-', "_"), value.to_owned()));
-    }
-    Ok(pairs)
-}
-
-fn split_words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        if c.is_ascii_whitespace() {
-            words.extend(word.take());
-        } else {
-            let next = if c == '\\' { chars.next().unwrap_or('\\') } else { c };
-            word.get_or_insert_default().push(next);
-        }
-    }
-    words.extend(word);
-    words
-}
-
 /// Settings that decide nothing about what a text means when it is parsed: they are looked at when it runs, or when its answer is
 /// written. All others may (`search_path` above all; `TimeZone` decides what a constant is).
 const WITHOUT_MEANING: [&str; 8] = [
@@ -238,6 +198,7 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
 pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut commands = Vec::new();
+    let mut last = None;
     // Whoever the last session acted as may not be allowed to set what this one has set.
     if applied.iter().any(|pair| is_identity(&pair.0)) {
         commands.extend(["RESET SESSION AUTHORIZATION", "RESET ROLE"].map(str::to_owned));
@@ -247,11 +208,26 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
             commands.push(format!("RESET {}", quoted_name(name)));
         }
     }
-    let plain = wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair));
+    // Values are kept in UTF-8, and sent so, whatever encoding the client speaks.
+    let (encoding, rest): (Vec<_>, Vec<_>) =
+        wanted.iter().filter(|pair| !has(applied, pair)).partition(|pair| pair.0 == "client_encoding");
+    let is_wide = rest.iter().any(|(_, value)| !value.is_ascii());
+    let speaks_otherwise = |pairs: &[(String, String)]| pairs.iter().any(|pair| pair.0 == "client_encoding");
+    let mut encoding = encoding;
+    if is_wide && (speaks_otherwise(applied) || speaks_otherwise(wanted)) {
+        commands.push("SET client_encoding TO 'UTF8'".to_owned());
+        encoding = wanted.iter().filter(|pair| pair.0 == "client_encoding").collect();
+        if encoding.is_empty() {
+            last = Some("RESET client_encoding".to_owned());
+        }
+    }
+    let plain = rest.into_iter().filter(|pair| !is_identity(&pair.0));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
     for (name, value) in plain.chain(identity) {
         commands.push(assignment(name, value));
     }
+    commands.extend(encoding.into_iter().map(|(name, value)| assignment(name, value)));
+    commands.extend(last);
     commands
 }
 
@@ -288,15 +264,23 @@ pub fn quoted_value(value: &str) -> String {
 mod tests {
     use super::*;
 
+    /// What is a field of the packet can't come in by another way: the server would take it for one.
     #[test]
-    fn startup_options_are_split_as_postgresql_does() {
-        let expected =
-            vec![("work_mem".to_owned(), "4MB".to_owned()), ("app.tenant".to_owned(), "a b".to_owned())];
-        assert_eq!(options("-c work_mem=4MB  --app.tenant=a\\ b").unwrap(), expected);
-        assert_eq!(options("-cwork_mem=4MB").unwrap(), expected[..1]);
-        assert!(options("-x").is_err());
-        assert!(options("-c").is_err());
-        assert!(options("-c a;b=1").is_err());
+    fn fields_of_the_packet_are_no_settings() {
+        let of = |parameters: &[(&str, &str)]| {
+            let parameters =
+                parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            from_startup(&Startup { minor: 0, parameters, protocol_options: Vec::new() })
+        };
+        assert_eq!(of(&[("user", "a"), ("database", "b"), ("options", "-S1")]).unwrap().len(), 1);
+        for (parameter, name) in [
+            (("options", "-c user=postgres"), "user"),
+            (("options", "--Database=x"), "Database"),
+            (("User", "postgres"), "User"),
+            (("options", "-c =1"), ""),
+        ] {
+            assert_eq!(of(&[parameter]), Err(OptionsError::Unrecognized(name.to_owned())));
+        }
     }
 
     /// G01: one session's settings are gone when another's are applied; values can't break out of their quotes.

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use super::control::{Control, Taken};
+use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::{Settings, outcome};
+use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::backend::{Reported, SettingValues};
@@ -60,6 +61,11 @@ pub struct Shared {
     pub held_bytes: AtomicUsize,
     /// A database is created, renamed or dropped: what is remembered of it may be wrong.
     pub forget_database: Box<dyn Fn(&str) + Send + Sync>,
+    /// Roles are created, altered or dropped: what is remembered of these users may be wrong.
+    pub forget_users: Box<dyn Fn(&Users) + Send + Sync>,
+    /// Asks the session that was given this process id at its login for the process of its server connection on the primary: the
+    /// answer may never come.
+    pub server_process: Box<dyn Fn(i32) -> Option<oneshot::Receiver<i32>> + Send + Sync>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
@@ -265,6 +271,20 @@ impl Shard {
         {
             control.cancel_sent.set(true);
             self.send_cancel(&key, control.take_cancels());
+        }
+    }
+
+    /// Tells the process of the server connection that a session has on the primary. An idle session takes one for that.
+    pub fn server_process(&self, session: u64, answer: Answered) {
+        let Some(control) = self.sessions.borrow().get(&session).cloned() else { return };
+        let primary = self.snapshot.borrow().primary.as_ref().map(|primary| primary.node);
+        let held = control.runs_at.borrow().as_ref().map(|key| (key.node, key.process_id));
+        match held {
+            // Who asks is gone: nobody to tell.
+            Some((node, process_id)) if Some(node) == primary => drop(answer.send(process_id)),
+            Some(_) => {}
+            None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
+            None => {}
         }
     }
 

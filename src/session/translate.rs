@@ -6,39 +6,40 @@
 
 use std::rc::Rc;
 
-use super::prepared::{NAME_PREFIX, Names, Statement, Table, Unnamed};
+use super::prepared::{self, NAME_PREFIX, NamedStatement, Names, Statement, Table, UnnamedBefore};
 use super::unit;
-use crate::backend::connection::{Carried, PreparedHere};
+use crate::backend::carried::{Carried, OwnNames, PreparedHere};
 use crate::classify::{self, StandardConformingStrings};
-use crate::relay::answer::{Answer, Expect};
+use crate::relay::answer::{Answer, Expect, Unkept};
 use crate::wire::extended::{self, Named};
 use crate::wire::{frame, reply};
 
 /// What a unit changed in the client's names, in order.
 #[derive(Debug, Default)]
 pub struct Journal {
-    changes: Vec<Change>,
+    /// Names that mean something else now, and what they meant before.
+    changes: Vec<(Box<[u8]>, Option<NamedStatement>)>,
     /// By token: what did not happen if the reply of that token never comes.
     promises: Vec<Promise>,
 }
 
-#[derive(Debug)]
-enum Change {
-    Named(Box<[u8]>),
-    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
-}
-
 /// What is taken for done as soon as it is sent (or answered here).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Promise {
     /// The statement of this identity is on the server, and may have the client's name.
     Prepared(u64, Option<Box<[u8]>>),
     /// This statement is not there any more.
     Gone(PreparedHere),
-    /// The unnamed statement is there.
-    Unnamed,
-    /// The client's name is free again.
-    Closed(Box<[u8]>, Rc<Statement>, Option<u64>),
+    /// The client's unnamed statement is another than before, or none.
+    Unnamed(UnnamedBefore),
+    /// The client's unnamed statement is there.
+    UnnamedHere,
+    /// The client's name does not mean any more what it did.
+    Name(Box<[u8]>, Option<NamedStatement>),
+    /// The statement of the client's name, which the server did not have under it, is there.
+    Found(Box<[u8]>),
+    /// The server refuses to prepare what is there already.
+    Again,
     /// The client is told the shape of the rows of the statement of this name and identity.
     Described(Box<[u8]>, u64),
     /// So is the client's unnamed statement of this count.
@@ -48,30 +49,43 @@ enum Promise {
     /// pgsteer is told of the unnamed statement, which the client was told has this shape.
     UnnamedShape(u64),
     /// Nothing that would have to be undone.
+    #[default]
     Nothing,
 }
 
 impl Journal {
     /// Undoes everything: the unit is to be run again elsewhere.
     pub fn undo(&mut self, names: &mut Names) {
-        for change in self.changes.drain(..).rev() {
-            match change {
-                Change::Named(name) => names.remove(&name),
-                Change::Closed(name, statement, told) => names.restore(&name, statement, told),
+        for (name, before) in self.changes.drain(..).rev() {
+            names.restore(&name, before);
+        }
+        for promise in self.promises.drain(..).rev() {
+            if let Promise::Unnamed(before) = promise {
+                names.restore_unnamed(before);
             }
         }
-        self.promises.clear();
     }
 
     /// These promises were not kept: what the server does not have after all.
     pub fn correct(&self, failed: &[u32], carried: &mut Carried) {
         // The last first: of a Close and a Parse that were both skipped, what was there before stays.
-        for promise in self.promised(failed) {
+        for &token in failed.iter().rev() {
+            let Some(promise) = self.promises.get(at(token)) else { continue };
             match promise {
                 Promise::Prepared(id, _) => carried.prepared.remove(*id),
-                Promise::Gone(here) => carried.prepared.insert(*here),
-                Promise::Unnamed => carried.unnamed = None,
-                Promise::Closed(..)
+                Promise::Gone(here) => {
+                    // Nor has anything that came behind it made room for a client's own names.
+                    carried.own_names = None;
+                    carried.prepared.insert(*here);
+                }
+                Promise::Unnamed(_) | Promise::UnnamedHere => carried.unnamed = None,
+                Promise::Found(name) => {
+                    if let Some(own) = &mut carried.own_names {
+                        own.miss(name);
+                    }
+                }
+                Promise::Name(..)
+                | Promise::Again
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
                 | Promise::Shape(_)
@@ -91,7 +105,7 @@ impl Journal {
     /// The server has told these shapes of rows, by token.
     pub fn note_shapes(&self, shapes: &[(u32, u64)], names: &mut Names, carried: &mut Carried) {
         for &(token, shape) in shapes {
-            match self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)) {
+            match self.promises.get(at(token)) {
                 Some(Promise::Described(name, id)) => {
                     names.tell(name, *id, shape);
                     carried.prepared.set_shape(*id, shape);
@@ -110,14 +124,20 @@ impl Journal {
     }
 
     /// The unit is over; these promises were not kept.
-    pub fn settle(&mut self, failed: &[u32], names: &mut Names, carried: &mut Carried) {
-        self.correct(failed, carried);
-        for promise in self.promised(failed) {
+    pub fn settle(&mut self, unkept: &Unkept, names: &mut Names, carried: &mut Carried) {
+        self.correct(&unkept.tokens, carried);
+        for &token in unkept.tokens.iter().rev() {
+            let Some(promise) = self.promises.get_mut(at(token)).map(std::mem::take) else { continue };
             match promise {
-                Promise::Prepared(_, Some(name)) => names.remove(name),
-                Promise::Unnamed => names.drop_unnamed(),
-                Promise::Closed(name, statement, told) => names.restore(name, Rc::clone(statement), *told),
+                Promise::Prepared(_, Some(name)) => names.restore(&name, None),
+                // A Parse that fails takes the unnamed statement with it; one that is skipped does not.
+                Promise::Unnamed(_) if unkept.refused == Some(token) => names.drop_unnamed(),
+                Promise::Unnamed(before) => names.restore_unnamed(before),
+                Promise::Name(name, before) => names.restore(&name, before),
                 Promise::Prepared(_, None)
+                | Promise::Found(_)
+                | Promise::Again
+                | Promise::UnnamedHere
                 | Promise::Gone(..)
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
@@ -127,14 +147,33 @@ impl Journal {
             }
         }
         self.changes.clear();
-        self.promises.clear();
+        for promise in self.promises.drain(..) {
+            if let Promise::Unnamed(before) = promise {
+                names.forget_unnamed(before);
+            }
+        }
     }
 
-    fn promised<'j>(&'j self, failed: &'j [u32]) -> impl Iterator<Item = &'j Promise> {
-        failed
-            .iter()
-            .rev()
-            .filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
+    /// DEALLOCATE ALL was carried out before what has the token `from`: what was made behind it is all that there is.
+    pub fn made_since(&self, from: u32, unkept: &Unkept) -> Made {
+        let mut made = Made::default();
+        for (promise, token) in self.promises.iter().zip(0..).skip(at(from)) {
+            match promise {
+                _ if unkept.tokens.contains(&token) => {}
+                Promise::Prepared(id, name) => {
+                    made.ids.push(*id);
+                    made.names.extend(name.clone());
+                }
+                Promise::Name(name, _) => made.names.push(name.clone()),
+                Promise::Again => made.unknown = true,
+                _ => {}
+            }
+        }
+        made
+    }
+
+    fn rename(&mut self, name: &[u8], before: Option<&NamedStatement>) {
+        self.changes.push((name.into(), before.cloned()));
     }
 
     fn promise(&mut self, promise: Promise) -> u32 {
@@ -142,6 +181,28 @@ impl Journal {
         self.promises.push(promise);
         token
     }
+}
+
+/// What there is after all was dropped.
+#[derive(Debug, Default)]
+pub struct Made {
+    ids: Vec<u64>,
+    names: Vec<Box<[u8]>>,
+    /// Something else was made on the server, too, in place of what had that name there.
+    pub unknown: bool,
+}
+
+impl Made {
+    /// Forgets all but this.
+    pub fn is_all(&self, names: &mut Names, carried: &mut Carried) {
+        names.retain(|name| self.names.iter().any(|made| prepared::key(made) == name));
+        carried.prepared.retain(|id| self.ids.contains(&id));
+        carried.own_names = carried.own_names.take().map(|_| OwnNames::default());
+    }
+}
+
+fn at(token: u32) -> usize {
+    usize::try_from(token).unwrap_or(usize::MAX)
 }
 
 /// What is done where the server has not told yet whether a statement's rows look as its client was told: prepared anew they
@@ -159,8 +220,8 @@ pub enum Shapes {
 /// A statement whose server is to be asked for the shape of its rows.
 #[derive(Debug, Clone)]
 pub enum Doubt {
-    /// A named one, and what the client was told.
-    Named(Rc<Statement>, u64),
+    /// A named one, the client's name of it, and what the client was told.
+    Named(Rc<Statement>, Box<[u8]>, u64),
     /// The unnamed one, and what the client was told.
     Unnamed(u64),
 }
@@ -217,11 +278,14 @@ impl<'a> Translator<'a> {
         self.out.extend_from_slice(tail);
         let reply = match kind {
             b'P' => {
-                let token = self.journal.promise(Promise::Nothing);
-                self.names.drop_unnamed();
-                self.names.unnamed_streamed = body.first() == Some(&0);
-                self.carried.unnamed = None;
-                Expect::Parse { forward: true, token }
+                let unnamed = body.first() == Some(&0);
+                let promise =
+                    if unnamed { Promise::Unnamed(self.names.take_unnamed()) } else { Promise::Nothing };
+                if unnamed {
+                    self.names.unnamed_streamed = true;
+                    self.carried.unnamed = None;
+                }
+                Expect::Parse { forward: true, token: self.journal.promise(promise) }
             }
             b'B' => Expect::Bind,
             // COPY data has no reply.
@@ -250,6 +314,23 @@ impl<'a> Translator<'a> {
         }
     }
 
+    /// In the middle of a batch: has the server forget what has names of pgsteer's, and prepare all under the client's own. One
+    /// that can't be prepared any more fails the batch.
+    pub fn give_own_names(&mut self) {
+        let here: Vec<PreparedHere> = self.carried.prepared.all().collect();
+        for here in here {
+            self.close_carried(&self.table.name_of(here.id), Promise::Gone(here));
+        }
+        self.carried.prepared.clear();
+        let mut own = OwnNames::default();
+        let all = self.names.in_order();
+        all.iter().for_each(|(name, _)| own.miss(name));
+        self.carried.own_names = Some(own);
+        for (name, statement) in all {
+            self.ensure_own(&statement, &name);
+        }
+    }
+
     fn raw(&mut self, kind: u8, body: &[u8], reply: Option<Expect>) {
         frame::put(self.out, kind, &[body]);
         if let Some(reply) = reply {
@@ -264,39 +345,25 @@ impl<'a> Translator<'a> {
         };
         if parse.name.is_empty() {
             let class = classify::classify(parse.sql, self.strings);
-            self.names.unnamed_count += 1;
-            self.names.unnamed_streamed = false;
-            let count = self.names.unnamed_count;
-            let mut unnamed = self.names.unnamed.take().unwrap_or(Unnamed {
-                count,
-                sql: Vec::new(),
-                types: Vec::new(),
-                class,
-                told: None,
-            });
-            unnamed.told = None;
-            unnamed.count = count;
-            unnamed.class = class;
-            unnamed.sql.clear();
-            unnamed.sql.extend_from_slice(parse.sql);
-            unnamed.types.clear();
-            unnamed.types.extend_from_slice(parse.types);
-            self.names.unnamed = Some(unnamed);
-            self.carried.unnamed = Some((self.session, count));
-            let token = self.journal.promise(Promise::Unnamed);
+            let before = self.names.parse_unnamed(parse.sql, parse.types, class);
+            self.carried.unnamed = Some((self.session, self.names.unnamed_count));
+            let token = self.journal.promise(Promise::Unnamed(before));
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
+        }
+        if self.carried.own_names.is_some() {
+            return self.parse_own(&parse, body);
         }
         if let Some(existing) = self.names.named(parse.name).cloned() {
             // The server refuses this with 42P05, as it would without pgsteer: it must have that name for it.
-            self.ensure(&existing);
+            self.ensure(&existing, parse.name);
             self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
         let strings = self.strings;
         let statement =
             self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
-        self.names.insert(parse.name, Rc::clone(&statement));
-        self.journal.changes.push(Change::Named(parse.name.into()));
+        let before = self.names.insert(parse.name, Rc::clone(&statement));
+        self.journal.rename(parse.name, before.as_ref());
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
         // the text means, or whether it means anything). Only what pgsteer prepares by itself is saved.
         statement.generation.set(statement.generation.get().wrapping_add(1));
@@ -307,9 +374,23 @@ impl<'a> Translator<'a> {
         self.prepare(&statement, Some(parse.name));
     }
 
+    /// A Parse where the server knows the client's own names: it is the one to say whether this one is free.
+    fn parse_own(&mut self, parse: &extended::Parse<'_>, body: &[u8]) {
+        let strings = self.strings;
+        let statement =
+            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let before = self.names.insert(parse.name, statement);
+        self.journal.rename(parse.name, before.as_ref());
+        if let Some(own) = &mut self.carried.own_names {
+            own.find(prepared::key(parse.name));
+        }
+        let token = self.journal.promise(Promise::Name(parse.name.into(), before));
+        self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
+    }
+
     /// Has the server refuse a Parse: the name is taken there.
     fn parse_again(&mut self, statement: &Statement, parse: &extended::Parse<'_>) {
-        let token = self.journal.promise(Promise::Nothing);
+        let token = self.journal.promise(Promise::Again);
         frame::put(self.out, b'P', &[statement.name.as_bytes(), b"\0", parse.sql, b"\0", parse.types]);
         self.answer.expect(Expect::Parse { forward: true, token });
     }
@@ -338,9 +419,11 @@ impl<'a> Translator<'a> {
     }
 
     /// Sees to it that the statement is prepared on the server. Gives the shape of its rows there, as far as it is known.
-    fn ensure(&mut self, statement: &Rc<Statement>) -> Option<u64> {
-        let here = self.carried.prepared.get(statement.id);
-        if let Some(here) = here {
+    fn ensure(&mut self, statement: &Rc<Statement>, name: &[u8]) -> Option<u64> {
+        if self.carried.own_names.is_some() {
+            return self.ensure_own(statement, name);
+        }
+        if let Some(here) = self.carried.prepared.used(statement.id) {
             if here.generation == statement.generation.get() {
                 return here.shape;
             }
@@ -352,9 +435,33 @@ impl<'a> Translator<'a> {
         None
     }
 
+    /// The same where the server knows the client's own names. Of what is prepared there under them only the shapes are noted.
+    fn ensure_own(&mut self, statement: &Statement, name: &[u8]) -> Option<u64> {
+        if self.carried.own_names.as_mut().is_some_and(|own| own.find(prepared::key(name))) {
+            frame::put(self.out, b'P', &[name, b"\0", &statement.sql, b"\0", &statement.types]);
+            let token = self.journal.promise(Promise::Found(prepared::key(name).into()));
+            self.answer.expect(Expect::Parse { forward: false, token });
+        }
+        let here = self.carried.prepared.used(statement.id);
+        if here.is_none() {
+            let generation = statement.generation.get();
+            self.carried.prepared.insert(PreparedHere { id: statement.id, generation, shape: None });
+        }
+        here.and_then(|here| here.shape)
+    }
+
+    /// What the server calls the statement that the client calls `name`; the client is to hear its own name in errors.
+    fn sent_name<'n>(&mut self, statement: &'n Statement, name: &'n [u8]) -> &'n [u8] {
+        if self.carried.own_names.is_some() {
+            return name;
+        }
+        self.answer.renames(statement.name.as_bytes(), name);
+        statement.name.as_bytes()
+    }
+
     /// Asks the server for the shape of a statement's rows, which the client was told to be `wanted`.
-    fn ask_shape(&mut self, name: &str, wanted: Option<u64>, promise: Promise) {
-        frame::put(self.out, b'D', &[b"S", name.as_bytes(), b"\0"]);
+    fn ask_shape(&mut self, name: &[u8], wanted: Option<u64>, promise: Promise) {
+        frame::put(self.out, b'D', &[b"S", name, b"\0"]);
         let token = self.journal.promise(promise);
         self.answer.expect(Expect::OwnShape { wanted, token });
     }
@@ -363,13 +470,14 @@ impl<'a> Translator<'a> {
     pub fn ask(&mut self, doubts: &[Doubt]) {
         for doubt in doubts {
             match doubt {
-                Doubt::Named(statement, _) => {
-                    self.ensure(statement);
-                    self.ask_shape(&statement.name, None, Promise::Shape(statement.id));
+                Doubt::Named(statement, name, _) => {
+                    self.ensure(statement, name);
+                    let sent = self.sent_name(statement, name);
+                    self.ask_shape(sent, None, Promise::Shape(statement.id));
                 }
                 Doubt::Unnamed(told) => {
                     self.ensure_unnamed();
-                    self.ask_shape("", None, Promise::UnnamedShape(*told));
+                    self.ask_shape(b"", None, Promise::UnnamedShape(*told));
                 }
             }
         }
@@ -385,11 +493,12 @@ impl<'a> Translator<'a> {
         }
         match (self.shapes, doubt) {
             (Shapes::Trust, _) => {}
-            (Shapes::Compare, Doubt::Named(statement, told)) => {
-                self.ask_shape(&statement.name, Some(told), Promise::Shape(statement.id));
+            (Shapes::Compare, Doubt::Named(statement, name, told)) => {
+                let sent = self.sent_name(&statement, &name);
+                self.ask_shape(sent, Some(told), Promise::Shape(statement.id));
             }
             (Shapes::Compare, Doubt::Unnamed(told)) => {
-                self.ask_shape("", Some(told), Promise::UnnamedShape(told));
+                self.ask_shape(b"", Some(told), Promise::UnnamedShape(told));
             }
             (Shapes::Ask, doubt) => self.doubts.push(doubt),
         }
@@ -414,7 +523,7 @@ impl<'a> Translator<'a> {
         let told = unnamed.told;
         frame::put(self.out, b'P', &[b"\0", &unnamed.sql, b"\0", &unnamed.types]);
         self.carried.unnamed = wanted;
-        let token = self.journal.promise(Promise::Unnamed);
+        let token = self.journal.promise(Promise::UnnamedHere);
         self.answer.expect(Expect::Parse { forward: false, token });
         told
     }
@@ -427,12 +536,13 @@ impl<'a> Translator<'a> {
         }
         match self.names.named(name).cloned() {
             Some(statement) => {
-                self.ensure(&statement);
-                self.answer.renames(statement.name.as_bytes(), name);
-                statement.name.as_bytes().to_vec()
+                self.ensure(&statement, name);
+                self.sent_name(&statement, name).to_vec()
             }
             // Unknown: the server says so. A name that looks like pgsteer's own must not find somebody else's statement.
-            None if name.starts_with(NAME_PREFIX.as_bytes()) => [b"?", name].concat(),
+            None if self.carried.own_names.is_none() && name.starts_with(NAME_PREFIX.as_bytes()) => {
+                [b"?", name].concat()
+            }
             None => name.to_vec(),
         }
     }
@@ -447,14 +557,15 @@ impl<'a> Translator<'a> {
             frame::put(self.out, b'B', &[bind.portal, b"\0\0", bind.rest]);
         } else if let Some((statement, told)) = self.names.described(bind.statement) {
             let statement = Rc::clone(statement);
-            let here = self.ensure(&statement);
+            let here = self.ensure(&statement, bind.statement);
             if let Some(told) = told
                 && here != Some(told)
             {
-                self.compare(Doubt::Named(Rc::clone(&statement), told), bind.portal);
+                let doubt = Doubt::Named(Rc::clone(&statement), bind.statement.into(), told);
+                self.compare(doubt, bind.portal);
             }
-            self.answer.renames(statement.name.as_bytes(), bind.statement);
-            frame::put(self.out, b'B', &[bind.portal, b"\0", statement.name.as_bytes(), b"\0", bind.rest]);
+            let sent = self.sent_name(&statement, bind.statement);
+            frame::put(self.out, b'B', &[bind.portal, b"\0", sent, b"\0", bind.rest]);
         } else {
             let name = self.server_name(bind.statement);
             frame::put(self.out, b'B', &[bind.portal, b"\0", &name, b"\0", bind.rest]);
@@ -503,23 +614,28 @@ impl<'a> Translator<'a> {
     fn close(&mut self, body: &[u8]) {
         match extended::named(body) {
             Some(Named::Statement(name)) if !name.is_empty() => {
+                let before = self.names.remove(name);
                 let mut promise = Promise::Nothing;
-                if let Some((statement, told)) = self.names.described(name) {
-                    let statement = Rc::clone(statement);
-                    self.names.remove(name);
-                    promise = Promise::Closed(name.into(), Rc::clone(&statement), told);
-                    self.journal.changes.push(Change::Closed(name.into(), statement, told));
+                if before.is_some() {
+                    self.journal.rename(name, before.as_ref());
+                    promise = Promise::Name(name.into(), before);
+                }
+                if let Some(own) = &mut self.carried.own_names {
+                    own.find(prepared::key(name));
+                    let token = Some(self.journal.promise(promise));
+                    return self.raw(b'C', body, Some(Expect::Close { token }));
                 }
                 // It stays prepared on the server for the next session that uses the same text.
                 let token = self.journal.promise(promise);
                 self.answer.expect(Expect::Local { reply: reply::CLOSE_COMPLETE, token });
             }
             Some(Named::Statement(_)) => {
-                self.names.drop_unnamed();
+                let before = self.names.take_unnamed();
                 self.carried.unnamed = None;
-                self.raw(b'C', body, Some(Expect::Close));
+                let token = Some(self.journal.promise(Promise::Unnamed(before)));
+                self.raw(b'C', body, Some(Expect::Close { token }));
             }
-            _ => self.raw(b'C', body, Some(Expect::Close)),
+            _ => self.raw(b'C', body, Some(Expect::Close { token: None })),
         }
     }
 }

@@ -142,8 +142,18 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
-    /// It may end its own session.
-    pub terminates: bool,
+    /// It defines something: what triggers and defaults do may be otherwise from now on.
+    pub defines: bool,
+    /// It creates, alters or drops a role.
+    pub roles: bool,
+    /// It asks what a sequence gave last.
+    pub asks_last_value: bool,
+    /// It may cancel or end any session, its own too.
+    pub signals: bool,
+    /// The process ids that it names are those of server processes by now.
+    pub signals_resolved: bool,
+    /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
+    pub names_prepared: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -171,7 +181,12 @@ impl Default for Needs {
             session: false,
             may_unpin: false,
             databases: false,
-            terminates: false,
+            defines: false,
+            roles: false,
+            asks_last_value: false,
+            signals: false,
+            signals_resolved: false,
+            names_prepared: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -204,7 +219,10 @@ impl Needs {
             self.repeatable = false;
         }
         self.databases |= class.databases;
-        self.terminates |= class.terminates;
+        self.roles |= class.roles;
+        self.signals |= class.signals;
+        self.asks_last_value |= class.asks_last_value;
+        self.defines |= class.reason == Reason::Ddl;
         self.unseen |= class.unseen;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
@@ -223,12 +241,14 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
     let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
     let mut effects = Effects::default();
     let mut portals: Vec<&[u8]> = Vec::new();
+    let (mut drops_all, mut prepares) = (false, false);
     for (kind, body) in frames(unit) {
         match kind {
             b'Q' => {
                 let Some(sql) = extended::query(body) else { return Needs::unknown() };
                 let class = classify::classify(sql, strings);
                 needs.add(&class);
+                needs.names_prepared |= class.names_prepared;
                 needs.statements += usize::from(class.statements);
                 effects.bound(class.transaction);
             }
@@ -236,6 +256,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 let Some(parse) = extended::parse(body) else { return Needs::unknown() };
                 let class = classify::classify(parse.sql, strings);
                 needs.add(&class);
+                prepares |= !parse.name.is_empty();
                 parsed.push((parse.name, class));
             }
             b'B' => {
@@ -243,18 +264,23 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 let here =
                     parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
                 let Some(class) = here.or_else(|| names.class(bind.statement)) else {
-                    return Needs::unknown();
+                    return Needs { names_prepared: needs.names_prepared, ..Needs::unknown() };
                 };
                 needs.add(&class);
                 effects.bound(class.transaction);
+                needs.names_prepared |= class.names_prepared;
+                drops_all |=
+                    matches!(class.session, SessionEffect::DeallocateAll | SessionEffect::DiscardAll);
                 portals.push(bind.portal);
             }
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
-                if let Named::Statement(name) = named
-                    && let Some(class) = names.class(name)
-                {
-                    needs.target = needs.target.or(class.hint.target);
+                if let Named::Statement(name) = named {
+                    match names.class(name) {
+                        Some(class) => needs.target = needs.target.or(class.hint.target),
+                        // It may be one of SQL-level PREPARE.
+                        None => needs.may_unpin |= kind == b'C' && !name.is_empty(),
+                    }
                 }
             }
             b'E' => {
@@ -267,6 +293,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             _ => return Needs::unknown(),
         }
     }
+    needs.names_prepared |= drops_all && prepares;
     needs.commits |= needs.rolls_back && needs.statements > 1;
     needs.transaction = effects.of(needs.statements);
     needs

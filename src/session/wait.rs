@@ -29,9 +29,15 @@ enum Parting {
 
 impl Session {
     /// Waits for the client as a session that keeps nothing for its next statement.
-    pub(super) async fn wait_cold(&mut self) -> Flow<()> {
+    pub(super) async fn wait_cold(&mut self) -> Flow<Option<Rest>> {
         self.enter_idle()?;
-        let ready = self.within_idle_limit(net::readable(&self.client)).await;
+        let wait = poll_fn(|context| {
+            if self.control.is_summoned() {
+                return Poll::Ready(Ok(Some(Rest::Summoned)));
+            }
+            self.client.poll_read_ready(context).map(|ready| ready.map(|()| None))
+        });
+        let ready = self.within_idle_limit(wait).await;
         self.control.idle.set(false);
         ready?.map_err(|_| End::Client)
     }
@@ -58,6 +64,9 @@ impl Session {
             if let Poll::Ready(ready) = self.client.poll_read_ready(context) {
                 return Poll::Ready(ready.map(|()| None));
             }
+            if self.control.is_summoned() {
+                return Poll::Ready(Ok(Some(Rest::Summoned)));
+            }
             if self.control.cooling.replace(false) {
                 return Poll::Ready(Ok(Some(Rest::Cooled)));
             }
@@ -70,7 +79,7 @@ impl Session {
     }
 
     /// The same while a server connection is held: what the server says by itself is passed on.
-    async fn wait_attached(&mut self) -> Flow<()> {
+    pub(super) async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         self.control.forget_cancels();
         if attached.batch.is_some() {
@@ -88,6 +97,12 @@ impl Session {
         waited
     }
 
+    /// Nothing of a transaction or batch is under way.
+    pub(super) fn is_between(&self) -> bool {
+        let in_batch = self.attached.as_ref().is_some_and(|attached| attached.batch.is_some());
+        matches!(self.transaction, Transaction::None) && !in_batch
+    }
+
     /// Waits for the rest of a batch, passing on what the server says meanwhile.
     async fn wait_in_batch(&mut self) -> Flow<()> {
         loop {
@@ -95,7 +110,7 @@ impl Session {
             let Some(link) = attached.lease.server().map(|server| Rc::clone(&server.link)) else {
                 return Ok(());
             };
-            if !self.server_speaks(&link.stream).await {
+            if !self.within_idle_limit(self.server_speaks(&link.stream)).await? {
                 return Ok(());
             }
             drop(link);
@@ -168,7 +183,11 @@ impl Session {
                 Err(error) => return Some(Parting::Lost(error.to_string())),
             };
             let ends = match event {
-                Event::Error(fields) if fields.ends_session && sqlstate::dismisses(fields.code) => {
+                Event::Error(fields)
+                    if fields.ends_session
+                        && (sqlstate::dismisses(fields.code)
+                            || (self.is_known_by_process() && fields.code == sqlstate::ADMIN_SHUTDOWN)) =>
+                {
                     answer.accept();
                     return Some(Parting::Dismissed);
                 }

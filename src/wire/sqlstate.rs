@@ -69,6 +69,8 @@ states! {
     INVALID_PASSWORD = b"28P01";
     /// Not SQL: nothing was carried out.
     SYNTAX_ERROR = b"42601";
+    /// No such object; of a parameter: no such parameter.
+    UNDEFINED_OBJECT = b"42704";
     /// Safe to run again; on a standby: recovery conflict.
     SERIALIZATION_FAILURE = b"40001";
     /// Deadlock; on a standby: a conflict with the startup process.

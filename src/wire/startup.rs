@@ -8,6 +8,9 @@ use super::{peer, text};
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`, which does not count the length field, and that field.
 pub const STARTUP_BYTES_MAX: usize = 10_004;
 
+/// PostgreSQL cuts longer names (`NAMEDATALEN`, less the terminator).
+pub const NAME_BYTES_MAX: usize = 63;
+
 /// The newest minor version of protocol 3 that is spoken with clients: 3.2, of PostgreSQL 18.
 pub const MINOR_MAX: u16 = 2;
 

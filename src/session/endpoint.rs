@@ -1,0 +1,77 @@
+//! What is different for a session whose endpoint is for standbys.
+//!
+//! Invariant: a session of a standby endpoint runs nothing on a node that is known not to be a standby, and nothing outside of the
+//! lag budget but the rest of a transaction that it has begun. Must not know: how nodes are judged.
+
+use super::driver::{End, Flow, Session};
+use super::hold::Hold;
+use super::outcome;
+use super::run::Task;
+use crate::route::{Mode, Need};
+use crate::topology::model::{NodeId, Role};
+
+/// How a node stands to a session that stays on it.
+enum Standing {
+    /// It may go on.
+    Good,
+    /// It does not know enough, or nothing is known of it: that may pass.
+    Stale,
+    /// It is no standby any more.
+    Promoted,
+}
+
+impl Session {
+    /// Whether all that the session does is meant for standbys.
+    pub(super) fn is_for_standbys(&self) -> bool {
+        matches!(self.mode, Mode::Standby | Mode::PreferStandby)
+    }
+
+    /// What a unit needs of its node by the endpoint that the session came in by.
+    pub(super) fn need_at_endpoint(&self, of_unit: Need) -> Need {
+        match self.mode {
+            Mode::Split | Mode::Primary => of_unit,
+            Mode::Standby => Need::Standby,
+            // The primary has it if no standby may.
+            Mode::PreferStandby => Need::Read,
+        }
+    }
+
+    /// Looks whether a session that stays on its standby may run its next unit there; `false` when the client has been told why not.
+    pub(super) async fn may_go_on(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+        if !self.is_for_standbys() || self.transaction.is_on_server() || self.is_in_batch() {
+            return Ok(true);
+        }
+        let mut hold: Option<Hold> = None;
+        while let Some(node) = self.attached.as_ref().map(|attached| attached.node) {
+            match self.standing(node, task) {
+                Standing::Good => return Ok(true),
+                Standing::Stale => {
+                    if !self.hold(&mut hold, task).await? {
+                        return Ok(false);
+                    }
+                }
+                Standing::Promoted => {
+                    self.detach();
+                    let cause = "The standby is none any more";
+                    return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn standing(&self, node: NodeId, task: &Task<'_>) -> Standing {
+        let snapshot = self.shard.snapshot.borrow();
+        let Some(view) = snapshot.node(node) else { return Standing::Stale };
+        match view.role {
+            Role::Standby => {
+                let budget = task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag);
+                let fresh = snapshot.staleness(view, task.now).is_some_and(|staleness| staleness <= budget);
+                if fresh { Standing::Good } else { Standing::Stale }
+            }
+            Role::Primary if self.mode == Mode::PreferStandby => Standing::Good,
+            Role::Unknown => Standing::Stale,
+            _ => Standing::Promoted,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `pg_cancel_backend` and `pg_terminate_backend` by the process id that a client was given at its login. The hazards' numbers stand
+//! at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{
+    Message, RawClient, Running, bind, errors, eventually, execute, frame, kinds, parse, query, sync, values,
+};
+
+async fn start(args: &[&str]) -> (Sandbox, Running) {
+    let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &[&["--auth", "trust"], args].concat()).await;
+    (sandbox, proxy)
+}
+
+/// A client and the process id of its login.
+async fn known(proxy: &Running, user: &str) -> (RawClient, i32) {
+    let mut client = proxy.raw().await;
+    let welcome = client.log_in(user, "postgres").await;
+    let key = welcome.iter().find(|message| message.kind == b'K').unwrap();
+    (client, i32::from_be_bytes(*key.body.first_chunk().unwrap()))
+}
+
+fn is_ended(messages: &[Message]) -> bool {
+    messages.last().is_some_and(|last| {
+        last.kind == b'E' && last.sqlstate() == "57P01" && last.field(b'S').as_deref() == Some("FATAL")
+    })
+}
+
+/// Each way in which a number gets into a call.
+fn calls(function: &str, process_id: i32) -> Vec<Vec<u8>> {
+    let text = format!("SELECT {function}({process_id})");
+    let bound = parse("", &format!("SELECT {function}($1)"));
+    let mut binary = b"\0\0\0\x01\0\x01\0\x01\0\0\0\x04".to_vec();
+    binary.extend_from_slice(&process_id.to_be_bytes());
+    binary.extend_from_slice(b"\0\0");
+    vec![
+        query(&text),
+        [parse("", &text), bind("", "", &[]), execute(""), sync()].concat(),
+        [bound.clone(), bind("", "", &[&process_id.to_string()]), execute(""), sync()].concat(),
+        [bound, frame(b'B', &binary), execute(""), sync()].concat(),
+    ]
+}
+
+/// P6: an idle session is ended, and its client hears it from the server.
+#[tokio::test]
+async fn an_idle_session_is_ended_by_its_process_id() {
+    for shards in ["1", "2"] {
+        let (_sandbox, proxy) = start(&["--shards", shards]).await;
+        let mut killer = proxy.raw_logged_in().await;
+        for way in 0..4 {
+            let (mut victim, process_id) = known(&proxy, "postgres").await;
+            let (mut bystander, _) = known(&proxy, "postgres").await;
+            assert_eq!(values(&victim.query("SELECT 1").await), ["1"]);
+            killer.send(&calls("pg_terminate_backend", process_id)[way]).await;
+            assert_eq!(values(&killer.read_until(b'Z').await), ["t"], "{way}");
+            assert!(is_ended(&victim.read_to_end().await), "{way}");
+            assert_eq!(values(&bystander.query("SELECT 2").await), ["2"]);
+            assert_eq!(values(&killer.query("SELECT 3").await), ["3"]);
+        }
+    }
+}
+
+/// P6: what runs is cancelled, and nothing after it; its session goes on.
+#[tokio::test]
+async fn a_statement_is_cancelled_by_its_sessions_process_id() {
+    let (sandbox, proxy) = start(&["--shards", "2"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let mut canceller = proxy.raw_logged_in().await;
+    for way in 0..4 {
+        let (mut client, process_id) = known(&proxy, "postgres").await;
+        client.send(&query("CREATE TABLE IF NOT EXISTS t (n int); SELECT pg_sleep(3600) AS long")).await;
+        eventually("it runs", async || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+        })
+        .await;
+        canceller.send(&calls("pg_cancel_backend", process_id)[way]).await;
+        assert_eq!(values(&canceller.read_until(b'Z').await), ["t"], "{way}");
+        assert_eq!(errors(&client.read_until(b'Z').await), ["57014"], "{way}");
+        assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+    }
+}
+
+/// A session that was idle when it was to be cancelled has lost nothing, and is kept nowhere for long.
+#[tokio::test]
+async fn a_cancel_of_an_idle_session_leaves_nothing_behind() {
+    let (_sandbox, proxy) = start(&["--shards", "1", "--pool-size", "2"]).await;
+    let mut canceller = proxy.raw_logged_in().await;
+    let (mut idle, process_id) = known(&proxy, "postgres").await;
+    for _ in 0..20 {
+        let answer = canceller.query(&format!("SELECT pg_cancel_backend({process_id})")).await;
+        assert_eq!(values(&answer), ["t"]);
+        assert_eq!(values(&idle.query("SELECT 1").await), ["1"]);
+    }
+    // Both connections are free: two sessions can have them, in transactions.
+    for client in [&mut canceller, &mut idle] {
+        assert_eq!(errors(&client.query("BEGIN; CREATE TEMP TABLE x (n int) ON COMMIT DROP").await), [""; 0]);
+    }
+}
+
+/// Who may not, may not: the server judges. A number that is nobody's is nobody's.
+#[tokio::test]
+async fn the_server_judges() {
+    let (sandbox, proxy) = start(&["--shards", "1"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE ROLE ann LOGIN").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let (mut ann, _) = known(&proxy, "ann").await;
+    let (mut victim, process_id) = known(&proxy, "postgres").await;
+    let refused = ann.query(&format!("SELECT pg_terminate_backend({process_id})")).await;
+    assert_eq!(errors(&refused), ["42501"], "{refused:?}");
+    assert_eq!(values(&victim.query("SELECT 1").await), ["1"]);
+    drop(victim);
+    let nobody = ann.query("SELECT pg_terminate_backend(2147483647)").await;
+    assert_eq!((kinds(&nobody), values(&nobody)), ("TNDCZ".to_owned(), vec!["f".to_owned()]));
+}
+
+/// A session that ends itself by the process id of its login.
+#[tokio::test]
+async fn a_session_ends_itself() {
+    let (_sandbox, proxy) = start(&["--shards", "1"]).await;
+    for way in 0..4 {
+        let (mut client, process_id) = known(&proxy, "postgres").await;
+        client.send(&calls("pg_terminate_backend", process_id)[way]).await;
+        assert!(is_ended(&client.read_to_end().await), "{way}");
+    }
+}
