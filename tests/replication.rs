@@ -451,3 +451,23 @@ async fn a_subscription_follows() {
     let slots = "SELECT count(*)::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     assert_eq!(one(&sandbox.connect(0).await.unwrap(), slots).await, "0");
 }
+
+/// An endpoint for standbys only does not lead to the primary by this way either; one that prefers them does.
+#[tokio::test]
+async fn endpoints_keep_their_word() {
+    let sandbox = trusting(1).await;
+    let [standby, prefer] = [running::free_address(), running::free_address()];
+    let (only, rather) = (standby.to_string(), prefer.to_string());
+    let proxy = proxy(&sandbox, &["--listen-standby", &only, "--listen-prefer-standby", &rather]).await;
+    for (address, expected) in [(standby, "RE"), (prefer, "Z"), (proxy.address, "Z")] {
+        let mut raw = RawClient { stream: TcpStream::connect(address).await.unwrap() };
+        raw.send(&startup(PROTOCOL_3_0, &parameters(LOGICAL))).await;
+        if expected == "Z" {
+            raw.read_until(b'Z').await;
+            assert_eq!(values(&raw.query("SELECT pg_is_in_recovery()").await), ["f"]);
+        } else {
+            let said = raw.read_to_end().await;
+            assert_eq!((kinds(&said), errors(&said)), (expected.to_owned(), vec!["0A000".to_owned()]));
+        }
+    }
+}
