@@ -173,7 +173,6 @@ async fn the_first_packets() {
         (startup(PROTOCOL_3_0, &[]), "28000", "no user"),
         (startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "nowhere")]), "3D000", "no database"),
         (startup(PROTOCOL_3_0, &[("user", "no_such_role")]), "28000", "no role"),
-        (startup(PROTOCOL_3_0, &[("user", "postgres"), ("replication", "t")]), "0A000", "replication"),
         (startup(PROTOCOL_3_0, &[("user", "postgres"), ("replication", "o")]), "22023", "on or off"),
         (startup(131_072, &[("user", "postgres")]), "0A000", "protocol 2"),
         (b"\0\0\0\x04".to_vec(), "08P01", "too short"),

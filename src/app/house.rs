@@ -13,11 +13,13 @@ use super::cancel_keys::{CancelKeys, Holder};
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
 use super::peers::{Forwarded, Peers};
+use super::replication;
 use super::seats::{self, ClientLimit, Seat};
 use super::shards::Command;
 use super::verifiers::Verifiers;
-use crate::auth::{AuthType, ClientKey, Kind, Users, Verifier};
-use crate::client::handshake::Request;
+use crate::auth::{AuthType, ClientKey, Kind, Secret, Users, Verifier};
+use crate::backend::Server;
+use crate::client::handshake::{Replication, Request};
 use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
 use crate::route::Mode;
@@ -144,6 +146,8 @@ pub(super) struct ShardDoor<'a> {
     cancelling: Cell<bool>,
     admitted: Cell<Option<i32>>,
     seat: RefCell<Seat>,
+    /// A replication client's own server connection.
+    server: RefCell<Option<Box<Server>>>,
     /// The limit that kept it out.
     kept_out_by: Cell<Option<ClientLimit>>,
 }
@@ -164,13 +168,14 @@ impl<'a> ShardDoor<'a> {
             cancelling: Cell::new(false),
             admitted: Cell::new(None),
             seat: RefCell::new(seat),
+            server: RefCell::default(),
             kept_out_by: Cell::new(None),
         }
     }
 
-    /// The place of the client that was let in.
-    pub(super) fn into_seat(self) -> Seat {
-        self.seat.into_inner()
+    /// The place of the client that was let in, and the server connection that it has for itself.
+    pub(super) fn into_seat(self) -> (Seat, Option<Box<Server>>) {
+        (self.seat.into_inner(), self.server.into_inner())
     }
 
     /// The limit that kept the client out, if one did.
@@ -205,6 +210,24 @@ impl<'a> ShardDoor<'a> {
                 .hint("Try again later; see /topology on the admin address for the state of each node."),
             None => report.detail("The client did not answer in time."),
         }
+    }
+
+    /// A server connection of the client's own, in place of what other logins are told; `into_seat` gives it.
+    async fn open_replication(
+        &self,
+        request: &Request,
+        startup: &Startup,
+        keys: Option<&(ClientKey, [u8; 32])>,
+    ) -> Result<Granted, Denial> {
+        if self.mode == Mode::Standby {
+            return Err(denied(&replication::not_at_standbys()));
+        }
+        let secret = keys.map(|(client_key, server_key)| Secret::keys(client_key, server_key));
+        let opening = replication::open(self.shard, request, startup, secret, |cause| self.note(cause));
+        let server = self.asking(opening).await?;
+        let parameters = server.reported.pairs().to_vec();
+        self.server.replace(Some(server));
+        Ok(Granted { parameters, role: None })
     }
 
     /// Runs what asks servers; `too_late` tells the last cause that it notes.
@@ -275,6 +298,9 @@ impl Door for ShardDoor<'_> {
         startup: &Startup,
         keys: Option<&(ClientKey, [u8; 32])>,
     ) -> Result<Granted, Denial> {
+        if request.replication == Replication::Wanted {
+            return self.open_replication(request, startup, keys).await;
+        }
         let pairs = settings::from_startup(startup).map_err(|error| {
             let report = Report::fatal(error.code(), error.to_string());
             denied(&error.hint().into_iter().fold(report, Report::hint))

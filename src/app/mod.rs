@@ -11,6 +11,7 @@ mod house;
 mod login_role;
 mod parameters;
 mod peers;
+mod replication;
 mod seats;
 mod shards;
 mod status;

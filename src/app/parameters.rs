@@ -209,7 +209,7 @@ impl Reported {
 }
 
 /// What the client is told of an error that does not pass.
-fn refusal(error: ConnectError) -> Option<Refusal> {
+pub(super) fn refusal(error: ConnectError) -> Option<Refusal> {
     match error {
         ConnectError::Login(LoginError::Refused { code, frame, authenticated, .. }) => {
             let denial = Denial { frame, authenticated };

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::house::{House, ShardDoor};
 use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
+use crate::backend::Server;
 use crate::classify::StandardConformingStrings;
 use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
@@ -22,7 +23,7 @@ use crate::route::Mode;
 use crate::session::control::{Answered, Control, Taken};
 use crate::session::driver::{Identity, Session};
 use crate::session::shard::{Shard, Shared};
-use crate::session::{outcome, settings};
+use crate::session::{outcome, replication, settings};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
@@ -248,6 +249,22 @@ impl ShardThread {
     }
 }
 
+/// A client that is in.
+struct Admitted {
+    role: Role,
+    process_id: i32,
+    /// Bytes that came behind the login.
+    early: Vec<u8>,
+    seat: Seat,
+}
+
+/// What a client is in for.
+enum Role {
+    Session(Box<Identity>),
+    /// Through a server connection of its own.
+    Replication(Box<Server>),
+}
+
 /// One client, from its first byte to its last.
 async fn client_task(
     shard: Rc<Shard>,
@@ -257,12 +274,18 @@ async fn client_task(
     entry: (Seat, Mode),
 ) {
     // The place is given up when everything of the session is gone.
-    if let Some((identity, process_id, early, _seat)) =
-        Box::pin(log_in(&shard, &house, &client, (&control, session), entry)).await
-    {
+    if let Some(admitted) = Box::pin(log_in(&shard, &house, &client, (&control, session), entry)).await {
+        let Admitted { role, process_id, early, seat: _seat } = admitted;
         control.logging_in.set(false);
         control.process_id.set(process_id);
-        Box::new(Session::new(&shard, client, control, session, identity)).serve(early).await;
+        match role {
+            Role::Session(identity) => {
+                Box::new(Session::new(&shard, client, control, session, *identity)).serve(early).await;
+            }
+            Role::Replication(server) => {
+                replication::serve(&shard, &client, &control, session, server, early).await;
+            }
+        }
         house.leave(process_id);
     }
     shard.leave(session);
@@ -274,7 +297,7 @@ async fn log_in(
     client: &Rc<TcpStream>,
     (control, session): (&Control, u64),
     (seat, mode): (Seat, Mode),
-) -> Option<(Identity, i32, Vec<u8>, Seat)> {
+) -> Option<Admitted> {
     // It may bring a cancel request.
     let patience = if shard.draining.get() { LATE_LIMIT } else { Duration::ZERO };
     let door = ShardDoor::new(house, shard, session, (seat, mode));
@@ -282,8 +305,13 @@ async fn log_in(
         biased;
         outcome = tokio::time::timeout(house.login_timeout, client::login(client, &door)) => match outcome {
             Ok(Ok(Outcome::In(logged_in))) => {
+                let (seat, server) = door.into_seat();
                 let (identity, process_id, early) = let_in(shard, *logged_in, mode);
-                return Some((identity, process_id, early, door.into_seat()));
+                let role = match server {
+                    Some(server) => Role::Replication(server),
+                    None => Role::Session(Box::new(identity)),
+                };
+                return Some(Admitted { role, process_id, early, seat });
             }
             Ok(Ok(Outcome::Refused)) => {
                 shard.counters.logins_failed.inc();

@@ -21,6 +21,17 @@ pub struct Request {
     pub user: String,
     /// Database.
     pub database: String,
+    /// What for.
+    pub replication: Replication,
+}
+
+/// Whether a replication connection is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// No: a session that runs statements.
+    No,
+    /// One, physical or of a database: the server makes the difference.
+    Wanted,
 }
 
 /// The request of a startup packet.
@@ -32,39 +43,23 @@ pub fn request(startup: &Startup) -> Result<Request, Box<Report>> {
             "no PostgreSQL user name specified in startup packet",
         )));
     }
-    if let Some(value) = startup.parameter("replication") {
-        match replication(value) {
-            Some(Replication::No) => {}
-            Some(Replication::Wanted) => {
-                return Err(Box::new(
-                    Report::fatal(
-                        state::FEATURE_NOT_SUPPORTED,
-                        "pgsteer: replication connections are not supported yet",
-                    )
-                    .hint("Connect to the server itself."),
-                ));
-            }
-            None => {
-                return Err(Box::new(
-                    Report::fatal(
-                        state::INVALID_PARAMETER_VALUE,
-                        format!("invalid value for parameter \"replication\": \"{value}\""),
-                    )
-                    .hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."),
-                ));
-            }
-        }
-    }
+    let replication = match startup.parameter("replication") {
+        None => Replication::No,
+        Some(value) => replication(value).ok_or_else(|| {
+            Box::new(
+                Report::fatal(
+                    state::INVALID_PARAMETER_VALUE,
+                    format!("invalid value for parameter \"replication\": \"{value}\""),
+                )
+                .hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."),
+            )
+        })?,
+    };
     let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
-    let mut request = Request { user: user.to_owned(), database: database.to_owned() };
+    let mut request = Request { user: user.to_owned(), database: database.to_owned(), replication };
     text::truncate(&mut request.user, NAME_BYTES_MAX);
     text::truncate(&mut request.database, NAME_BYTES_MAX);
     Ok(request)
-}
-
-enum Replication {
-    No,
-    Wanted,
 }
 
 /// What `replication` in a startup packet says: "database", or a boolean as PostgreSQL reads it, any unique beginning of a word.

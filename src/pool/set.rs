@@ -363,6 +363,13 @@ impl Pools {
         }
     }
 
+    /// Opens a connection that belongs to no pool and counts at none of their limits; the fence knows it. Cancel-safe.
+    pub async fn open_apart(&self, endpoint: &Endpoint) -> Result<Box<Server>, ConnectError> {
+        let server = self.registry.keys.log_in(endpoint).await?;
+        self.enlist(&server);
+        Ok(server)
+    }
+
     /// A client has just proved itself to be this user.
     pub fn learn_key(&self, user: &Arc<str>, secret: Secret<'static>) {
         self.registry.keys.learn(user, secret);

@@ -4,5 +4,6 @@
 //! than the buffer. Must not know: classification, routing, pools, sessions.
 
 pub mod answer;
+pub mod boundary;
 pub mod buffer;
 mod names;

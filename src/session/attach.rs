@@ -165,7 +165,7 @@ impl Session {
                 biased;
                 lease = &mut lease => return Ok(Waited::Over(Box::new(lease))),
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
+                () = self.shard.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
                         return Ok(Waited::Cancelled);
@@ -189,16 +189,6 @@ impl Session {
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(End::Client),
-        }
-    }
-
-    /// Returns when a later epoch than this has begun. Cancel-safe.
-    async fn epoch_after(&self, epoch: Epoch) {
-        let mut changes = self.shard.snapshot_changed.subscribe();
-        while self.shard.snapshot.borrow().epoch <= epoch {
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
-            }
         }
     }
 

@@ -22,6 +22,7 @@ mod local;
 pub mod outcome;
 mod own_names;
 pub mod prepared;
+pub mod replication;
 mod row_shapes;
 mod run;
 pub mod settings;

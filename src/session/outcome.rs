@@ -103,6 +103,13 @@ pub fn pinned_server_lost(pins: &[PinReason], cause: &str) -> Report {
     .hint("Connect again and set the session up anew.")
 }
 
+/// The server of a replication connection is gone, or is no longer the primary.
+pub fn replication_lost(cause: &str) -> Report {
+    Report::fatal(state::ADMIN_SHUTDOWN, "pgsteer: the server of this replication connection was lost")
+        .detail(format!("{cause}."))
+        .hint("Connect again: pgsteer leads to the primary.")
+}
+
 /// The channels of a session whose server was lost are listened to on another one.
 pub fn listening_again(cause: &str) -> Report {
     Report {

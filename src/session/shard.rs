@@ -201,6 +201,19 @@ impl Shard {
         Arc::clone(&self.snapshot.borrow())
     }
 
+    /// Returns when a later epoch than this has begun. Cancel-safe.
+    pub async fn epoch_after(&self, epoch: Epoch) {
+        while self.snapshot.borrow().epoch <= epoch {
+            self.another_snapshot().await;
+        }
+    }
+
+    /// Returns when the snapshot has changed for those who wait, or may have. Cancel-safe.
+    pub async fn another_snapshot(&self) {
+        // The sender is the shard's own: it is there.
+        let _ = self.snapshot_changed.subscribe().changed().await;
+    }
+
     /// Registers a session; gives its number.
     pub fn enter(&self, control: Rc<Control>) -> u64 {
         let number = self.next_session.replace(self.next_session.get() + 1);

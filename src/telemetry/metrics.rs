@@ -64,6 +64,8 @@ pub struct Labels {
 pub struct ShardCounters {
     /// Clients connected now.
     pub clients_active: Gauge,
+    /// Replication connections, each with a server connection of its own.
+    pub replication_connections: Gauge,
     /// Clients accepted.
     pub clients_total: Counter,
     /// Logins refused or broken off.
@@ -413,8 +415,13 @@ fn render_cluster(text: &mut Text, cluster: &ClusterGauges) {
 
 type Row<T> = (&'static str, &'static str, fn(&ShardCounters) -> &T);
 
-const GAUGES: [Row<Gauge>; 2] = [
+const GAUGES: [Row<Gauge>; 3] = [
     ("pgsteer_clients_active", "Clients connected.", |shard| &shard.clients_active),
+    (
+        "pgsteer_replication_connections",
+        "Clients with a replication connection, each through a server connection of its own.",
+        |shard| &shard.replication_connections,
+    ),
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
