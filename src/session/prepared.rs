@@ -125,6 +125,9 @@ pub struct Names {
     pub unnamed_streamed: bool,
     /// Unnamed Parse messages so far.
     pub unnamed_count: u64,
+    /// The unnamed statement before the unit under way, for `bring_back_unnamed`; its buffers serve the one after.
+    former: Option<Unnamed>,
+    former_streamed: bool,
 }
 
 impl Names {
@@ -174,6 +177,18 @@ impl Names {
         } else {
             self.named(name).map(|statement| statement.sql.to_vec())
         }
+    }
+
+    /// The unnamed statement is about to change: keeps it until the next call. What takes its place has the buffers of another.
+    pub fn keep_unnamed(&mut self) {
+        std::mem::swap(&mut self.unnamed, &mut self.former);
+        self.former_streamed = self.unnamed_streamed;
+    }
+
+    /// It has not changed after all.
+    pub fn bring_back_unnamed(&mut self) {
+        std::mem::swap(&mut self.unnamed, &mut self.former);
+        self.unnamed_streamed = self.former_streamed;
     }
 
     /// There is no unnamed statement any more.

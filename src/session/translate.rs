@@ -20,6 +20,8 @@ pub struct Journal {
     changes: Vec<Change>,
     /// By token: what did not happen if the reply of that token never comes.
     promises: Vec<Promise>,
+    /// The unnamed statement was another before.
+    unnamed: bool,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,9 @@ impl Journal {
                 Change::Named(name) => names.remove(&name),
                 Change::Closed(name, statement, told) => names.restore(&name, statement, told),
             }
+        }
+        if std::mem::take(&mut self.unnamed) {
+            names.bring_back_unnamed();
         }
         self.promises.clear();
     }
@@ -128,6 +133,7 @@ impl Journal {
         }
         self.changes.clear();
         self.promises.clear();
+        self.unnamed = false;
     }
 
     fn promised<'j>(&'j self, failed: &'j [u32]) -> impl Iterator<Item = &'j Promise> {
@@ -135,6 +141,13 @@ impl Journal {
             .iter()
             .rev()
             .filter_map(|&token| self.promises.get(usize::try_from(token).unwrap_or(usize::MAX)))
+    }
+
+    /// The unnamed statement is about to change.
+    fn keep_unnamed(&mut self, names: &mut Names) {
+        if !std::mem::replace(&mut self.unnamed, true) {
+            names.keep_unnamed();
+        }
     }
 
     fn promise(&mut self, promise: Promise) -> u32 {
@@ -264,6 +277,7 @@ impl<'a> Translator<'a> {
         };
         if parse.name.is_empty() {
             let class = classify::classify(parse.sql, self.strings);
+            self.journal.keep_unnamed(self.names);
             self.names.unnamed_count += 1;
             self.names.unnamed_streamed = false;
             let count = self.names.unnamed_count;
@@ -515,6 +529,7 @@ impl<'a> Translator<'a> {
                 self.answer.expect(Expect::Local { reply: reply::CLOSE_COMPLETE, token });
             }
             Some(Named::Statement(_)) => {
+                self.journal.keep_unnamed(self.names);
                 self.names.drop_unnamed();
                 self.carried.unnamed = None;
                 self.raw(b'C', body, Some(Expect::Close));
