@@ -605,3 +605,17 @@ async fn hidden_questions_for_a_sequences_value_are_answered_from_ones_own() {
         assert_eq!(errors(&all.two.query(sql).await), ["55000"], "{sql}");
     }
 }
+
+/// G05: a batch that binds the unnamed statement and then parses another runs the one and the other, wherever it runs.
+#[tokio::test]
+async fn the_unnamed_statement_of_before_is_bound_before_the_next_is_parsed() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE TABLE t (n int)").await;
+    all.one.extended(&[parse("", "INSERT INTO t VALUES (1)"), frame(b'D', b"S\0")]).await;
+    run(&mut all.two, "SELECT 1").await;
+    let (bind, execute) = (bind("", "", &[]), execute(""));
+    let next = parse("", "INSERT INTO t VALUES (2)");
+    let answer = all.one.extended(&[bind.clone(), execute.clone(), next, bind, execute]).await;
+    assert_eq!(kinds(&answer), "2C12CZ");
+    assert_eq!(values(&run(&mut all.two, "SELECT n FROM t ORDER BY n").await), ["1", "2"]);
+}
