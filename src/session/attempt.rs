@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
+use super::journal::Journal;
 use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
 use super::transaction::Transaction;
-use super::translate::{Doubt, Journal, Shapes, Translator};
+use super::translate::{Doubt, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
 use crate::classify::TransactionEffect;
