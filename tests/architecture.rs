@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "backend/login",
     "backend/reset",
     "session/unit",
+    "session/journal",
     "session/translate",
     "session/outcome",
     "session/transaction",

@@ -619,3 +619,34 @@ async fn the_unnamed_statement_of_before_is_bound_before_the_next_is_parsed() {
     assert_eq!(kinds(&answer), "2C12CZ");
     assert_eq!(values(&run(&mut all.two, "SELECT n FROM t ORDER BY n").await), ["1", "2"]);
 }
+
+/// G01, G03: inside of a transaction, too, RESET goes to the value of the startup packet: nothing is written to another schema's table.
+#[tokio::test]
+async fn reset_in_a_transaction_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c work_mem=6MB")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let resets = ["RESET search_path", "RESET ALL", "SET search_path TO DEFAULT"];
+    for (round, reset) in resets.into_iter().enumerate() {
+        for extended in [false, true] {
+            run(&mut all.one, "BEGIN").await;
+            run(&mut all.one, "SET search_path = public").await;
+            let answer = if extended {
+                all.one.extended(&[parse("", reset), bind("", "", &[]), execute("")]).await
+            } else {
+                all.one.query(reset).await
+            };
+            assert_eq!(errors(&answer), [""; 0], "{reset}: {answer:?}");
+            assert_eq!(kinds(&answer).matches('Z').count(), 1, "{reset}: {answer:?}");
+            run(&mut all.one, "INSERT INTO t VALUES (1)").await;
+            assert_eq!(show(&mut all.one, "work_mem").await, "6MB");
+            run(&mut all.one, "COMMIT").await;
+        }
+        let count = direct.query_one("SELECT count(*) FROM own.t", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(usize::try_from(count).unwrap(), 2 * (round + 1), "{reset}");
+    }
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+}

@@ -571,7 +571,9 @@ impl Answer {
         if matches!(expected, Some(Expect::Preamble | Expect::OwnSync)) || self.discarding {
             self.drop_frame(frame_bytes);
         } else {
-            self.take(frame_bytes);
+            // Whole, and the client's, whatever of pgsteer's own is expected behind it.
+            self.tail = Tail::PassOn;
+            self.pass(frame_bytes);
         }
         self.expect.is_empty().then_some(Event::Complete(status))
     }
@@ -683,6 +685,17 @@ mod tests {
         let own = frames(&[(b'T', b"x"), (b'C', b"SELECT 1\0"), (b'Z', b"T")]);
         bytes.extend_from_slice(&own);
         let mut answer = answer(&[Expect::Preamble, Expect::Simple], &bytes);
+        assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::InTransaction)));
+        assert_eq!(answer.ready_joined(), own);
+    }
+
+    /// What pgsteer puts in behind the client's Query is taken out as well.
+    #[test]
+    fn preambles_are_taken_out_behind_a_query() {
+        let own = frames(&[(b'C', b"RESET\0"), (b'Z', b"T")]);
+        let mut bytes = own.clone();
+        bytes.extend_from_slice(&frames(&[(b'C', b"SET\0"), (b'Z', b"T")]));
+        let mut answer = answer(&[Expect::Simple, Expect::Preamble], &bytes);
         assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::InTransaction)));
         assert_eq!(answer.ready_joined(), own);
     }

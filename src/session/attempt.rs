@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
+use super::journal::Journal;
 use super::row_shapes::Asked;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::{Touched, difference};
 use super::transaction::Transaction;
-use super::translate::{Doubt, Journal, Shapes, Translator};
+use super::translate::{Doubt, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
 use crate::classify::TransactionEffect;
@@ -415,6 +416,16 @@ impl Session {
         }
         for (kind, body) in unit::frames(unit) {
             translator.frame(kind, body);
+        }
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
+        let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
+        if ends && in_transaction && task.needs.session && task.needs.statements == 1 {
+            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+            for sql in self.restored(unit) {
+                reply::put_query(&mut part.out, &sql);
+                part.answer.expect(Expect::Preamble);
+                server.carried.unnamed = None;
+            }
         }
     }
 

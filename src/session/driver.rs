@@ -13,12 +13,12 @@ use tokio::net::TcpStream;
 
 use super::control::Control;
 use super::inspect::Inspect;
+use super::journal::Journal;
 use super::outcome;
 use super::prepared::Names;
 use super::settings::Touched;
 use super::shard::Shard;
 use super::transaction::Transaction;
-use super::translate::Journal;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};

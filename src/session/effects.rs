@@ -113,6 +113,21 @@ impl Session {
         self.touched = touched;
     }
 
+    /// The statements that a unit in a transaction needs behind it: its RESET goes to the server's own value, and the session's is
+    /// that of its startup packet, which the server has not seen.
+    pub(super) fn restored(&self, unit: &[u8]) -> Vec<String> {
+        let startup = &self.startup.pairs;
+        let Some(text) = self.statement_text(unit).filter(|_| !startup.is_empty()) else { return Vec::new() };
+        let class = classify::classify(text.as_bytes(), self.strings);
+        let is_reset = |name: &str| match class.session {
+            SessionEffect::Reset(reset) => reset.of(text.as_bytes()).eq_ignore_ascii_case(name.as_bytes()),
+            SessionEffect::ResetAll => !settings::is_identity(name),
+            _ => false,
+        };
+        let restored = startup.iter().filter(|(name, _)| is_reset(name));
+        restored.map(|(name, value)| settings::assignment(name, value)).collect()
+    }
+
     /// Names that the server is to be asked for where it does not tell by itself.
     pub(super) fn note_custom_settings(&self, names: Vec<String>) {
         let mut custom = self.group.custom_settings.borrow_mut();

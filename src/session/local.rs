@@ -202,7 +202,7 @@ impl Session {
         Some(out)
     }
 
-    fn statement_text(&self, unit: &[u8]) -> Option<String> {
+    pub(super) fn statement_text(&self, unit: &[u8]) -> Option<String> {
         let mut parsed: Option<(&[u8], &[u8])> = None;
         for (kind, body) in unit::frames(unit) {
             let sql: &[u8] = match kind {

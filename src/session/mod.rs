@@ -15,6 +15,7 @@ pub mod exchange;
 pub mod hold;
 mod input;
 mod inspect;
+pub mod journal;
 mod last_words;
 mod limits;
 mod listen;

@@ -244,7 +244,7 @@ const NAME_LISTS: [&str; 4] =
     ["search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
 
 /// The statement that gives a setting this value.
-fn assignment(name: &str, value: &str) -> String {
+pub fn assignment(name: &str, value: &str) -> String {
     if is_cut_short(name) || NAME_LISTS.iter().any(|list| name.eq_ignore_ascii_case(list)) {
         return format!(
             "SELECT pg_catalog.set_config({}, {}, false)",
