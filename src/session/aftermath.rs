@@ -255,10 +255,15 @@ impl Session {
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
-        let hidden = attached.side == Side::Primary && self.hides_effects(&task.needs);
+        let hidden = match attached.side {
+            Side::Primary => self.hidden_effects(&task.needs),
+            Side::Standby => Inspect::Nothing,
+        };
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
-            _ if unseen || hidden => Inspect::All,
+            _ if unseen => Inspect::All,
+            Some(pin) if hidden != Inspect::Nothing && inspect::is_asked(pin) => Inspect::All,
+            _ if hidden != Inspect::Nothing => hidden,
             Some(pin) if inspect::is_asked(pin) => Inspect::Pins,
             _ if may_end => Inspect::Pins,
             _ => Inspect::Nothing,

@@ -8,6 +8,7 @@
 
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
+use super::shard::SuspectCause;
 use super::unit::Needs;
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::Server;
@@ -25,6 +26,8 @@ pub enum Inspect {
     Nothing,
     /// Which reasons to stay on this connection there are.
     Pins,
+    /// That, and all settings; but it is only not known yet that nothing can have happened to them.
+    Precaution,
     /// That, and all settings.
     All,
 }
@@ -172,7 +175,7 @@ impl Session {
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
         let Some(server) = attached.lease.server() else { return Ok(()) };
-        let all = attached.inspect == Inspect::All;
+        let all = attached.inspect >= Inspect::Precaution;
         if all {
             attached.unlisted = true;
             if self.functions_are_unread()
@@ -227,14 +230,18 @@ impl Session {
     }
 
     /// Whether a write may have done more than its text shows, as far as it is known.
-    pub(super) fn hides_effects(&self, needs: &Needs) -> bool {
+    pub(super) fn hidden_effects(&self, needs: &Needs) -> Inspect {
         let mut hidden = self.group.hidden.borrow_mut();
         if needs.defines {
             hidden.looked_at = None;
         }
         let writes =
             !needs.repeatable && needs.statements > 0 && needs.transaction == TransactionEffect::None;
-        writes && (hidden.touches_session || hidden.looked_at.is_none_or(is_long_ago))
+        match writes {
+            true if hidden.touches_session => Inspect::All,
+            true if hidden.looked_at.is_none_or(is_long_ago) => Inspect::Precaution,
+            _ => Inspect::Nothing,
+        }
     }
 
     async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
@@ -317,6 +324,13 @@ impl Session {
             CommandError::Refused(_) => {
                 attached.inspect = Inspect::All;
                 self.stay(attached, &[PinReason::Unseen]);
+                Ok(())
+            }
+            CommandError::Io(_) if attached.inspect == Inspect::Precaution => {
+                // Most likely there was nothing to be told.
+                attached.spoiled = true;
+                attached.inspect = Inspect::Nothing;
+                self.shard.suspect(attached.node, SuspectCause::ConnectionLost);
                 Ok(())
             }
             CommandError::Io(_) => Err(End::Told(Box::new(outcome::pinned_server_lost(
