@@ -215,6 +215,12 @@ impl Session {
             pins.push(PinReason::Listen);
         }
         if all {
+            // Names that were set once and reset, or rolled back: no answer has them, and the session goes on seeing them.
+            let reset =
+                self.settings.pairs.iter().filter(|(name, value)| value.is_empty() && name.contains('.'));
+            let reset: Pairs =
+                reset.filter(|(name, _)| !told.iter().any(|(other, _)| other == name)).cloned().collect();
+            told.extend(reset);
             told.sort();
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
@@ -235,8 +241,10 @@ impl Session {
         if needs.defines {
             hidden.looked_at = None;
         }
-        let writes =
-            !needs.repeatable && needs.statements > 0 && needs.transaction == TransactionEffect::None;
+        let writes = !needs.repeatable
+            && !(needs.session && needs.statements == 1)
+            && needs.statements > 0
+            && needs.transaction == TransactionEffect::None;
         match writes {
             true if hidden.touches_session => Inspect::All,
             true if hidden.looked_at.is_none_or(is_long_ago) => Inspect::Precaution,
