@@ -241,10 +241,8 @@ impl Session {
         if needs.defines {
             hidden.looked_at = None;
         }
-        let writes = !needs.repeatable
-            && !(needs.session && needs.statements == 1)
-            && needs.statements > 0
-            && needs.transaction == TransactionEffect::None;
+        let harmless = needs.repeatable || (needs.session && needs.statements == 1);
+        let writes = !harmless && needs.statements > 0 && needs.transaction == TransactionEffect::None;
         match writes {
             true if hidden.touches_session => Inspect::All,
             true if hidden.looked_at.is_none_or(is_long_ago) => Inspect::Precaution,
