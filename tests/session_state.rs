@@ -650,3 +650,78 @@ async fn reset_in_a_transaction_goes_to_the_startup_value() {
     }
     assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
 }
+
+/// G01, G03: what stands behind a RESET in one text sees the values of the startup packet, on a connection that was opened by it; in
+/// a transaction that runs on another one already it is refused rather than run under the server's own.
+#[tokio::test]
+async fn a_reset_in_the_middle_of_a_text_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c work_mem=6MB")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let resets =
+        ["RESET search_path", "RESET ALL", "SET search_path TO DEFAULT", "SET LOCAL search_path TO DEFAULT"];
+    for (round, reset) in resets.into_iter().enumerate() {
+        run(&mut all.one, "SET search_path = public").await;
+        let text = format!("{reset}; INSERT INTO t VALUES (1); SELECT current_setting('work_mem')");
+        assert_eq!(values(&run(&mut all.one, &text).await), ["6MB"], "{reset}");
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, &text).await;
+        run(&mut all.one, "COMMIT").await;
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, "SELECT pg_backend_pid() > 0").await;
+        let answer = all.one.query(&text).await;
+        assert_eq!(errors(&answer), ["0A000"], "{reset}");
+        assert_eq!(values(&run(&mut all.one, "ROLLBACK").await), [""; 0]);
+        let count = direct.query_one("SELECT count(*) FROM own.t", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(usize::try_from(count).unwrap(), 2 * (round + 1), "{reset}");
+        run(&mut all.one, "DISCARD ALL").await;
+    }
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+    assert_eq!(show(&mut all.two, "search_path").await, "\"$user\", public");
+    // What clients send to clean up costs no connection.
+    let opened = all.proxy.metric("pgsteer_server_connections_opened_total", &[]).await;
+    let text =
+        "RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
+    run(&mut all.one, text).await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "6MB");
+    assert_eq!(all.proxy.metric("pgsteer_server_connections_opened_total", &[]).await, opened);
+}
+
+/// SET LOCAL ... TO DEFAULT goes to the value of the startup packet for the rest of the transaction.
+#[tokio::test]
+async fn set_local_to_default_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c work_mem=6MB")]).await;
+    run(&mut all.one, "SET work_mem = '7MB'").await;
+    run(&mut all.one, "BEGIN").await;
+    run(&mut all.one, "SELECT 1").await;
+    run(&mut all.one, "SET LOCAL work_mem TO DEFAULT").await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "6MB");
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "7MB");
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+}
+
+/// A client is told why it is pinned, and only it.
+#[tokio::test]
+async fn a_client_is_told_its_pins() {
+    let mut all = Two::start_sized("2", &[]).await;
+    let pins = async |client: &mut RawClient| values(&run(client, "SHOW pgsteer.pins").await);
+    assert_eq!(pins(&mut all.one).await, [""]);
+    run(&mut all.one, "CREATE TEMP TABLE t (n int)").await;
+    assert_eq!(pins(&mut all.one).await, ["temp_object"]);
+    run(&mut all.one, "SELECT pg_advisory_lock(1)").await;
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(pins(&mut all.one).await, ["temp_object, advisory_lock"]);
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(pins(&mut all.two).await, [""]);
+    run(&mut all.one, "DROP TABLE t; SELECT pg_advisory_unlock(1)").await;
+    assert_eq!(pins(&mut all.one).await, [""]);
+    assert_eq!(show(&mut all.two, "pgsteer.pins").await, "");
+    // As PostgreSQL has it in a failed block.
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(errors(&all.one.query("SELECT 1/0").await), ["22012"]);
+    assert_eq!(errors(&all.one.query("SHOW pgsteer.pins").await), ["25P02"]);
+}

@@ -170,6 +170,8 @@ pub enum SessionEffect {
     Set(Span),
     /// Gives the setting that has this name its first value again.
     Reset(Span),
+    /// The same until the transaction ends (SET LOCAL ... TO DEFAULT).
+    ResetLocal(Span),
     /// RESET ALL.
     ResetAll,
     /// DISCARD ALL.
@@ -272,6 +274,10 @@ pub struct Classification {
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
     pub names_prepared: bool,
+    /// SHOW pgsteer.pins: only pgsteer knows.
+    pub asks_pins: bool,
+    /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.
+    pub resets_before: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -242,9 +242,8 @@ impl Session {
         let Needs { repeatable, session, transaction, statements, .. } = *needs;
         let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
         let asks = self.group.asks_last_values.get();
-        if asks && may_insert && !self.pins.contains(&PinReason::Sequence) {
-            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
-            self.pins.push(PinReason::Sequence);
+        if asks && may_insert {
+            self.add_pin(PinReason::Sequence);
         }
     }
 
@@ -272,10 +271,8 @@ impl Session {
         if let Some(pin) = pin
             && !inspect::is_asked(pin)
             && (pin != PinReason::BackendPid || attached.side == Side::Primary)
-            && !self.pins.contains(&pin)
         {
-            self.shard.counters.pins.at(pin as usize).inc();
-            self.pins.push(pin);
+            self.add_pin(pin);
         }
         self.keep_server();
     }

@@ -404,6 +404,16 @@ impl Session {
             reply::put_query(out, &refusal_on_standby(pin.as_str()));
             return answer.expect(Expect::Simple);
         }
+        if task.needs.resets_before && self.has_startup_to_reset_to() && server.defaults.pairs.is_empty() {
+            // What follows the RESET would run under the server's settings instead of those of the session's startup packet.
+            server.carried.unnamed = None;
+            reply::put_query(out, RESET_IN_THE_MIDDLE);
+            return answer.expect(Expect::Simple);
+        }
+        if task.needs.asks_pins && task.kind == Kind::Simple && self.transaction != Transaction::Failed {
+            reply::put_query(out, &self.tell_pins(server));
+            answer.expect(Expect::Preamble);
+        }
         let mut translator = self.translator(server, part, (unit, shapes), doubts);
         if task.beyond > 0 {
             if let Some(&kind) = unit.first() {
@@ -421,7 +431,9 @@ impl Session {
         let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
         if ends && in_transaction && task.needs.session && task.needs.statements == 1 {
             let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            for sql in self.restored(unit) {
+            let restored =
+                if server.defaults.id == self.startup.id { Vec::new() } else { self.restored(unit) };
+            for sql in restored {
                 reply::put_query(&mut part.out, &sql);
                 part.answer.expect(Expect::Preamble);
                 server.carried.unnamed = None;
@@ -435,6 +447,12 @@ impl Session {
         if self.touched == Touched::Nothing { self.scope.id } else { self.shard.own_scope() }
     }
 }
+
+/// Fails a text that can't be run as the server of the session's own would.
+const RESET_IN_THE_MIDDLE: &str = "DO $pgsteer$BEGIN RAISE EXCEPTION USING ERRCODE = '0A000', \
+     MESSAGE = 'pgsteer: a RESET of settings that came with the startup packet, and statements behind it, in one text', \
+     DETAIL = 'The session is in a transaction, or pinned to its server, whose own settings are not those of the startup packet.', \
+     HINT = 'Send the RESET by itself.';END$pgsteer$";
 
 /// A statement that fails on the server with an explanation, and fails its transaction block as any error would.
 fn refusal_on_standby(pin: &str) -> String {

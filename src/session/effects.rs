@@ -89,7 +89,10 @@ impl Session {
                 }
             }
             match class.session {
-                SessionEffect::None | SessionEffect::Deallocate(_) | SessionEffect::DeallocateAll => {}
+                SessionEffect::None
+                | SessionEffect::ResetLocal(_)
+                | SessionEffect::Deallocate(_)
+                | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
                     self.note_custom_settings(settings::dotted_words(name.of(&text)));
                     touched.set(name.of(&text));
@@ -120,12 +123,29 @@ impl Session {
         let Some(text) = self.statement_text(unit).filter(|_| !startup.is_empty()) else { return Vec::new() };
         let class = classify::classify(text.as_bytes(), self.strings);
         let is_reset = |name: &str| match class.session {
-            SessionEffect::Reset(reset) => reset.of(text.as_bytes()).eq_ignore_ascii_case(name.as_bytes()),
+            SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
+                reset.of(text.as_bytes()).eq_ignore_ascii_case(name.as_bytes())
+            }
             SessionEffect::ResetAll => !settings::is_identity(name),
             _ => false,
         };
         let restored = startup.iter().filter(|(name, _)| is_reset(name));
-        restored.map(|(name, value)| settings::assignment(name, value)).collect()
+        let assign = match class.session {
+            SessionEffect::ResetLocal(_) => settings::local_assignment,
+            _ => settings::assignment,
+        };
+        restored.map(|(name, value)| assign(name, value)).collect()
+    }
+
+    /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.
+    pub(super) fn has_startup_to_reset_to(&self) -> bool {
+        let of_server = self.told.pairs().iter().find(|(name, _)| name == "server_encoding");
+        let is_of_server = |value: &str| of_server.is_some_and(|(_, own)| is_same_encoding(own, value));
+        self.startup.pairs.iter().any(|(name, value)| match name.as_str() {
+            "application_name" => false,
+            "client_encoding" => !is_of_server(value),
+            _ => true,
+        })
     }
 
     /// Names that the server is to be asked for where it does not tell by itself.
@@ -203,6 +223,14 @@ impl Session {
         (self.shard.shared.forget_users)(users);
         self.shard.pools.outdate(users);
     }
+}
+
+/// Encodings are compared as PostgreSQL does (`pg_char_to_encoding`): by their letters and digits.
+fn is_same_encoding(one: &str, other: &str) -> bool {
+    let letters = |name: &str| -> String {
+        name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+    };
+    letters(one) == letters(other)
 }
 
 /// Whether texts that can't be looked into may name prepared statements.

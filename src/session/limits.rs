@@ -29,9 +29,8 @@ impl Session {
 
     /// Something has run: in pool mode `session` this is its server from now on.
     pub(super) fn keep_server(&mut self) {
-        if self.keeps_server() && !self.pins.contains(&PinReason::PoolMode) {
-            self.shard.counters.pins.at(PinReason::PoolMode as usize).inc();
-            self.pins.push(PinReason::PoolMode);
+        if self.keeps_server() {
+            self.add_pin(PinReason::PoolMode);
         }
     }
 
