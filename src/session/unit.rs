@@ -206,17 +206,14 @@ impl Default for Needs {
 }
 
 impl Needs {
+    /// The primary, and nothing else.
+    pub fn primary() -> Self {
+        Self { need: Need::Primary, repeatable: false, ..Self::default() }
+    }
+
     /// Of something that can't be looked into: the primary, once.
     pub fn unknown() -> Self {
-        Self {
-            need: Need::Primary,
-            repeatable: false,
-            commits: true,
-            statements: 1,
-            session: true,
-            unseen: true,
-            ..Self::default()
-        }
+        Self { commits: true, statements: 1, session: true, unseen: true, ..Self::primary() }
     }
 
     fn add(&mut self, class: &Classification) {
