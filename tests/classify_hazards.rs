@@ -416,6 +416,7 @@ fn every_hazard_is_answered_as_its_row_says() {
             SessionEffect::None => "",
             SessionEffect::Set(_) => " set",
             SessionEffect::Reset(_) => " reset",
+            SessionEffect::ResetLocal(_) => " reset_local",
             SessionEffect::ResetAll => " reset_all",
             SessionEffect::DiscardAll => " discard_all",
             SessionEffect::DeallocateAll => " deallocate_all",

@@ -9,7 +9,9 @@
 mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, bind, errors, eventually, execute, frame, kinds, parse, values};
+use running::{
+    Message, RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, values,
+};
 
 struct Two {
     sandbox: Sandbox,
@@ -690,6 +692,48 @@ async fn a_reset_in_the_middle_of_a_text_goes_to_the_startup_value() {
     assert_eq!(all.proxy.metric("pgsteer_server_connections_opened_total", &[]).await, opened);
 }
 
+/// G01, G03: in the middle of a batch, too, in whatever parts it comes: nothing is written to another schema's table.
+#[tokio::test]
+async fn a_reset_in_the_middle_of_a_batch_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c work_mem=6MB")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let runs = |sql: &str| [parse("", sql), bind("", "", &[]), execute("")].concat();
+    let insert = "INSERT INTO t VALUES (1) RETURNING current_setting('work_mem')";
+    let mut count = 0;
+    for reset in ["RESET search_path", "RESET ALL", "SET search_path TO DEFAULT"] {
+        for (begin, cut) in [(false, false), (false, true), (true, false), (true, true)] {
+            run(&mut all.one, "SET search_path = public").await;
+            if begin {
+                run(&mut all.one, "BEGIN").await;
+                run(&mut all.one, "SELECT txid_current()").await;
+            }
+            let cut = if cut { flush() } else { Vec::new() };
+            let messages = [runs("SELECT 1"), runs(reset), cut, runs(insert)];
+            let answer = all.one.extended(&messages).await;
+            assert_eq!(kinds(&answer), "12DC12C12DCZ", "{reset}: {answer:?}");
+            assert_eq!(values(&answer), ["1", "6MB"], "{reset}");
+            if begin {
+                run(&mut all.one, "COMMIT").await;
+            }
+            count += 1;
+            let counted = direct.query_one("SELECT count(*) FROM own.t", &[]).await.unwrap().get::<_, i64>(0);
+            assert_eq!(counted, count, "{reset}");
+        }
+    }
+    assert_eq!(show(&mut all.two, "search_path").await, "\"$user\", public");
+    // A portal that is open stays, and an error is the client's.
+    run(&mut all.one, "BEGIN").await;
+    let fetch = frame(b'E', b"\0\0\0\0\x01");
+    let rows = [parse("", "SELECT generate_series(1, 3)"), bind("", "", &[]), fetch.clone()].concat();
+    let reset = [parse("r", "RESET work_mem"), bind("r", "r", &[]), execute("r"), fetch].concat();
+    assert_eq!(values(&all.one.extended(&[rows, reset]).await), ["1", "2"]);
+    run(&mut all.one, "COMMIT").await;
+}
+
 /// SET LOCAL ... TO DEFAULT goes to the value of the startup packet for the rest of the transaction.
 #[tokio::test]
 async fn set_local_to_default_goes_to_the_startup_value() {
@@ -720,6 +764,13 @@ async fn a_client_is_told_its_pins() {
     run(&mut all.one, "DROP TABLE t; SELECT pg_advisory_unlock(1)").await;
     assert_eq!(pins(&mut all.one).await, [""]);
     assert_eq!(show(&mut all.two, "pgsteer.pins").await, "");
+    let asks = [parse("", "SHOW pgsteer.pins"), bind("", "", &[]), frame(b'D', b"P\0"), execute("")];
+    run(&mut all.one, "CREATE TEMP TABLE t (n int)").await;
+    let answer = all.one.extended(&asks).await;
+    assert_eq!((kinds(&answer).as_str(), values(&answer)), ("12TDCZ", vec!["temp_object".to_owned()]));
+    run(&mut all.one, "DROP TABLE t").await;
+    let answer = all.one.extended(&asks).await;
+    assert_eq!((kinds(&answer).as_str(), values(&answer)), ("12TDCZ", vec![String::new()]));
     // As PostgreSQL has it in a failed block.
     run(&mut all.one, "BEGIN").await;
     assert_eq!(errors(&all.one.query("SELECT 1/0").await), ["22012"]);

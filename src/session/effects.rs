@@ -7,7 +7,7 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, SessionEffect, TransactionEffect};
+use crate::classify::{self, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -116,27 +116,6 @@ impl Session {
         self.touched = touched;
     }
 
-    /// The statements that a unit in a transaction needs behind it: its RESET goes to the server's own value, and the session's is
-    /// that of its startup packet, which the server has not seen.
-    pub(super) fn restored(&self, unit: &[u8]) -> Vec<String> {
-        let startup = &self.startup.pairs;
-        let Some(text) = self.statement_text(unit).filter(|_| !startup.is_empty()) else { return Vec::new() };
-        let class = classify::classify(text.as_bytes(), self.strings);
-        let is_reset = |name: &str| match class.session {
-            SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
-                reset.of(text.as_bytes()).eq_ignore_ascii_case(name.as_bytes())
-            }
-            SessionEffect::ResetAll => !settings::is_identity(name),
-            _ => false,
-        };
-        let restored = startup.iter().filter(|(name, _)| is_reset(name));
-        let assign = match class.session {
-            SessionEffect::ResetLocal(_) => settings::local_assignment,
-            _ => settings::assignment,
-        };
-        restored.map(|(name, value)| assign(name, value)).collect()
-    }
-
     /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.
     pub(super) fn has_startup_to_reset_to(&self) -> bool {
         let of_server = self.told.pairs().iter().find(|(name, _)| name == "server_encoding");
@@ -223,6 +202,32 @@ impl Session {
         (self.shard.shared.forget_users)(users);
         self.shard.pools.outdate(users);
     }
+}
+
+/// The statements that a statement needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
+/// own value there, and the session's is that of its packet. Of its settings, `startup` has the values.
+pub(super) fn restoring(
+    startup: &[(String, String)],
+    sql: &[u8],
+    strings: StandardConformingStrings,
+) -> Vec<String> {
+    if startup.is_empty() {
+        return Vec::new();
+    }
+    let session = classify::classify(sql, strings).session;
+    let is_reset = |name: &str| match session {
+        SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
+            reset.of(sql).eq_ignore_ascii_case(name.as_bytes())
+        }
+        SessionEffect::ResetAll => !settings::is_identity(name),
+        SessionEffect::DiscardAll => true,
+        _ => false,
+    };
+    let assign = match session {
+        SessionEffect::ResetLocal(_) => settings::local_assignment,
+        _ => settings::assignment,
+    };
+    startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)).collect()
 }
 
 /// Encodings are compared as PostgreSQL does (`pg_char_to_encoding`): by their letters and digits.
