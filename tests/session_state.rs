@@ -776,3 +776,20 @@ async fn a_client_is_told_its_pins() {
     assert_eq!(errors(&all.one.query("SELECT 1/0").await), ["22012"]);
     assert_eq!(errors(&all.one.query("SHOW pgsteer.pins").await), ["25P02"]);
 }
+
+/// Large objects are open, and snapshots exported, until the transaction ends: so long they pin.
+#[tokio::test]
+async fn what_ends_with_the_transaction_pins_no_longer() {
+    let mut all = Two::start().await;
+    let object = values(&run(&mut all.one, "SELECT lo_create(0)").await).remove(0);
+    for (sql, reason) in [
+        (format!("SELECT lo_open({object}, 262144)"), "large_object"),
+        ("SELECT pg_export_snapshot()".to_owned(), "exported_snapshot"),
+    ] {
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, &sql).await;
+        assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), [reason]);
+        run(&mut all.one, "COMMIT").await;
+        all.two_gets_through().await;
+    }
+}

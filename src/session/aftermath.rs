@@ -125,6 +125,9 @@ impl Session {
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between {
+            self.pins.retain(|pin| !pin.ends_with_transaction());
+        }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
         let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;

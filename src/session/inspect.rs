@@ -143,9 +143,7 @@ impl Session {
                 let pairs = startup.clone();
                 server.applied = std::rc::Rc::clone(&server.defaults);
                 self.channels.clear();
-                // Libraries and the random seed stay.
-                self.pins
-                    .retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed | PinReason::PoolMode));
+                self.pins.retain(|pin| pin.outlives_discard_all());
                 attached.inspect = Inspect::Nothing;
                 self.set_settings(pairs);
             }
