@@ -330,7 +330,7 @@ impl Body {
     /// `(expression).name`: a field, or a call of the function of that name, which need no parenthesis then.
     fn attribute(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let function = scan.folded(token);
-        if !builtins::is_builtin(&function) {
+        if !builtins::is_builtin(&function, scan.version()) {
             if let Some(pin) = pin_of(&function) {
                 scan.pin(pin);
             }
@@ -484,10 +484,10 @@ impl Body {
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
         let known = match (name.parts, name.qualifier) {
-            (1, _) => builtins::is_builtin(&function),
+            (1, _) => builtins::is_builtin(&function, scan.version()),
             (2, Some(schema)) => {
                 let schema = scan.folded(schema);
-                (schema.is(b"pg_catalog") && builtins::is_builtin(&function))
+                (schema.is(b"pg_catalog") && builtins::is_builtin(&function, scan.version()))
                     || ((schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(&function))
             }
             _ => false,

@@ -62,6 +62,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// The server's major version.
+    pub(super) fn version(&self) -> u8 {
+        *super::SUPPORTED_VERSIONS.end()
+    }
+
     /// The next token, which is then the current one.
     #[inline]
     pub(super) fn advance(&mut self) -> Token {
