@@ -598,7 +598,6 @@ fn set_config(scan: &Scanner<'_>) -> SessionEffect {
 
 /// What a function leaves behind in its session.
 fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
-    const OTHER: [&str; 2] = ["pg_export_snapshot", "lo_open"];
     if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
         Some(PinReason::Sequence)
     } else if function.is(b"setseed") {
@@ -609,10 +608,11 @@ fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
     {
         // Unlocking is among them: whether anything is locked is asked of the server.
         Some(PinReason::AdvisoryLock)
-    } else if function.begins(b"dblink")
-        || function.begins(b"pg_replication_origin_")
-        || function.is_one_of(&OTHER)
-    {
+    } else if function.is(b"lo_open") {
+        Some(PinReason::LargeObject)
+    } else if function.is(b"pg_export_snapshot") {
+        Some(PinReason::ExportedSnapshot)
+    } else if function.begins(b"dblink") || function.begins(b"pg_replication_origin_") {
         Some(PinReason::Other)
     } else {
         None

@@ -284,8 +284,9 @@ impl Answer {
                 let reply = self.expected.front();
                 let shape = self.shape(kind, frame_bytes);
                 let forward = self.expected.reply(kind);
-                if forward && !self.discarding {
-                    self.take(frame_bytes)
+                // The client's, whatever of pgsteer's own is expected behind it.
+                if forward && !self.discarding && !self.muted {
+                    self.passage.pass_on(frame_bytes)
                 } else {
                     self.passage.keep_back(frame_bytes)
                 }
@@ -337,7 +338,7 @@ impl Answer {
         if self.expected.front() == Some(Expect::Own) {
             return Some(Event::OwnError(fields));
         }
-        if self.expected.is_preamble() {
+        if self.expected.is_preamble() && self.expected.front() != Some(Expect::Within) {
             self.preamble_error = self.passage.whole().map(<[u8]>::to_vec);
             self.passage.keep_back(frame_bytes);
             return None;

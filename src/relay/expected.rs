@@ -15,6 +15,9 @@ pub enum Expect {
     Preamble,
     /// ParseComplete, BindComplete and CommandComplete of a statement that pgsteer put in (`reply::put_statement`): kept back.
     Own,
+    /// ParseComplete, BindComplete, any rows, CommandComplete and CloseComplete of a statement that pgsteer put in among the client's
+    /// (`reply::put_statement_within`): kept back, but for its error, which is the client's.
+    Within,
     /// The whole answer of the client's Query or FunctionCall, up to ReadyForQuery.
     Simple,
     /// ParseComplete; `token` is told back when it failed.
@@ -144,14 +147,15 @@ impl Expected {
     /// The next is the answer to something that pgsteer put in, all of which is kept back.
     #[inline]
     pub(super) fn is_preamble(&self) -> bool {
-        matches!(self.replies.front(), Some(Expect::Preamble | Expect::Own))
+        matches!(self.replies.front(), Some(Expect::Preamble | Expect::Own | Expect::Within))
     }
 
     /// Notes a reply other than an error; whether the client is to see it.
     pub(super) fn reply(&mut self, kind: u8) -> bool {
         let matched = match (self.replies.front(), kind) {
             (Some(Expect::Preamble), _) | (Some(Expect::Own), b'1' | b'2') => return false,
-            (Some(Expect::Own), b'C') => false,
+            (Some(Expect::Within), b'1' | b'2' | b'C') => return false,
+            (Some(Expect::Own), b'C') | (Some(Expect::Within), b'3') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
             (Some(Expect::OwnClose { .. }), b'3') | (Some(Expect::OwnShape { .. }), b'n' | b'T') => false,
             (Some(Expect::Close { .. }), b'3')

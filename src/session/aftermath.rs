@@ -125,6 +125,9 @@ impl Session {
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between {
+            self.pins.retain(|pin| !pin.ends_with_transaction());
+        }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
         let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
@@ -242,9 +245,8 @@ impl Session {
         let Needs { repeatable, session, transaction, statements, .. } = *needs;
         let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
         let asks = self.group.asks_last_values.get();
-        if asks && may_insert && !self.pins.contains(&PinReason::Sequence) {
-            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
-            self.pins.push(PinReason::Sequence);
+        if asks && may_insert {
+            self.add_pin(PinReason::Sequence);
         }
     }
 
@@ -272,10 +274,8 @@ impl Session {
         if let Some(pin) = pin
             && !inspect::is_asked(pin)
             && (pin != PinReason::BackendPid || attached.side == Side::Primary)
-            && !self.pins.contains(&pin)
         {
-            self.shard.counters.pins.at(pin as usize).inc();
-            self.pins.push(pin);
+            self.add_pin(pin);
         }
         self.keep_server();
     }

@@ -128,7 +128,7 @@ impl Session {
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
             self.read_more(window).await?;
         }
-        let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
+        let needs = Needs { pin: (kind == b'P').then_some(PinReason::LargeStatement), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         self.run_task(Task::new(window, kind, frame_bytes, needs, Instant::now())).await
     }
