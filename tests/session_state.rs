@@ -10,7 +10,7 @@ mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, values,
+    RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, run, value, values,
 };
 
 struct Two {
@@ -49,15 +49,8 @@ impl Two {
     }
 }
 
-async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
-    let answer = client.query(sql).await;
-    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
-    answer
-}
-
 async fn show(client: &mut RawClient, name: &str) -> String {
-    let answer = run(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await;
-    values(&answer).pop().unwrap()
+    value(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await
 }
 
 /// G01, G04, F04: however a setting is made, it stays with its client.
