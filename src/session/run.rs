@@ -138,6 +138,9 @@ impl Session {
             self.read_more(window).await?;
         }
         let here = window.filled().len().min(frame_bytes);
+        if matches!(kind, b'Q' | b'P') {
+            self.note_code(window.filled().get(..here).unwrap_or_default());
+        }
         let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let task = Task {

@@ -5,6 +5,8 @@
 // Each test binary uses its own part of this, and a test's set-up ends by a panic.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod two;
+
 use std::fmt::Debug;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
