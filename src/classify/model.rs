@@ -290,6 +290,8 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
+    /// It defines something that may run code beside other statements from then on: a table, a view, a trigger, a function ...
+    pub defines: bool,
     /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
     pub signals: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.

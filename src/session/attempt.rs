@@ -352,9 +352,7 @@ impl Session {
         let Some(server) = attached.lease.server() else { return };
         let foreign = server.left_by.is_some_and(|session| session != key);
         // What sequences gave another session there must not be taken for this one's.
-        let asks = task.needs.asks_last_value
-            || task.needs.unseen
-            || (!task.needs.repeatable && self.group.hidden.borrow().asks_last_values);
+        let asks = self.may_ask_last_value(&task.needs);
         let others_values = asks && server.last_writer.is_some_and(|writer| writer != key);
         if !foreign && !others_values && server.applied.id == self.settings.id {
             return;

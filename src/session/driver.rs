@@ -24,7 +24,7 @@ use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
-use crate::pool::{Lease, PoolGroup};
+use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
 use crate::route::Mode;
@@ -174,6 +174,8 @@ pub struct Session {
     pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// Something was defined in this transaction that may run code beside other statements.
+    pub(super) definition: Option<Definition>,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -222,6 +224,7 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            definition: None,
             altered_roles: None,
         };
         session.read_settings();
@@ -402,6 +405,9 @@ impl Session {
         }
         if needs.session || needs.unseen {
             self.note_effects(window.filled().get(..bytes).unwrap_or_default());
+        }
+        if needs.defines {
+            self.note_definition();
         }
         if needs.databases {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;

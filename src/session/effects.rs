@@ -33,6 +33,9 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
+        if needs.need == Need::Read && self.group.hidden.known().is_some_and(|found| found.reads_keep) {
+            needs.need = Need::Primary;
+        }
         if self.mode == Mode::Primary || self.serializable || self.keeps_server() {
             needs.need = Need::Primary;
         }
@@ -63,6 +66,7 @@ impl Session {
     pub(super) fn note_effects(&mut self, unit: &[u8]) {
         if self.opaque_encoding {
             self.note_custom_settings(settings::dotted_words(unit));
+            self.note_code(unit);
             return self.touched.anything();
         }
         let between = matches!(self.transaction, Transaction::None);
@@ -81,6 +85,9 @@ impl Session {
             };
             let Some(text) = text else { continue };
             let class = classify::classify(&text, self.strings);
+            if class.unseen {
+                self.note_code(&text);
+            }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
                 self.note_custom_settings(settings::dotted_words(&text));
@@ -114,6 +121,14 @@ impl Session {
             }
         }
         self.touched = touched;
+    }
+
+    /// Notes what a text that can't be looked into may define.
+    pub(super) fn note_code(&mut self, text: &[u8]) {
+        let mentions = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        if mentions(b"create") || mentions(b"alter") {
+            self.note_definition();
+        }
     }
 
     /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.

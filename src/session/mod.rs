@@ -12,6 +12,7 @@ pub mod driver;
 mod effects;
 mod endpoint;
 pub mod exchange;
+mod hidden;
 pub mod hold;
 mod input;
 mod inspect;

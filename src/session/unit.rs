@@ -142,7 +142,7 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
-    /// It defines something: what triggers and defaults do may be otherwise from now on.
+    /// It defines something: what other statements do beside their texts may be otherwise from now on.
     pub defines: bool,
     /// It creates, alters or drops a role.
     pub roles: bool,
@@ -225,7 +225,7 @@ impl Needs {
         self.roles |= class.roles;
         self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
-        self.defines |= class.reason == Reason::Ddl;
+        self.defines |= class.defines;
         self.unseen |= class.unseen;
         self.asks_pins |= class.asks_pins;
         self.resets_before |= class.resets_before;

@@ -1,0 +1,187 @@
+//! What statements of a database may do to their session beside what their texts show, as far as it is known.
+//!
+//! Invariant: what is known was asked for after the last definition that ran through this process had ended; whatever is asked
+//! for while one runs counts only until that. Shared by all shards. Must not know: how it is asked for, sessions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long it is believed: what is defined past pgsteer is seen after that.
+const TTL: Duration = Duration::from_secs(60);
+
+/// What the objects of a database lead to: functions behind triggers, defaults, CHECKs, operators, views and all others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, as many columns of one answer")]
+pub struct Found {
+    /// Something may change the session.
+    pub changes: bool,
+    /// A statement that only reads may.
+    pub reads_change: bool,
+    /// It may in a way that can't be carried to another server (locks, temporary objects).
+    pub reads_keep: bool,
+    /// Something asks what a sequence gave last.
+    pub asks: bool,
+    /// Something else than a trigger does, which will most likely have run `nextval` itself.
+    pub asks_for_session: bool,
+    /// A statement that only reads may ask for it.
+    pub reads_ask: bool,
+}
+
+impl Found {
+    /// In the order of the fields.
+    pub fn from_bits(bits: [bool; 6]) -> Self {
+        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask] = bits;
+        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask }
+    }
+
+    fn bits(self) -> [bool; 6] {
+        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask } = self;
+        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask]
+    }
+}
+
+/// One database's.
+#[derive(Debug)]
+pub struct Hidden {
+    /// Beginnings and ends of definitions.
+    definitions: AtomicU64,
+    /// What was found, and behind `BITS` one more than `definitions` when it was asked for; 0: never.
+    found: AtomicU64,
+    /// When.
+    found_ms: AtomicU64,
+    /// Somebody asks.
+    looking: AtomicBool,
+    /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
+    asks_last_values: AtomicBool,
+    clock: Instant,
+}
+
+/// Room for a `Found`.
+const BITS: u32 = 8;
+
+impl Default for Hidden {
+    fn default() -> Self {
+        Self {
+            definitions: AtomicU64::new(0),
+            found: AtomicU64::new(0),
+            found_ms: AtomicU64::new(0),
+            looking: AtomicBool::new(false),
+            asks_last_values: AtomicBool::new(false),
+            clock: Instant::now(),
+        }
+    }
+}
+
+impl Hidden {
+    /// What is known; `None`: nothing yet, or something was defined since.
+    pub fn known(&self) -> Option<Found> {
+        let found = self.found.load(Ordering::Acquire);
+        let holds = found >> BITS == self.definitions.load(Ordering::Acquire) + 1;
+        holds.then(|| Found::from_bits(std::array::from_fn(|at| found >> at & 1 == 1)))
+    }
+
+    /// Whether it is time to ask, and nobody does.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
+        (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+    }
+
+    /// Begins to ask, unless it need not be or somebody does.
+    pub fn look(self: &Arc<Self>, now: Instant) -> Option<Look> {
+        let mine = self.is_due(now) && !self.looking.swap(true, Ordering::AcqRel);
+        mine.then(|| Look {
+            hidden: Arc::clone(self),
+            definitions: self.definitions.load(Ordering::Acquire),
+            now_ms: self.ms(now),
+        })
+    }
+
+    /// Something is being defined, up to the end of what this gives.
+    pub fn define(self: &Arc<Self>) -> Definition {
+        self.definitions.fetch_add(1, Ordering::AcqRel);
+        Definition { hidden: Arc::clone(self) }
+    }
+
+    /// A session has asked what a sequence gave last.
+    pub fn note_last_value_asked(&self) {
+        self.asks_last_values.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether sessions do, or what they write.
+    pub fn asks_last_values(&self) -> bool {
+        self.asks_last_values.load(Ordering::Relaxed) || self.known().is_some_and(|it| it.asks_for_session)
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.clock).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a minute")]
+const TTL_MS: u64 = TTL.as_millis() as u64;
+
+/// A question under way. Dropped without an answer, it is asked again.
+#[derive(Debug)]
+pub struct Look {
+    hidden: Arc<Hidden>,
+    definitions: u64,
+    now_ms: u64,
+}
+
+impl Look {
+    /// The answer.
+    pub fn found(self, found: Found) {
+        let bits = found.bits().into_iter().rev().fold(0, |bits, it| bits << 1 | u64::from(it));
+        self.hidden.found_ms.store(self.now_ms, Ordering::Relaxed);
+        self.hidden.found.store((self.definitions + 1) << BITS | bits, Ordering::Release);
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.hidden.looking.store(false, Ordering::Release);
+    }
+}
+
+/// A definition under way. Nothing that was found before its end is known any more.
+#[derive(Debug)]
+pub struct Definition {
+    hidden: Arc<Hidden>,
+}
+
+impl Drop for Definition {
+    fn drop(&mut self) {
+        self.hidden.definitions.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_before_the_end_of_a_definition_is_not_known() {
+        let hidden = Arc::new(Hidden::default());
+        let now = Instant::now();
+        let found = Found::from_bits([true, false, true, true, false, true]);
+        assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
+        let look = hidden.look(now).unwrap();
+        assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
+        look.found(found);
+        assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
+        assert!(hidden.is_due(now + TTL + TTL));
+        assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
+
+        let definition = hidden.define();
+        assert_eq!(hidden.known(), None);
+        hidden.look(now).unwrap().found(found);
+        assert_eq!(hidden.known(), Some(found));
+        let look = hidden.look(now + TTL + TTL).unwrap();
+        drop(definition);
+        look.found(found);
+        assert_eq!(hidden.known(), None, "asked for before it ended");
+        drop(hidden.look(now));
+        assert!(hidden.is_due(now), "no answer");
+    }
+}
