@@ -37,6 +37,9 @@ pub enum Reason {
     Function,
     /// A function of PostgreSQL itself that writes, locks or keeps state, and nothing beyond that.
     WritingFunction,
+    /// A relation, type or operator that leads to what only the primary can do: foreign and unlogged tables, views over volatile
+    /// functions.
+    Object,
     /// CALL or DO.
     Procedure,
     /// LISTEN, NOTIFY, UNLISTEN.
@@ -67,6 +70,7 @@ impl Reason {
             Self::Maintenance => "maintenance",
             Self::Function => "function",
             Self::WritingFunction => "writing_function",
+            Self::Object => "object",
             Self::Procedure => "procedure",
             Self::Notification => "notification",
             Self::SessionState => "session_state",

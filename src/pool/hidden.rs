@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+
+use crate::classify::{Catalogue, CatalogueStamp};
+
 /// How long it is believed: what is defined past pgsteer is seen after that.
 const TTL: Duration = Duration::from_secs(60);
 
@@ -50,6 +54,10 @@ pub struct Hidden {
     found: AtomicU64,
     /// When.
     found_ms: AtomicU64,
+    /// What the database has, as it was found at the same time, and which of all that is.
+    catalogue: ArcSwapOption<Catalogue>,
+    serial: AtomicU64,
+    serials: Arc<AtomicU64>,
     /// Somebody asks.
     looking: AtomicBool,
     /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
@@ -60,9 +68,13 @@ pub struct Hidden {
 /// Room for a `Found`.
 const BITS: u32 = 8;
 
-impl Default for Hidden {
-    fn default() -> Self {
+impl Hidden {
+    /// Nothing is known. `serials`: counts the catalogues of the process.
+    pub fn new(serials: &Arc<AtomicU64>) -> Self {
         Self {
+            catalogue: ArcSwapOption::empty(),
+            serial: AtomicU64::new(0),
+            serials: Arc::clone(serials),
             definitions: AtomicU64::new(0),
             found: AtomicU64::new(0),
             found_ms: AtomicU64::new(0),
@@ -71,9 +83,20 @@ impl Default for Hidden {
             clock: Instant::now(),
         }
     }
-}
 
-impl Hidden {
+    /// Which catalogue `catalogue` gives, and whether nothing was defined since it was asked for.
+    #[inline]
+    pub fn stamp(&self) -> CatalogueStamp {
+        let serial = self.serial.load(Ordering::Acquire);
+        let found = self.found.load(Ordering::Acquire);
+        CatalogueStamp { serial, fresh: found >> BITS == self.definitions.load(Ordering::Acquire) + 1 }
+    }
+
+    /// What the database has, as it was found last.
+    pub fn catalogue(&self) -> Option<Arc<Catalogue>> {
+        self.catalogue.load_full()
+    }
+
     /// What is known; `None`: nothing yet, or something was defined since.
     pub fn known(&self) -> Option<Found> {
         let found = self.found.load(Ordering::Acquire);
@@ -131,8 +154,11 @@ pub struct Look {
 
 impl Look {
     /// The answer.
-    pub fn found(self, found: Found) {
+    pub fn found(self, found: Found, catalogue: Arc<Catalogue>) {
         let bits = found.bits().into_iter().rev().fold(0, |bits, it| bits << 1 | u64::from(it));
+        self.hidden.catalogue.store(Some(catalogue));
+        let serial = self.hidden.serials.fetch_add(1, Ordering::Relaxed) + 1;
+        self.hidden.serial.store(serial, Ordering::Release);
         self.hidden.found_ms.store(self.now_ms, Ordering::Relaxed);
         self.hidden.found.store((self.definitions + 1) << BITS | bits, Ordering::Release);
     }
@@ -162,24 +188,24 @@ mod tests {
 
     #[test]
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
-        let hidden = Arc::new(Hidden::default());
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
         let now = Instant::now();
         let found = Found::from_bits([true, false, true, true, false, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
-        look.found(found);
+        look.found(found, Arc::default());
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
         assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
 
         let definition = hidden.define();
         assert_eq!(hidden.known(), None);
-        hidden.look(now).unwrap().found(found);
+        hidden.look(now).unwrap().found(found, Arc::default());
         assert_eq!(hidden.known(), Some(found));
         let look = hidden.look(now + TTL + TTL).unwrap();
         drop(definition);
-        look.found(found);
+        look.found(found, Arc::default());
         assert_eq!(hidden.known(), None, "asked for before it ended");
         drop(hidden.look(now));
         assert!(hidden.is_due(now), "no answer");

@@ -441,6 +441,7 @@ pub struct Registry {
     tallies: Mutex<Tallies>,
     /// By database. Kept without a session, too: clients that come for one statement each are not to pay for it.
     hidden: Mutex<HashMap<Arc<str>, Arc<Hidden>>>,
+    catalogues: Arc<AtomicU64>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
     pub(super) keys: LoginKeys,
     clock: Instant,
@@ -455,6 +456,7 @@ impl Registry {
             pools: Mutex::default(),
             tallies: Mutex::default(),
             hidden: Mutex::default(),
+            catalogues: Arc::default(),
             mailboxes,
             keys,
             clock: Instant::now(),
@@ -524,7 +526,8 @@ impl Registry {
         if by_database.len() >= HIDDEN_SWEEP_AT && !by_database.contains_key(database) {
             by_database.retain(|_, hidden| Arc::strong_count(hidden) > 1);
         }
-        Arc::clone(by_database.entry(Arc::clone(database)).or_default())
+        let new = || Arc::new(Hidden::new(&self.catalogues));
+        Arc::clone(by_database.entry(Arc::clone(database)).or_insert_with(new))
     }
 
     /// Databases to which there are pools.

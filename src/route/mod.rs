@@ -9,7 +9,7 @@ pub mod policy;
 
 use std::time::{Duration, Instant};
 
-use crate::classify::Target;
+use crate::classify::{Overrides, Target};
 use crate::topology::model::{NodeId, Snapshot};
 
 pub use policy::route;
@@ -67,11 +67,13 @@ pub struct Settings {
     pub mode: Mode,
     /// Lag budget of reads on standbys.
     pub max_lag: Duration,
+    /// Functions that are reads or writes whatever the catalogue says.
+    pub functions: Overrides,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mode: Mode::Split, max_lag: Duration::from_secs(1) }
+        Self { mode: Mode::Split, max_lag: Duration::from_secs(1), functions: Overrides::default() }
     }
 }
 

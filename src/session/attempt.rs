@@ -16,7 +16,7 @@ use super::transaction::Transaction;
 use super::translate::{Doubt, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
-use crate::classify::TransactionEffect;
+use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -316,7 +316,13 @@ impl Session {
             names: &mut self.names,
             table: &self.shard.statements,
             prepared_max: self.shard.pools.settings().max_prepared_statements,
-            strings: self.strings,
+            dialect: Dialect {
+                strings: self.strings,
+                version: self.first.version,
+                catalogue: self.catalogue.as_deref(),
+                catalogue_stamp: self.catalogue_stamp,
+                overrides: &self.shard.shared.settings.routing.functions,
+            },
             journal: &mut part.journal,
             unit,
             shapes,

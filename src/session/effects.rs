@@ -23,7 +23,7 @@ impl Session {
             let names_prepared = mentions_prepared(unit);
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
-        let mut needs = unit::needs(unit, &self.names, self.strings);
+        let mut needs = unit::needs(unit, &self.names, &self.dialect());
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
             needs.need = Need::Primary;
             needs.repeatable = false;
@@ -84,7 +84,7 @@ impl Session {
                 _ => continue,
             };
             let Some(text) = text else { continue };
-            let class = classify::classify(&text, self.strings);
+            let class = classify::classify(&text, &self.dialect());
             if class.unseen {
                 self.note_code(&text);
             }
@@ -229,7 +229,7 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, strings).session;
+    let session = classify::classify(sql, &strings.dialect()).session;
     let is_reset = |name: &str| match session {
         SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
             reset.of(sql).eq_ignore_ascii_case(name.as_bytes())

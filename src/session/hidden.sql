@@ -1,12 +1,5 @@
 -- What statements of this database may do to their session beside what their texts show: one row of six truth values, in the
 -- order of `pool::Found`. Everything below 16384 is PostgreSQL's own (FirstNormalObjectId). It runs with a search_path of its own.
-WITH RECURSIVE
--- What bodies of functions have in them that change the session: settings; what can't be carried to another server; that ask what a
--- sequence gave last. Commands only where one may begin, so that UPDATE ... SET is none.
-word(changes, keeps, asks) AS (VALUES (
-  $r$\m(set_config|set_limit)\M|\mupdate\s+(only\s+)?(pg_catalog\s*[.]\s*)?pg_settings\M|(^|[;'"$]|\*/|>>|--[^\n]*\n|\m(begin|then|else|loop)\M)\s*(set\M(?!\s+(local|constraints|transaction)\M)|reset\M)$r$,
-  $r$\mpg_(try_)?advisory_(?!xact_)|\m(setseed|dblink|lo_open|pg_export_snapshot|pg_replication_origin)|\m(create|into)\s+((global|local)\s+)?temp|['"]\s*temp|\mpg_temp|\mwith\s+hold\M|(^|[;'"$]|\*/|>>|--[^\n]*\n|\m(begin|then|else|loop)\M)\s*(listen|prepare|discard|load|deallocate)\M$r$,
-  $r$\m(currval|lastval)\M$r$)),
 -- The same of PostgreSQL's own functions, as they stand in expressions that the catalogue keeps parsed. No object depends on these.
 builtin(changes, keeps, asks) AS (
   SELECT
