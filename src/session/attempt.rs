@@ -211,7 +211,12 @@ impl Session {
             let cause = "The connection was taken away".to_owned();
             return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
         };
-        part.answer.comes_from(self.control.own_process(&server.cancel_key));
+        let key = Rc::clone(&server.cancel_key);
+        if side == Side::Primary && !task.needs.repeatable {
+            let sender = server.sender.get_or_insert_with(|| self.shard.sender(key.process_id));
+            sender.works_for(if self.has_asked_for_process() { 0 } else { self.control.process_id.get() });
+        }
+        part.answer.comes_from(self.own_process(&key));
         let link = Rc::clone(&server.link);
         let known_by_process = self.is_known_by_process();
         let client = Rc::clone(&self.client);

@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backend::connection::CancelKey;
-use crate::wire::reply::OwnProcess;
 
 /// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
 pub type Taken = oneshot::Sender<()>;
@@ -84,11 +83,6 @@ impl Control {
     pub fn cancel_while_waiting(&self, taken: Taken) {
         self.cancel_waiting.set(true);
         self.cancels.borrow_mut().push(taken);
-    }
-
-    /// The process with this key, which is the session's for the moment, by its two names.
-    pub fn own_process(&self, server: &CancelKey) -> OwnProcess {
-        OwnProcess { server: server.process_id, client: self.process_id.get() }
     }
 
     /// The cancel requests that are not settled, for whoever passes them on.

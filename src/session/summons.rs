@@ -8,14 +8,17 @@
 //! Invariant: a session that is in the middle of something is never disturbed; who can't be found is left to the server, for which
 //! such a number is no process. Must not know: how the numbers are written.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::driver::Session;
 use super::run::Task;
 use super::signals;
 use super::unit::Needs;
+use crate::backend::connection::CancelKey;
 use crate::classify::PinReason;
 use crate::relay::buffer::Window;
+use crate::wire::reply::OwnProcess;
 
 /// How long another session is waited for, and a server connection for it.
 const SUMMONS_LIMIT: Duration = Duration::from_secs(1);
@@ -75,6 +78,25 @@ impl Session {
             self.pins.push(PinReason::BackendPid);
         }
         self.control.runs_at.borrow().as_ref().map(|key| key.process_id)
+    }
+
+    /// The server process with this key, which is the session's for the moment, by its two names: one who has asked for the
+    /// server's own compares with that.
+    pub(super) fn own_process(&self, server: &CancelKey) -> OwnProcess {
+        OwnProcess {
+            server: server.process_id,
+            client: if self.has_asked_for_process() {
+                server.process_id
+            } else {
+                self.control.process_id.get()
+            },
+            others: Rc::clone(&self.shard.clients),
+        }
+    }
+
+    /// The client knows its server by the server's process id.
+    pub(super) fn has_asked_for_process(&self) -> bool {
+        !self.summoned && self.pins.contains(&PinReason::BackendPid)
     }
 
     /// All that keeps the session on its server is that somebody knows it by that process: its end is the session's, in the server's
