@@ -48,6 +48,8 @@ pub struct Control {
     cancels: RefCell<Vec<Taken>>,
     /// An idle session is to take a server connection, and to say which process that is.
     summons: RefCell<Vec<Answered>>,
+    /// Somebody has been told the session's server process, to signal it, since its last statement was answered.
+    pub sought: Cell<bool>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
@@ -73,6 +75,7 @@ impl Control {
             speaking: Cell::new(false),
             cancels: RefCell::default(),
             summons: RefCell::default(),
+            sought: Cell::new(false),
             active: Cell::new(false),
             cooling: Cell::new(false),
             waker: RefCell::default(),

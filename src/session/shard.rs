@@ -296,8 +296,11 @@ impl Shard {
         let primary = self.snapshot.borrow().primary.as_ref().map(|primary| primary.node);
         let held = control.runs_at.borrow().as_ref().map(|key| (key.node, key.process_id));
         match held {
-            // Who asks is gone: nobody to tell.
-            Some((node, process_id)) if Some(node) == primary => drop(answer.send(process_id)),
+            Some((node, process_id)) if Some(node) == primary => {
+                control.sought.set(true);
+                // Who asks may have gone: nobody to tell.
+                let _ = answer.send(process_id);
+            }
             Some(_) => {}
             None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
             None => {}

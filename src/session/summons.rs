@@ -99,14 +99,15 @@ impl Session {
         !self.summoned && self.pins.contains(&PinReason::BackendPid)
     }
 
-    /// All that keeps the session on its server is that somebody knows it by that process: its end is the session's, in the server's
-    /// own words.
+    /// Somebody knows the session by its server process, or has been told it, and nothing else keeps it there: the end of that
+    /// process is the session's, in the server's own words.
     pub(super) fn is_known_by_process(&self) -> bool {
-        self.pins == [PinReason::BackendPid]
+        self.pins == [PinReason::BackendPid] || (self.pins.is_empty() && self.control.sought.get())
     }
 
     /// The next statement of a session that was summoned: it is free again.
     pub(super) fn end_summons(&mut self) {
+        self.control.sought.set(false);
         if std::mem::take(&mut self.summoned) {
             self.pins.retain(|pin| *pin != PinReason::BackendPid);
         }
