@@ -19,6 +19,7 @@ use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
+use crate::backend::senders::{Sender, Senders};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::PinReason;
 use crate::pool::Pools;
@@ -26,6 +27,7 @@ use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
+use crate::wire::reply::Clients;
 
 /// Shapes remembered because a standby refused them.
 const LEARNED_MAX: usize = 10_000;
@@ -67,6 +69,8 @@ pub struct Shared {
     /// Asks the session that was given this process id at its login for the process of its server connection on the primary: the
     /// answer may never come.
     pub server_process: Box<dyn Fn(i32) -> Option<oneshot::Receiver<i32>> + Send + Sync>,
+    /// Whom the primary's processes work for.
+    pub senders: Arc<Senders>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
@@ -77,6 +81,8 @@ pub struct Shard {
     pub number: usize,
     /// What all shards share.
     pub shared: Arc<Shared>,
+    /// Whom the primary's processes work for.
+    pub clients: Rc<dyn Clients>,
     /// Its server connections.
     pub pools: Rc<Pools>,
     /// Its prepared statements.
@@ -126,6 +132,7 @@ impl Shard {
         let load = vec![NodeLoad::default(); snapshot.nodes.len()];
         Rc::new(Self {
             number,
+            clients: Rc::new(Arc::clone(&shared.senders)),
             shared,
             pools,
             statements: Table::new(number),
@@ -148,6 +155,11 @@ impl Shard {
             scratch: RefCell::default(),
             pins_told_at: Default::default(),
         })
+    }
+
+    /// Where a server process says for which client it works.
+    pub fn sender(&self, server: i32) -> Sender {
+        Sender::new(&self.shared.senders, server)
     }
 
     /// A new snapshot: severs what the new epoch outdates, then lets sessions see it.
@@ -284,8 +296,11 @@ impl Shard {
         let primary = self.snapshot.borrow().primary.as_ref().map(|primary| primary.node);
         let held = control.runs_at.borrow().as_ref().map(|key| (key.node, key.process_id));
         match held {
-            // Who asks is gone: nobody to tell.
-            Some((node, process_id)) if Some(node) == primary => drop(answer.send(process_id)),
+            Some((node, process_id)) if Some(node) == primary => {
+                control.sought.set(true);
+                // Who asks may have gone: nobody to tell.
+                let _ = answer.send(process_id);
+            }
             Some(_) => {}
             None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
             None => {}
