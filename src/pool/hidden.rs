@@ -50,6 +50,8 @@ impl Found {
 pub struct Hidden {
     /// Beginnings and ends of definitions.
     definitions: AtomicU64,
+    /// When the last definition ended; 0: none has.
+    defined_ms: AtomicU64,
     /// What was found, and behind `BITS` one more than `definitions` when it was asked for; 0: never.
     found: AtomicU64,
     /// When.
@@ -76,6 +78,7 @@ impl Hidden {
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
             definitions: AtomicU64::new(0),
+            defined_ms: AtomicU64::new(0),
             found: AtomicU64::new(0),
             found_ms: AtomicU64::new(0),
             looking: AtomicBool::new(false),
@@ -108,6 +111,12 @@ impl Hidden {
     pub fn is_due(&self, now: Instant) -> bool {
         let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
         (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+    }
+
+    /// Whether a standby that has replayed everything of before this time has all definitions.
+    pub fn is_seen(&self, fresh_as_of: Option<Instant>) -> bool {
+        let defined_ms = self.defined_ms.load(Ordering::Acquire);
+        defined_ms == 0 || fresh_as_of.is_some_and(|as_of| self.ms(as_of) > defined_ms)
     }
 
     /// Begins to ask, unless it need not be or somebody does.
@@ -178,6 +187,8 @@ pub struct Definition {
 
 impl Drop for Definition {
     fn drop(&mut self) {
+        let now_ms = self.hidden.ms(Instant::now()).max(1);
+        self.hidden.defined_ms.store(now_ms, Ordering::Release);
         self.hidden.definitions.fetch_add(1, Ordering::AcqRel);
     }
 }
@@ -185,6 +196,16 @@ impl Drop for Definition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// T05: a standby may not have heard of it yet.
+    #[test]
+    fn a_standby_is_asked_only_when_it_has_what_was_defined() {
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        assert!(hidden.is_seen(None));
+        drop(hidden.define());
+        assert!(!hidden.is_seen(None) && !hidden.is_seen(Some(Instant::now())));
+        assert!(hidden.is_seen(Some(Instant::now() + Duration::from_millis(2))));
+    }
 
     #[test]
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {

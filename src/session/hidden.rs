@@ -76,6 +76,10 @@ impl Session {
 
     /// Has the catalogue looked through, if it is time.
     pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
+        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
+        if attached.side == Side::Standby && !self.group.hidden.is_seen(replayed) {
+            return Ok(());
+        }
         let (Some(server), Some(look)) = (attached.lease.server(), self.group.hidden.look(Instant::now()))
         else {
             return Ok(());

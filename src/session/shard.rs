@@ -301,7 +301,8 @@ impl Shard {
                 // Who asks may have gone: nobody to tell.
                 let _ = answer.send(process_id);
             }
-            Some(_) => {}
+            // It will be idle soon, or who asks gives up: of what it does on a standby the primary knows nothing.
+            Some(_) => control.summon(answer),
             None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
             None => {}
         }
