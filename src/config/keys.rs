@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 53] = [
+pub(super) const KEYS: [Key; 54] = [
     flagged(
         "listen.address",
         "--listen",
@@ -247,6 +247,7 @@ pub(super) const KEYS: [Key; 53] = [
     key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
+    key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
     key(
         "routing.read_functions",
         custom(FUNCTIONS, |draft, given| functions(&mut draft.config.routing.functions.read, given)),

@@ -62,6 +62,8 @@ pub struct Hidden {
     serials: Arc<AtomicU64>,
     /// Somebody asks.
     looking: AtomicBool,
+    /// When a write was answered last; 0: none was.
+    last_write_us: AtomicU64,
     /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
     asks_last_values: AtomicBool,
     clock: Instant,
@@ -79,6 +81,7 @@ impl Hidden {
             serials: Arc::clone(serials),
             definitions: AtomicU64::new(0),
             defined_ms: AtomicU64::new(0),
+            last_write_us: AtomicU64::new(0),
             found: AtomicU64::new(0),
             found_ms: AtomicU64::new(0),
             looking: AtomicBool::new(false),
@@ -133,6 +136,21 @@ impl Hidden {
     pub fn define(self: &Arc<Self>) -> Definition {
         self.definitions.fetch_add(1, Ordering::AcqRel);
         Definition { hidden: Arc::clone(self) }
+    }
+
+    /// A session's write was answered.
+    pub fn note_write(&self, now: Instant) {
+        self.last_write_us.fetch_max(self.us(now).max(1), Ordering::Relaxed);
+    }
+
+    /// When the last write of all sessions was answered.
+    pub fn last_write(&self) -> Option<Instant> {
+        let at_us = self.last_write_us.load(Ordering::Relaxed);
+        (at_us > 0).then(|| self.clock + Duration::from_micros(at_us))
+    }
+
+    fn us(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.clock).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// A session has asked what a sequence gave last.

@@ -125,6 +125,9 @@ impl Session {
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between && !task.needs.repeatable && attached.side == Side::Primary {
+            self.group.hidden.note_write(now);
+        }
         if between {
             self.pins.retain(|pin| !pin.ends_with_transaction());
             self.definition = None;

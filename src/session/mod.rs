@@ -31,6 +31,7 @@ mod run;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+mod spare;
 mod startup_options;
 mod summons;
 pub mod transaction;

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
+use super::spare::Spare;
 use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
@@ -116,6 +117,8 @@ pub struct Shard {
     /// What clients were told of reported parameters: most know the same.
     told: RefCell<HashSet<Reported>>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// Reads that may go to the primary because of what others wrote.
+    pub(super) spare: Spare,
     /// When the log was last told of a session that is pinned, by reason.
     pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
@@ -153,6 +156,7 @@ impl Shard {
             settings: RefCell::default(),
             told: RefCell::default(),
             scratch: RefCell::default(),
+            spare: Spare::new(Instant::now()),
             pins_told_at: Default::default(),
         })
     }
