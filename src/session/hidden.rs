@@ -16,8 +16,9 @@ use crate::telemetry::metrics::Side;
 
 const HIDDEN: &str = concat!(include_str!("bodies.sql"), include_str!("hidden.sql"));
 
-/// Rows of kind, schema, name and a truth value.
-const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
+/// What a database has beyond PostgreSQL's own: rows of kind, schema, name and a truth value (`classify::Catalogue::from_rows`), to be
+/// asked for with a `search_path` of `pg_catalog`.
+pub const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
 
 /// Of the question's own: names mean PostgreSQL's own objects, and compiling it would take longer than running it.
 const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit TO off; ";
