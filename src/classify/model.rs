@@ -37,6 +37,9 @@ pub enum Reason {
     Function,
     /// A function of PostgreSQL itself that writes, locks or keeps state, and nothing beyond that.
     WritingFunction,
+    /// A relation, type or operator that leads to what only the primary can do: foreign and unlogged tables, views over volatile
+    /// functions.
+    Object,
     /// CALL or DO.
     Procedure,
     /// LISTEN, NOTIFY, UNLISTEN.
@@ -67,6 +70,7 @@ impl Reason {
             Self::Maintenance => "maintenance",
             Self::Function => "function",
             Self::WritingFunction => "writing_function",
+            Self::Object => "object",
             Self::Procedure => "procedure",
             Self::Notification => "notification",
             Self::SessionState => "session_state",
@@ -290,6 +294,8 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
+    /// It defines something that may run code beside other statements from then on: a table, a view, a trigger, a function ...
+    pub defines: bool,
     /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
     pub signals: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.

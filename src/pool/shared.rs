@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handover::Parts;
+use super::hidden::Hidden;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
 use crate::auth::Users;
@@ -26,6 +27,9 @@ const GRAIN: Duration = Duration::from_millis(50);
 
 /// Nobody waits.
 const NOBODY: u64 = u64::MAX;
+
+/// Of so many databases it is remembered what their statements do, before those without sessions are forgotten.
+const HIDDEN_SWEEP_AT: usize = 1024;
 
 /// What makes a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -435,6 +439,9 @@ type Tallies = HashMap<(Limit, NodeId, Arc<str>), Arc<Tally>>;
 pub struct Registry {
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
     tallies: Mutex<Tallies>,
+    /// By database. Kept without a session, too: clients that come for one statement each are not to pay for it.
+    hidden: Mutex<HashMap<Arc<str>, Arc<Hidden>>>,
+    catalogues: Arc<AtomicU64>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
     pub(super) keys: LoginKeys,
     clock: Instant,
@@ -448,6 +455,8 @@ impl Registry {
         let registry = Self {
             pools: Mutex::default(),
             tallies: Mutex::default(),
+            hidden: Mutex::default(),
+            catalogues: Arc::default(),
             mailboxes,
             keys,
             clock: Instant::now(),
@@ -509,6 +518,16 @@ impl Registry {
             Some(mailbox) => mailbox.send(mail).map_err(|error| error.0),
             None => Err(mail),
         }
+    }
+
+    /// What is known of the statements of a database.
+    pub(super) fn hidden(&self, database: &Arc<str>) -> Arc<Hidden> {
+        let mut by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_database.len() >= HIDDEN_SWEEP_AT && !by_database.contains_key(database) {
+            by_database.retain(|_, hidden| Arc::strong_count(hidden) > 1);
+        }
+        let new = || Arc::new(Hidden::new(&self.catalogues));
+        Arc::clone(by_database.entry(Arc::clone(database)).or_insert_with(new))
     }
 
     /// Databases to which there are pools.

@@ -20,7 +20,7 @@ use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::carried::Carried;
-use crate::classify::{PinReason, TransactionEffect};
+use crate::classify::PinReason;
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -125,8 +125,12 @@ impl Session {
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between && !task.needs.repeatable && attached.side == Side::Primary {
+            self.group.hidden.note_write(now);
+        }
         if between {
             self.pins.retain(|pin| !pin.ends_with_transaction());
+            self.definition = None;
         }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
@@ -233,23 +237,6 @@ impl Session {
         self.note_state(task, attached);
     }
 
-    /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
-    fn note_write(&mut self, needs: &Needs, attached: &mut Attached) {
-        let key = self.key();
-        if let Some(server) = attached.lease.server() {
-            server.last_writer = Some(key);
-        }
-        if needs.asks_last_value {
-            self.group.asks_last_values.set(true);
-        }
-        let Needs { repeatable, session, transaction, statements, .. } = *needs;
-        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
-        let asks = self.group.asks_last_values.get();
-        if asks && may_insert {
-            self.add_pin(PinReason::Sequence);
-        }
-    }
-
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
         if attached.side == Side::Primary {
@@ -257,10 +244,7 @@ impl Session {
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
-        let hidden = match attached.side {
-            Side::Primary => self.hidden_effects(&task.needs),
-            Side::Standby => Inspect::Nothing,
-        };
+        let hidden = self.hidden_effects(&task.needs, task.now);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
             _ if unseen => Inspect::All,

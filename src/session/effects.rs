@@ -23,7 +23,7 @@ impl Session {
             let names_prepared = mentions_prepared(unit);
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
-        let mut needs = unit::needs(unit, &self.names, self.strings);
+        let mut needs = unit::needs(unit, &self.names, &self.dialect());
         if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
             needs.need = Need::Primary;
             needs.repeatable = false;
@@ -32,6 +32,9 @@ impl Session {
             needs.need = Need::Primary;
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
+        }
+        if needs.need == Need::Read && self.group.hidden.known().is_some_and(|found| found.reads_keep) {
+            needs.need = Need::Primary;
         }
         if self.mode == Mode::Primary || self.serializable || self.keeps_server() {
             needs.need = Need::Primary;
@@ -63,6 +66,7 @@ impl Session {
     pub(super) fn note_effects(&mut self, unit: &[u8]) {
         if self.opaque_encoding {
             self.note_custom_settings(settings::dotted_words(unit));
+            self.note_code(unit);
             return self.touched.anything();
         }
         let between = matches!(self.transaction, Transaction::None);
@@ -80,7 +84,10 @@ impl Session {
                 _ => continue,
             };
             let Some(text) = text else { continue };
-            let class = classify::classify(&text, self.strings);
+            let class = classify::classify(&text, &self.dialect());
+            if class.unseen {
+                self.note_code(&text);
+            }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
                 self.note_custom_settings(settings::dotted_words(&text));
@@ -114,6 +121,14 @@ impl Session {
             }
         }
         self.touched = touched;
+    }
+
+    /// Notes what a text that can't be looked into may define.
+    pub(super) fn note_code(&mut self, text: &[u8]) {
+        let mentions = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        if mentions(b"create") || mentions(b"alter") {
+            self.note_definition();
+        }
     }
 
     /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.
@@ -214,7 +229,7 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, strings).session;
+    let session = classify::classify(sql, &strings.dialect()).session;
     let is_reset = |name: &str| match session {
         SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
             reset.of(sql).eq_ignore_ascii_case(name.as_bytes())

@@ -9,13 +9,11 @@
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
 use super::shard::SuspectCause;
-use super::unit::Needs;
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::Server;
 use crate::backend::reset::{self, Asked, CommandError};
-use crate::classify::{PinReason, StandardConformingStrings, TransactionEffect};
+use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
-use crate::pool::Hidden;
 use crate::telemetry::metrics::Side;
 
 /// What is to be asked at the end of the transaction.
@@ -78,18 +76,6 @@ const FUNCTIONS: &str = "\
     '([A-Za-z_][A-Za-z0-9_$]*(?:[.][A-Za-z_][A-Za-z0-9_$]*)+)', 'g') m \
     WHERE p.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
     AND p.prosrc OPERATOR(pg_catalog.~*) 'set_config|set[[:space:]]' LIMIT 256";
-
-/// What writes may do that their texts do not show: a column's default asks what a sequence gave last; a trigger, or a function that
-/// its body names, may change the session.
-const HIDDEN: &str = "\
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_attrdef d WHERE \
-    pg_catalog.pg_get_expr(d.adbin, d.adrelid) OPERATOR(pg_catalog.~*) '\\m(currval|lastval)\\M'), \
-    EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-    WHERE NOT t.tgisinternal AND (p.prosrc OPERATOR(pg_catalog.~*) w OR EXISTS (SELECT FROM pg_catalog.pg_proc q \
-    WHERE q.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
-    AND q.prosrc OPERATOR(pg_catalog.~*) w AND pg_catalog.strpos(p.prosrc, q.proname) OPERATOR(pg_catalog.>) 0))) \
-    FROM (VALUES ('set_config|advisory_lock|setseed|dblink|\\m(temp|temporary|listen|prepare|discard|load)\\M\
-|(^|;|\\m(begin|then|else|loop)\\M)\\s*(set|reset)\\M')) v(w)";
 
 /// How long the names of functions' bodies are believed to be all.
 const FUNCTIONS_TTL: std::time::Duration = std::time::Duration::from_secs(60);
@@ -188,8 +174,9 @@ impl Session {
                 self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
             }
         }
-        if all && self.group.hidden.borrow().looked_at.is_none_or(is_long_ago) {
+        if all {
             self.look_for_hidden(attached).await?;
+            self.keep_last_values_found(attached);
         }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let asked = match ask(server, &self.question(all)).await {
@@ -236,37 +223,6 @@ impl Session {
         }
         self.stay(attached, &pins);
         Ok(())
-    }
-
-    /// Whether a write may have done more than its text shows, as far as it is known.
-    pub(super) fn hidden_effects(&self, needs: &Needs) -> Inspect {
-        let mut hidden = self.group.hidden.borrow_mut();
-        if needs.defines {
-            hidden.looked_at = None;
-        }
-        let harmless = needs.repeatable || (needs.session && needs.statements == 1);
-        let writes = !harmless && needs.statements > 0 && needs.transaction == TransactionEffect::None;
-        match writes {
-            true if hidden.touches_session => Inspect::All,
-            true if hidden.looked_at.is_none_or(is_long_ago) => Inspect::Precaution,
-            _ => Inspect::Nothing,
-        }
-    }
-
-    async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
-        let Some(server) = attached.lease.server() else { return Ok(()) };
-        // Refused, it is asked again with the next write.
-        let Ok(asked) = ask(server, HIDDEN).await else { return Ok(()) };
-        let is_so = |column: usize| {
-            let value = asked.rows.first().and_then(|row| row.get(column)?.as_deref());
-            value != Some("f")
-        };
-        *self.group.hidden.borrow_mut() = Hidden {
-            asks_last_values: is_so(0),
-            touches_session: is_so(1),
-            looked_at: Some(std::time::Instant::now()),
-        };
-        self.pass_notifications(&asked.notifications).await
     }
 
     /// The server has so many statements of SQL-level PREPARE and of the protocol. Code that can't be seen may have dropped them.
@@ -356,7 +312,7 @@ impl Session {
         }
         let mut notifications = notifications.to_vec();
         if let Some(key) = &*self.control.runs_at.borrow() {
-            self.control.own_process(key).rename_all(&mut notifications);
+            self.own_process(key).rename_all(&mut notifications);
         }
         net::write_all(&self.client, &notifications).await.map_err(|_| End::Client)
     }
@@ -400,7 +356,7 @@ fn keep_encoding(server: &Server, told: &mut Pairs) {
     }
 }
 
-async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+pub(super) async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
     // Values are read as UTF-8, whichever encoding the client has. In one Query with the question this ends with it.
     let coded = server.reported.is_news("client_encoding", "UTF8");
     let coded = coded.then(|| format!("SET LOCAL client_encoding TO 'UTF8'; {sql}"));
@@ -409,10 +365,6 @@ async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
         Ok(asked) => asked,
         Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
     }
-}
-
-fn is_long_ago(at: std::time::Instant) -> bool {
-    at.elapsed() > FUNCTIONS_TTL
 }
 
 /// One row with the value of each setting.

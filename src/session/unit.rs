@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, PinReason, Reason, SessionEffect, StandardConformingStrings, Target,
-    TransactionEffect,
+    self, Access, Classification, Dialect, PinReason, Reason, SessionEffect, Target, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -142,7 +141,7 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
-    /// It defines something: what triggers and defaults do may be otherwise from now on.
+    /// It defines something: what other statements do beside their texts may be otherwise from now on.
     pub defines: bool,
     /// It creates, alters or drops a role.
     pub roles: bool,
@@ -217,7 +216,7 @@ impl Needs {
     }
 
     fn add(&mut self, class: &Classification) {
-        if class.access == Access::Write || class.pin.is_some() {
+        if class.access != Access::Read || class.pin.is_some() {
             self.need = Need::Primary;
             self.repeatable = false;
         }
@@ -225,7 +224,7 @@ impl Needs {
         self.roles |= class.roles;
         self.signals |= class.signals;
         self.asks_last_value |= class.asks_last_value;
-        self.defines |= class.reason == Reason::Ddl;
+        self.defines |= class.defines;
         self.unseen |= class.unseen;
         self.asks_pins |= class.asks_pins;
         self.resets_before |= class.resets_before;
@@ -241,7 +240,7 @@ impl Needs {
 }
 
 /// Looks into a unit. Names prepared in the unit itself are seen by its later messages.
-pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> Needs {
+pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
     let mut needs = Needs::default();
     let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
     let mut effects = Effects::default();
@@ -251,7 +250,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
         match kind {
             b'Q' => {
                 let Some(sql) = extended::query(body) else { return Needs::unknown() };
-                let class = classify::classify(sql, strings);
+                let class = classify::classify(sql, dialect);
                 needs.add(&class);
                 needs.names_prepared |= class.names_prepared;
                 needs.statements += usize::from(class.statements);
@@ -259,7 +258,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             }
             b'P' => {
                 let Some(parse) = extended::parse(body) else { return Needs::unknown() };
-                let class = classify::classify(parse.sql, strings);
+                let class = classify::classify(parse.sql, dialect);
                 needs.add(&class);
                 prepares |= !parse.name.is_empty();
                 parsed.push((parse.name, class));
@@ -268,7 +267,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 let Some(bind) = extended::bind(body) else { return Needs::unknown() };
                 let here =
                     parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
-                let Some(class) = here.or_else(|| names.class(bind.statement)) else {
+                let Some(class) = here.or_else(|| names.class(bind.statement, dialect)) else {
                     return Needs { names_prepared: needs.names_prepared, ..Needs::unknown() };
                 };
                 needs.add(&class);
@@ -281,7 +280,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
                 if let Named::Statement(name) = named {
-                    match names.class(name) {
+                    match names.class(name, dialect) {
                         Some(class) => needs.target = needs.target.or(class.hint.target),
                         // It may be one of SQL-level PREPARE.
                         None => needs.may_unpin |= kind == b'C' && !name.is_empty(),

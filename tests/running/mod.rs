@@ -7,6 +7,8 @@
 
 mod raw;
 
+pub mod two;
+
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;

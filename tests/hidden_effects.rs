@@ -1,0 +1,202 @@
+//! What statements do to their session beside their texts, by objects of the catalogue: it stays with the session.
+//!
+//! The pool has one connection, so that two clients that alternate share it. The hazards' numbers stand at each test.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use running::two::{Two, show};
+use running::{errors, run, values};
+
+/// Of each kind: what defines it, what uses it, what takes it away.
+const WAYS: &[(&str, &str, &str)] = &[
+    ("CREATE TABLE t (i int CHECK (touch(i)))", "INSERT INTO t VALUES (1)", "DROP TABLE t"),
+    ("CREATE DOMAIN d AS int CHECK (touch(VALUE))", "SELECT 1::d", "DROP DOMAIN d"),
+    ("CREATE TABLE t (i int, b bool DEFAULT touch(1))", "INSERT INTO t VALUES (1)", "DROP TABLE t"),
+    (
+        "CREATE TABLE t (i int, b bool GENERATED ALWAYS AS (touch(i)) STORED)",
+        "INSERT INTO t VALUES (1)",
+        "DROP TABLE t",
+    ),
+    ("CREATE TABLE t (i int); CREATE INDEX ON t (touch(i))", "INSERT INTO t VALUES (1)", "DROP TABLE t"),
+    (
+        "CREATE TABLE t (i int); CREATE INDEX ON t (i) WHERE touch(i)",
+        "INSERT INTO t VALUES (1)",
+        "DROP TABLE t",
+    ),
+    (
+        "CREATE TABLE t (i int) PARTITION BY LIST (touch(i)); CREATE TABLE p PARTITION OF t DEFAULT",
+        "INSERT INTO t VALUES (1)",
+        "DROP TABLE t",
+    ),
+    (
+        "CREATE OPERATOR ### (function = touch, rightarg = int)",
+        "SELECT ### 1",
+        "DROP OPERATOR ### (NONE, int)",
+    ),
+    (
+        "CREATE TYPE c AS (i int); \
+         CREATE FUNCTION cast_touch(c) RETURNS bool LANGUAGE plpgsql AS 'BEGIN RETURN touch(1); END'; \
+         CREATE CAST (c AS bool) WITH FUNCTION cast_touch(c)",
+        "SELECT row(1)::c::bool",
+        "DROP TYPE c CASCADE",
+    ),
+    ("CREATE VIEW v AS SELECT touch(1)", "SELECT * FROM v", "DROP VIEW v"),
+    (
+        "CREATE FUNCTION step(bool, int) RETURNS bool LANGUAGE sql AS 'SELECT touch($2)'; \
+         CREATE AGGREGATE touching(int) (sfunc = step, stype = bool); \
+         CREATE VIEW v AS SELECT touching(i) FROM generate_series(1, 2) i",
+        "SELECT * FROM v",
+        "DROP VIEW v; DROP AGGREGATE touching(int); DROP FUNCTION step",
+    ),
+    (
+        "CREATE VIEW v AS SELECT set_config('app.seen', 'secret', false), current_setting('app.seen', true)",
+        "SELECT * FROM v",
+        "DROP VIEW v",
+    ),
+    (
+        "CREATE TABLE t (i int); CREATE RULE r AS ON INSERT TO t DO ALSO SELECT touch(1)",
+        "INSERT INTO t VALUES (1)",
+        "DROP TABLE t",
+    ),
+    (
+        "CREATE TABLE t (i int); INSERT INTO t VALUES (1); ALTER TABLE t ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY p ON t USING (touch(i)); GRANT SELECT ON t TO other /* SET ROLE */",
+        "SELECT * FROM t",
+        "DROP TABLE t",
+    ),
+    (
+        "CREATE FUNCTION event_touch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM touch(1); END'; \
+         CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION event_touch()",
+        "COMMENT ON FUNCTION touch(int) IS 'touches'",
+        "DROP EVENT TRIGGER e",
+    ),
+    (
+        "CREATE FUNCTION abs(text) RETURNS bool LANGUAGE sql AS 'SELECT touch(1)'",
+        "SELECT abs('x'::text)",
+        "DROP FUNCTION abs(text)",
+    ),
+    (
+        "CREATE TABLE t (i int); INSERT INTO t VALUES (1); \
+         CREATE FUNCTION touches(t) RETURNS bool LANGUAGE sql AS 'SELECT touch(1)'",
+        "SELECT t.touches FROM t",
+        "DROP TABLE t CASCADE",
+    ),
+    (
+        "CREATE FUNCTION parsed() RETURNS bool LANGUAGE sql BEGIN ATOMIC SELECT touch(1); END; \
+         CREATE FUNCTION outer_touch() RETURNS bool LANGUAGE plpgsql AS 'BEGIN RETURN Parsed(); END'; \
+         CREATE VIEW v AS SELECT outer_touch()",
+        "SELECT * FROM v",
+        "DROP VIEW v; DROP FUNCTION outer_touch, parsed",
+    ),
+];
+
+/// G01, G04: a setting made by a function behind any object stays with the session whose statement led to it.
+#[tokio::test]
+async fn what_objects_lead_to_stays_with_its_session() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE ROLE other").await;
+    let body = "BEGIN PERFORM set_config('app.seen', 'secret', false); RETURN true; END";
+    let touch = format!("CREATE FUNCTION touch(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $${body}$$");
+    run(&mut all.one, &touch).await;
+    // Nobody of pgsteer's has met the name: it is found in the function's body.
+    for (define, using, remove) in WAYS {
+        let mut definer = all.proxy.raw_logged_in().await;
+        run(&mut definer, define).await;
+        if define.contains("SET ROLE") {
+            run(&mut all.one, "SET ROLE other").await;
+        }
+        // What was defined has been looked at by then.
+        run(&mut all.two, "SELECT 1").await;
+        run(&mut all.one, using).await;
+        assert_eq!(show(&mut all.two, "app.seen").await, "", "{using} leaks");
+        assert_eq!(show(&mut all.one, "app.seen").await, "secret", "{using} is lost");
+        drop(std::mem::replace(&mut all.one, definer));
+        run(&mut all.one, "RESET ROLE").await;
+        run(&mut all.one, remove).await;
+    }
+}
+
+/// G07, T05: a lock that a view takes is its session's, which stays with it on the primary.
+#[tokio::test]
+async fn a_lock_behind_a_view_pins() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE VIEW locks AS SELECT pg_try_advisory_lock(4711)").await;
+    assert_eq!(values(&run(&mut all.one, "SELECT * FROM locks").await), ["t"]);
+    for _ in 0..3 {
+        assert_eq!(values(&run(&mut all.two, "SELECT pg_try_advisory_lock(4711)").await), ["f"]);
+        assert_eq!(values(&run(&mut all.one, "SELECT * FROM locks").await), ["t"]);
+    }
+    run(&mut all.one, "SELECT pg_advisory_unlock_all()").await;
+    assert_eq!(values(&run(&mut all.two, "SELECT pg_try_advisory_lock(4711)").await), ["t"]);
+}
+
+/// T05: what is defined in a transaction holds for others from its end on, whichever shard and user they have.
+#[tokio::test]
+async fn a_definition_is_known_to_all_from_its_end_on() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE TABLE t (i int)").await;
+    let body = "BEGIN PERFORM set_config('app.seen', 'secret', false); RETURN new; END";
+    run(&mut all.one, &format!("CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"))
+        .await;
+    run(&mut all.one, "INSERT INTO t VALUES (1)").await;
+    let define = "DO $$ BEGIN EXECUTE 'CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION touch()'; END $$";
+    run(&mut all.one, "BEGIN").await;
+    run(&mut all.one, define).await;
+    run(&mut all.one, "INSERT INTO t VALUES (1)").await;
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(show(&mut all.two, "app.seen").await, "");
+    run(&mut all.two, "BEGIN; INSERT INTO t VALUES (1); COMMIT").await;
+    run(&mut all.one, "RESET app.seen").await;
+    assert_eq!(show(&mut all.one, "app.seen").await, "");
+    assert_eq!(show(&mut all.two, "app.seen").await, "secret");
+}
+
+/// G06: what a view gives of sequences is its own session's: the value, or PostgreSQL's error.
+#[tokio::test]
+async fn sequences_behind_views_are_the_sessions_own() {
+    let mut all = Two::start_sized("2", &[]).await;
+    run(&mut all.one, "CREATE TABLE t (id serial, who text); CREATE SEQUENCE s").await;
+    run(
+        &mut all.one,
+        "CREATE VIEW last AS SELECT lastval() AS n; CREATE VIEW next AS SELECT nextval('s') AS n",
+    )
+    .await;
+    assert_eq!(values(&run(&mut all.one, "SELECT * FROM next").await), ["1"]);
+    assert_eq!(values(&run(&mut all.one, "SELECT * FROM last").await), ["1"]);
+    assert_eq!(errors(&all.two.query("SELECT * FROM last").await), ["55000"]);
+    run(&mut all.two, "INSERT INTO t VALUES (DEFAULT, 'two')").await;
+    assert_eq!(values(&run(&mut all.one, "SELECT * FROM next").await), ["2"]);
+    assert_eq!(values(&run(&mut all.two, "SELECT * FROM last").await), ["1"]);
+    assert_eq!(values(&run(&mut all.one, "SELECT lastval()").await), ["2"]);
+    let mut three = all.proxy.raw_logged_in().await;
+    run(&mut all.two, "DISCARD ALL").await;
+    assert_eq!(errors(&three.query("SELECT * FROM last").await), ["55000"]);
+}
+
+/// Where nothing is hidden a read asks the catalogue once a minute, and nothing else.
+#[tokio::test]
+async fn where_nothing_is_hidden_statements_ask_nothing() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE TABLE t (id serial, n numeric CHECK (n > abs(-1)), d date DEFAULT now())")
+        .await;
+    run(&mut all.one, "CREATE VIEW v AS SELECT sum(n), max(id) FROM t; INSERT INTO t VALUES (DEFAULT, 2)")
+        .await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    let asked = async || {
+        let settled = "SELECT pg_stat_clear_snapshot()";
+        direct.batch_execute(settled).await.unwrap();
+        let row = "SELECT query FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() \
+                   AND datname = 'postgres' AND query ~ '^SELECT sum|^INSERT'";
+        direct.query(row, &[]).await.unwrap().len()
+    };
+    run(&mut all.two, "SELECT * FROM v").await;
+    for sql in ["SELECT sum(n) FROM v, t", "INSERT INTO t VALUES (DEFAULT, 3)"] {
+        run(&mut all.one, sql).await;
+        run(&mut all.one, sql).await;
+        // The last that the server has run is the client's own statement.
+        assert_eq!(asked().await, 1, "{sql}");
+    }
+}
