@@ -229,6 +229,12 @@ pub(super) fn is_writing(name: &Folded<'_>) -> bool {
     find(&WRITING_TABLE, [(0, WRITING)], name).is_some()
 }
 
+/// Is this an operator that only ParadeDB's extension has?
+#[inline]
+pub(super) fn is_search_operator(operator: &[u8]) -> bool {
+    matches!(operator, b"@@@" | b"|||" | b"&&&" | b"===" | b"###" | b"##" | b"##>")
+}
+
 pub(super) fn is_search(name: &Folded<'_>) -> bool {
     find(&SEARCH_TABLE, [(0, SEARCH)], name).is_some()
 }

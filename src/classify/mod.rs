@@ -13,6 +13,7 @@
 mod builtins;
 mod catalogue;
 mod hint;
+mod learned;
 mod lex;
 mod model;
 mod query;
@@ -25,8 +26,9 @@ mod words;
 
 pub use builtins::{SUPPORTED_VERSIONS, is_harmless_function, is_safe_function};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
+pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
-pub use shape::shape_hash;
+pub use shape::{shape_hash, shape_text};
 
 use lex::Kind;
 use scan::Scanner;

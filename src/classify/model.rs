@@ -302,6 +302,8 @@ pub struct Classification {
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
     pub names_prepared: bool,
+    /// It uses operators or functions of ParadeDB's search.
+    pub search: bool,
     /// SHOW pgsteer.pins: only pgsteer knows.
     pub asks_pins: bool,
     /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.

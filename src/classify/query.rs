@@ -175,6 +175,7 @@ impl Body {
                 if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_writing_operator(operator)) {
                     scan.write(Reason::Object);
                 }
+                scan.search |= builtins::is_search_operator(operator);
                 self.set(Last::Operator, false);
             }
             Kind::Colon => self.set(Last::Keyword, false),
@@ -514,6 +515,9 @@ impl Body {
 
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
+        if let Some(schema) = name.qualifier.map(|schema| scan.folded(schema)) {
+            scan.search |= schema.is(b"pdb") || schema.is(b"paradedb");
+        }
         if is_read(scan.dialect(), name.parts, name.qualifier.map(|schema| scan.folded(schema)), &function) {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;

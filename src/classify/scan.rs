@@ -31,6 +31,7 @@ pub(super) struct Scanner<'a> {
     pub(super) signals: bool,
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
+    pub(super) search: bool,
     pub(super) asks_pins: bool,
     /// What the statement calls is only defined by it, and runs later if at all.
     pub(super) defines_only: bool,
@@ -60,6 +61,7 @@ impl<'a> Scanner<'a> {
             signals: false,
             asks_last_value: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
             defines_only: false,
             resets: false,
@@ -227,6 +229,7 @@ impl<'a> Scanner<'a> {
             signals: self.signals,
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
+            search: self.search,
             asks_pins: self.asks_pins,
             resets_before: self.resets_before,
             copies: self.copies,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
-use crate::classify::{Catalogue, CatalogueStamp};
+use crate::classify::{Catalogue, CatalogueStamp, Learned};
 
 /// How long it is believed: what is defined past pgsteer is seen after that.
 const TTL: Duration = Duration::from_secs(60);
@@ -60,6 +60,8 @@ pub struct Hidden {
     catalogue: ArcSwapOption<Catalogue>,
     serial: AtomicU64,
     serials: Arc<AtomicU64>,
+    /// What looks like a read, and standbys refuse.
+    pub learned: Learned,
     /// Somebody asks.
     looking: AtomicBool,
     /// When a write was answered last; 0: none was.
@@ -76,6 +78,7 @@ impl Hidden {
     /// Nothing is known. `serials`: counts the catalogues of the process.
     pub fn new(serials: &Arc<AtomicU64>) -> Self {
         Self {
+            learned: Learned::default(),
             catalogue: ArcSwapOption::empty(),
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),

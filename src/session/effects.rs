@@ -2,17 +2,22 @@
 //!
 //! Invariant: what can't be looked into may do anything. Must not know: servers, sockets.
 
+use std::time::Instant;
+
 use super::driver::Session;
 use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, Refusal, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
+
+/// Bytes of a shape that `/learned` shows.
+const SHAPE_BYTES_MAX: usize = 400;
 
 /// Names of settings with a prefix that are kept for one database and user.
 const CUSTOM_SETTINGS_MAX: usize = 512;
@@ -24,7 +29,8 @@ impl Session {
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
         let mut needs = unit::needs(unit, &self.names, &self.dialect());
-        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
+        if needs.need == Need::Read && !self.group.hidden.learned.is_empty() && self.is_learned(unit, &needs)
+        {
             needs.need = Need::Primary;
             needs.repeatable = false;
         }
@@ -42,24 +48,34 @@ impl Session {
         needs
     }
 
-    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
+    /// The texts that a unit parses or runs.
+    fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
         unit::frames(unit).filter_map(|(kind, body)| match kind {
-            b'Q' => extended::query(body).map(classify::shape_hash),
-            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
+            b'Q' => extended::query(body),
+            b'P' => extended::parse(body).map(|parse| parse.sql),
             b'B' => {
                 let name = extended::bind(body)?.statement;
                 match self.names.named(name) {
-                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
-                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
+                    Some(statement) => Some(&*statement.sql),
+                    None => self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice()),
                 }
             }
             _ => None,
         })
     }
 
-    fn is_learned(&self, unit: &[u8]) -> bool {
-        let learned = self.shard.learned.borrow();
-        self.shapes(unit).any(|shape| learned.contains(&shape))
+    fn is_learned(&self, unit: &[u8], needs: &Needs) -> bool {
+        let (learned, now) = (&self.group.hidden.learned, Instant::now());
+        (needs.search && learned.keeps_search(now))
+            || self.texts(unit).any(|text| learned.keeps(classify::shape_hash(text), now))
+    }
+
+    /// A standby has refused the unit.
+    pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
+        for text in self.texts(unit) {
+            let shape = || classify::shape_text(text, SHAPE_BYTES_MAX);
+            self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
+        }
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.

@@ -30,9 +30,6 @@ use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
 use crate::wire::reply::Clients;
 
-/// Shapes remembered because a standby refused them.
-const LEARNED_MAX: usize = 10_000;
-
 /// Sets of settings that a shard remembers before it looks for those that nobody has any more.
 const SETTINGS_SWEEP_AT: usize = 1024;
 
@@ -98,8 +95,6 @@ pub struct Shard {
     pub snapshot_changed: watch::Sender<u64>,
     /// Load of each node, as far as this shard causes it.
     pub load: RefCell<Vec<NodeLoad>>,
-    /// Shapes that a standby refused.
-    pub learned: RefCell<HashSet<u64>>,
     /// No new work.
     pub draining: Cell<bool>,
     /// A node that a session of this shard has seen fail, and when: until it has been looked at since, it gets nothing new as the
@@ -144,7 +139,6 @@ impl Shard {
             snapshot: RefCell::new(snapshot),
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
-            learned: RefCell::default(),
             draining: Cell::new(false),
             doubt: Cell::default(),
             last_primary: Cell::default(),
@@ -400,15 +394,6 @@ impl Shard {
     /// An identity of settings that nobody else has or will have.
     pub fn own_scope(&self) -> u64 {
         self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff)
-    }
-
-    /// Remembers that a standby refused statements of this shape.
-    pub fn learn(&self, shape: u64) {
-        let mut learned = self.learned.borrow_mut();
-        if learned.len() >= LEARNED_MAX {
-            learned.clear();
-        }
-        learned.insert(shape);
     }
 
     /// A byte vector for what goes to a server.

@@ -153,6 +153,8 @@ pub struct Needs {
     pub signals_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
+    /// It uses what the extension of search has.
+    pub search: bool,
     /// It asks why the session is pinned.
     pub asks_pins: bool,
     /// One text resets a setting and then runs what may depend on it.
@@ -190,6 +192,7 @@ impl Default for Needs {
             signals: false,
             signals_resolved: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
             resets_before: false,
             transaction: TransactionEffect::None,
@@ -226,6 +229,7 @@ impl Needs {
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.defines;
         self.unseen |= class.unseen;
+        self.search |= class.search;
         self.asks_pins |= class.asks_pins;
         self.resets_before |= class.resets_before;
         self.pin = self.pin.or(class.pin);
