@@ -80,8 +80,8 @@ fn objections(tree: &str) -> Vec<String> {
             .map(|rest| &rest[..rest.find('"').unwrap_or(rest.len())])
             .collect();
         let safe = match names[..] {
-            [name] => is_safe_function(None, name),
-            [schema, name] => is_safe_function(Some(schema), name),
+            [name] => is_safe_function(None, name, 18),
+            [schema, name] => is_safe_function(Some(schema), name, 18),
             _ => false,
         };
         if !safe {

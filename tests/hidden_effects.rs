@@ -7,8 +7,8 @@
 
 mod running;
 
-use running::two::{Two, run, show};
-use running::{errors, values};
+use running::two::{Two, show};
+use running::{errors, run, values};
 
 /// Of each kind: what defines it, what uses it, what takes it away.
 const WAYS: &[(&str, &str, &str)] = &[

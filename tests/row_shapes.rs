@@ -8,7 +8,7 @@ mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, frame, kinds, parse, sync, values,
+    Message, RawClient, Running, bind, describe, errors, eventually, execute, kinds, parse, sync, values,
 };
 use tokio_postgres::Client;
 
@@ -48,10 +48,6 @@ impl Stage {
     async fn add_column(&self) {
         self.direct.batch_execute("ALTER TABLE t ADD COLUMN more text DEFAULT 'x'").await.unwrap();
     }
-}
-
-fn describe(kind: u8, name: &str) -> Vec<u8> {
-    frame(b'D', &[&[kind], name.as_bytes(), b"\0"].concat())
 }
 
 /// What drivers know the error by.

@@ -8,8 +8,8 @@
 
 mod running;
 
-use running::two::{Two, run, show};
-use running::{RawClient, bind, errors, eventually, execute, frame, kinds, parse, values};
+use running::two::{Two, show};
+use running::{RawClient, bind, errors, eventually, execute, flush, frame, kinds, parse, run, values};
 
 /// G01, G04, F04: however a setting is made, it stays with its client.
 #[tokio::test]
@@ -612,4 +612,145 @@ async fn reset_in_a_transaction_goes_to_the_startup_value() {
         assert_eq!(usize::try_from(count).unwrap(), 2 * (round + 1), "{reset}");
     }
     assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+}
+
+/// G01, G03: what stands behind a RESET in one text sees the values of the startup packet, on a connection that was opened by it; in
+/// a transaction that runs on another one already it is refused rather than run under the server's own.
+#[tokio::test]
+async fn a_reset_in_the_middle_of_a_text_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c work_mem=6MB")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let resets =
+        ["RESET search_path", "RESET ALL", "SET search_path TO DEFAULT", "SET LOCAL search_path TO DEFAULT"];
+    for (round, reset) in resets.into_iter().enumerate() {
+        run(&mut all.one, "SET search_path = public").await;
+        let text = format!("{reset}; INSERT INTO t VALUES (1); SELECT current_setting('work_mem')");
+        assert_eq!(values(&run(&mut all.one, &text).await), ["6MB"], "{reset}");
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, &text).await;
+        run(&mut all.one, "COMMIT").await;
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, "SELECT pg_backend_pid() > 0").await;
+        let answer = all.one.query(&text).await;
+        assert_eq!(errors(&answer), ["0A000"], "{reset}");
+        assert_eq!(values(&run(&mut all.one, "ROLLBACK").await), [""; 0]);
+        let count = direct.query_one("SELECT count(*) FROM own.t", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(usize::try_from(count).unwrap(), 2 * (round + 1), "{reset}");
+        run(&mut all.one, "DISCARD ALL").await;
+    }
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+    assert_eq!(show(&mut all.two, "search_path").await, "\"$user\", public");
+    // What clients send to clean up costs no connection.
+    let opened = all.proxy.metric("pgsteer_server_connections_opened_total", &[]).await;
+    let text =
+        "RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
+    run(&mut all.one, text).await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "6MB");
+    assert_eq!(all.proxy.metric("pgsteer_server_connections_opened_total", &[]).await, opened);
+}
+
+/// G01, G03: in the middle of a batch, too, in whatever parts it comes: nothing is written to another schema's table.
+#[tokio::test]
+async fn a_reset_in_the_middle_of_a_batch_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c work_mem=6MB")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let runs = |sql: &str| [parse("", sql), bind("", "", &[]), execute("")].concat();
+    let insert = "INSERT INTO t VALUES (1) RETURNING current_setting('work_mem')";
+    let mut count = 0;
+    for reset in ["RESET search_path", "RESET ALL", "SET search_path TO DEFAULT"] {
+        for (begin, cut) in [(false, false), (false, true), (true, false), (true, true)] {
+            run(&mut all.one, "SET search_path = public").await;
+            if begin {
+                run(&mut all.one, "BEGIN").await;
+                run(&mut all.one, "SELECT txid_current()").await;
+            }
+            let cut = if cut { flush() } else { Vec::new() };
+            let messages = [runs("SELECT 1"), runs(reset), cut, runs(insert)];
+            let answer = all.one.extended(&messages).await;
+            assert_eq!(kinds(&answer), "12DC12C12DCZ", "{reset}: {answer:?}");
+            assert_eq!(values(&answer), ["1", "6MB"], "{reset}");
+            if begin {
+                run(&mut all.one, "COMMIT").await;
+            }
+            count += 1;
+            let counted = direct.query_one("SELECT count(*) FROM own.t", &[]).await.unwrap().get::<_, i64>(0);
+            assert_eq!(counted, count, "{reset}");
+        }
+    }
+    assert_eq!(show(&mut all.two, "search_path").await, "\"$user\", public");
+    // A portal that is open stays, and an error is the client's.
+    run(&mut all.one, "BEGIN").await;
+    let fetch = frame(b'E', b"\0\0\0\0\x01");
+    let rows = [parse("", "SELECT generate_series(1, 3)"), bind("", "", &[]), fetch.clone()].concat();
+    let reset = [parse("r", "RESET work_mem"), bind("r", "r", &[]), execute("r"), fetch].concat();
+    assert_eq!(values(&all.one.extended(&[rows, reset]).await), ["1", "2"]);
+    run(&mut all.one, "COMMIT").await;
+}
+
+/// SET LOCAL ... TO DEFAULT goes to the value of the startup packet for the rest of the transaction.
+#[tokio::test]
+async fn set_local_to_default_goes_to_the_startup_value() {
+    let mut all = Two::start_with(&[("options", "-c work_mem=6MB")]).await;
+    run(&mut all.one, "SET work_mem = '7MB'").await;
+    run(&mut all.one, "BEGIN").await;
+    run(&mut all.one, "SELECT 1").await;
+    run(&mut all.one, "SET LOCAL work_mem TO DEFAULT").await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "6MB");
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(show(&mut all.one, "work_mem").await, "7MB");
+    assert_eq!(show(&mut all.two, "work_mem").await, "4MB");
+}
+
+/// A client is told why it is pinned, and only it.
+#[tokio::test]
+async fn a_client_is_told_its_pins() {
+    let mut all = Two::start_sized("2", &[]).await;
+    let pins = async |client: &mut RawClient| values(&run(client, "SHOW pgsteer.pins").await);
+    assert_eq!(pins(&mut all.one).await, [""]);
+    run(&mut all.one, "CREATE TEMP TABLE t (n int)").await;
+    assert_eq!(pins(&mut all.one).await, ["temp_object"]);
+    run(&mut all.one, "SELECT pg_advisory_lock(1)").await;
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(pins(&mut all.one).await, ["temp_object, advisory_lock"]);
+    run(&mut all.one, "COMMIT").await;
+    assert_eq!(pins(&mut all.two).await, [""]);
+    run(&mut all.one, "DROP TABLE t; SELECT pg_advisory_unlock(1)").await;
+    assert_eq!(pins(&mut all.one).await, [""]);
+    assert_eq!(show(&mut all.two, "pgsteer.pins").await, "");
+    let asks = [parse("", "SHOW pgsteer.pins"), bind("", "", &[]), frame(b'D', b"P\0"), execute("")];
+    run(&mut all.one, "CREATE TEMP TABLE t (n int)").await;
+    let answer = all.one.extended(&asks).await;
+    assert_eq!((kinds(&answer).as_str(), values(&answer)), ("12TDCZ", vec!["temp_object".to_owned()]));
+    run(&mut all.one, "DROP TABLE t").await;
+    let answer = all.one.extended(&asks).await;
+    assert_eq!((kinds(&answer).as_str(), values(&answer)), ("12TDCZ", vec![String::new()]));
+    // As PostgreSQL has it in a failed block.
+    run(&mut all.one, "BEGIN").await;
+    assert_eq!(errors(&all.one.query("SELECT 1/0").await), ["22012"]);
+    assert_eq!(errors(&all.one.query("SHOW pgsteer.pins").await), ["25P02"]);
+}
+
+/// Large objects are open, and snapshots exported, until the transaction ends: so long they pin.
+#[tokio::test]
+async fn what_ends_with_the_transaction_pins_no_longer() {
+    let mut all = Two::start().await;
+    let object = values(&run(&mut all.one, "SELECT lo_create(0)").await).remove(0);
+    for (sql, reason) in [
+        (format!("SELECT lo_open({object}, 262144)"), "large_object"),
+        ("SELECT pg_export_snapshot()".to_owned(), "exported_snapshot"),
+    ] {
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, &sql).await;
+        assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), [reason]);
+        run(&mut all.one, "COMMIT").await;
+        all.two_gets_through().await;
+    }
 }

@@ -105,6 +105,8 @@ pub struct Server {
     /// The session that may have left here what the server does not list (settings with a prefix, what sequences gave), by its
     /// number over all shards: before another one runs anything it must all be reset (`reset::EVERY_SETTING`).
     pub left_by: Option<u64>,
+    /// Those of its startup packet, to which a RESET goes back there: none, for all that a pool keeps.
+    pub defaults: Rc<SettingValues>,
     /// The settings it has been brought to.
     pub applied: Rc<SettingValues>,
 }
@@ -184,6 +186,7 @@ async fn open_unbounded(
                         reported: Reported::new(greeting.parameters.clone()),
                         last_writer: None,
                         left_by: None,
+                        defaults: Rc::default(),
                         applied: Rc::default(),
                     });
                     return Ok((server, greeting.parameters));

@@ -21,7 +21,7 @@ mod statement;
 mod transaction;
 mod words;
 
-pub use builtins::is_safe_function;
+pub use builtins::{SUPPORTED_VERSIONS, is_harmless_function, is_safe_function};
 pub use model::*;
 pub use shape::shape_hash;
 

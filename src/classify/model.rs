@@ -102,7 +102,13 @@ pub enum PinReason {
     Unseen,
     /// The client has asked for its server process: it may cancel, end or watch what it was told.
     BackendPid,
-    /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
+    /// Large objects that are open until the transaction ends.
+    LargeObject,
+    /// A snapshot that others may take over until the transaction ends.
+    ExportedSnapshot,
+    /// A statement too large to be prepared elsewhere.
+    LargeStatement,
+    /// Anything else of the kind (dblink connections, replication origins).
     Other,
     /// No statement: the pool is in mode `session`.
     PoolMode,
@@ -110,7 +116,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -121,9 +127,22 @@ impl PinReason {
         Self::Sequence,
         Self::Unseen,
         Self::BackendPid,
+        Self::LargeObject,
+        Self::ExportedSnapshot,
+        Self::LargeStatement,
         Self::Other,
         Self::PoolMode,
     ];
+
+    /// Its cause is gone when the transaction is over.
+    pub fn ends_with_transaction(self) -> bool {
+        matches!(self, Self::LargeObject | Self::ExportedSnapshot)
+    }
+
+    /// DISCARD ALL does not end its cause.
+    pub fn outlives_discard_all(self) -> bool {
+        matches!(self, Self::Load | Self::Seed | Self::Other | Self::PoolMode)
+    }
 
     /// The label in metrics, logs and error DETAILs.
     pub fn as_str(self) -> &'static str {
@@ -138,6 +157,9 @@ impl PinReason {
             Self::Sequence => "sequence",
             Self::Unseen => "unseen",
             Self::BackendPid => "backend_pid",
+            Self::LargeObject => "large_object",
+            Self::ExportedSnapshot => "exported_snapshot",
+            Self::LargeStatement => "large_statement",
             Self::Other => "other",
             Self::PoolMode => "pool_mode",
         }
@@ -170,6 +192,8 @@ pub enum SessionEffect {
     Set(Span),
     /// Gives the setting that has this name its first value again.
     Reset(Span),
+    /// The same until the transaction ends (SET LOCAL ... TO DEFAULT).
+    ResetLocal(Span),
     /// RESET ALL.
     ResetAll,
     /// DISCARD ALL.
@@ -274,6 +298,10 @@ pub struct Classification {
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
     pub names_prepared: bool,
+    /// SHOW pgsteer.pins: only pgsteer knows.
+    pub asks_pins: bool,
+    /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.
+    pub resets_before: bool,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -330,7 +330,7 @@ impl Body {
     /// `(expression).name`: a field, or a call of the function of that name, which need no parenthesis then.
     fn attribute(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let function = scan.folded(token);
-        if !builtins::is_builtin(&function) {
+        if !builtins::is_builtin(&function, scan.version()) {
             if let Some(pin) = pin_of(&function) {
                 scan.pin(pin);
             }
@@ -484,10 +484,10 @@ impl Body {
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
         let known = match (name.parts, name.qualifier) {
-            (1, _) => builtins::is_builtin(&function),
+            (1, _) => builtins::is_builtin(&function, scan.version()),
             (2, Some(schema)) => {
                 let schema = scan.folded(schema);
-                (schema.is(b"pg_catalog") && builtins::is_builtin(&function))
+                (schema.is(b"pg_catalog") && builtins::is_builtin(&function, scan.version()))
                     || ((schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(&function))
             }
             _ => false,
@@ -598,7 +598,6 @@ fn set_config(scan: &Scanner<'_>) -> SessionEffect {
 
 /// What a function leaves behind in its session.
 fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
-    const OTHER: [&str; 2] = ["pg_export_snapshot", "lo_open"];
     if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
         Some(PinReason::Sequence)
     } else if function.is(b"setseed") {
@@ -609,10 +608,11 @@ fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
     {
         // Unlocking is among them: whether anything is locked is asked of the server.
         Some(PinReason::AdvisoryLock)
-    } else if function.begins(b"dblink")
-        || function.begins(b"pg_replication_origin_")
-        || function.is_one_of(&OTHER)
-    {
+    } else if function.is(b"lo_open") {
+        Some(PinReason::LargeObject)
+    } else if function.is(b"pg_export_snapshot") {
+        Some(PinReason::ExportedSnapshot)
+    } else if function.begins(b"dblink") || function.begins(b"pg_replication_origin_") {
         Some(PinReason::Other)
     } else {
         None

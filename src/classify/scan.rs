@@ -31,6 +31,10 @@ pub(super) struct Scanner<'a> {
     pub(super) signals: bool,
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
+    pub(super) asks_pins: bool,
+    /// A setting was reset by a statement so far.
+    pub(super) resets: bool,
+    resets_before: bool,
     statements: u16,
 }
 
@@ -53,8 +57,16 @@ impl<'a> Scanner<'a> {
             signals: false,
             asks_last_value: false,
             names_prepared: false,
+            asks_pins: false,
+            resets: false,
+            resets_before: false,
             statements: 0,
         }
+    }
+
+    /// The server's major version.
+    pub(super) fn version(&self) -> u8 {
+        *super::SUPPORTED_VERSIONS.end()
     }
 
     /// The next token, which is then the current one.
@@ -104,6 +116,11 @@ impl<'a> Scanner<'a> {
 
     pub(super) fn begin_statement(&mut self) {
         self.statements = self.statements.saturating_add(1);
+    }
+
+    /// A statement begins that sees the session's settings.
+    pub(super) fn sees_settings(&mut self) {
+        self.resets_before |= self.resets;
     }
 
     #[inline]
@@ -203,6 +220,8 @@ impl<'a> Scanner<'a> {
             signals: self.signals,
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
+            asks_pins: self.asks_pins,
+            resets_before: self.resets_before,
             copies: self.copies,
             hint,
         }

@@ -11,10 +11,31 @@ use super::{PinReason, Reason, SessionEffect, Span, settings, transaction};
 /// Classifies one statement, from its first token to the one that ends it.
 pub(super) fn statement(scan: &mut Scanner<'_>, head: Token) {
     scan.begin_statement();
+    if scan.resets && !is_blind(scan, head) {
+        scan.sees_settings();
+    }
     command(scan, head);
     if !scan.at_end() {
         let token = scan.token();
         body(scan, token);
+    }
+}
+
+/// Whether it is of no interest to a statement that a setting was reset before it: of those that a pool's clients send to clean up
+/// none is.
+fn is_blind(scan: &Scanner<'_>, head: Token) -> bool {
+    use Word::*;
+    match head.word {
+        Reset | Discard | Close | Deallocate | Unlisten | Commit | End | Rollback | Abort => true,
+        Set => true,
+        Select => {
+            let mut ahead = scan.ahead();
+            let (name, open, close, end) = (ahead.next(), ahead.next(), ahead.next(), ahead.next());
+            scan.folded(name).is(b"pg_advisory_unlock_all")
+                && (open.kind, close.kind) == (Kind::Open, Kind::Close)
+                && matches!(end.kind, Kind::Semicolon | Kind::End)
+        }
+        _ => false,
     }
 }
 
@@ -140,15 +161,15 @@ fn set(scan: &mut Scanner<'_>) {
         _ => {
             if settings::is_transaction_setting(&scan.folded(token)) {
                 transaction::other(scan);
-            } else if !local {
-                set_session(scan, token);
+            } else {
+                set_session(scan, token, local);
             }
         }
     }
 }
 
-/// `SET name`, from the name on: what it leaves in the session.
-fn set_session(scan: &mut Scanner<'_>, token: Token) {
+/// `SET [LOCAL] name`, from the name on: what it leaves in the session.
+fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
     // SET TIME ZONE, NAMES, SCHEMA and kin have names of their own for what they set.
     let special = matches!(token.word, Word::Time | Word::Session | Word::Characteristics)
         || ["authorization", "names", "schema", "xml", "seed"]
@@ -158,15 +179,29 @@ fn set_session(scan: &mut Scanner<'_>, token: Token) {
         if scan.folded(token).is(b"seed") {
             scan.pin(PinReason::Seed);
         }
-        return scan.session(SessionEffect::Unknown);
+        while !scan.at_end() {
+            let word = scan.advance();
+            scan.resets |= word.word == Word::Local || scan.folded(word).is(b"default");
+        }
+        if !local {
+            scan.session(SessionEffect::Unknown);
+        }
+        return;
     }
     let effect = setting_name(scan, token);
-    scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));
+    if !local {
+        scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));
+    }
     let assigned = scan.token();
     if assigned.word == Word::To || scan.text(assigned) == b"=" {
         let value = scan.advance();
         if let (Some(name), true) = (effect, scan.folded(value).is(b"default")) {
-            scan.session_is(SessionEffect::Reset(name));
+            scan.resets = true;
+            if local {
+                scan.session(SessionEffect::ResetLocal(name));
+            } else {
+                scan.session_is(SessionEffect::Reset(name));
+            }
         }
     }
 }
@@ -189,6 +224,7 @@ fn setting_name(scan: &mut Scanner<'_>, first: Token) -> Option<Span> {
 
 fn reset(scan: &mut Scanner<'_>) {
     let token = scan.advance();
+    scan.resets = true;
     scan.write(Reason::SessionState);
     let effect = if token.word == Word::All {
         scan.advance();
@@ -205,6 +241,7 @@ fn discard(scan: &mut Scanner<'_>) {
     let token = scan.advance();
     scan.write(Reason::SessionState);
     if token.word == Word::All {
+        scan.resets = true;
         scan.advance();
         scan.session(if scan.at_end() { SessionEffect::DiscardAll } else { SessionEffect::Unknown });
     } else {
@@ -237,6 +274,10 @@ fn show(scan: &mut Scanner<'_>) {
     let first = scan.advance();
     let second = if scan.at_end() { first } else { scan.advance() };
     let third = if scan.at_end() { second } else { scan.advance() };
+    scan.asks_pins |= scan.folded(first).is(b"pgsteer")
+        && second.kind == Kind::Dot
+        && third.kind == Kind::Word
+        && scan.folded(third).is(b"pins");
     let ordinary = match (first.word, second.word, third.word) {
         (Word::Time, Word::Zone, _) => scan.at_end() || scan.advance().kind == Kind::End,
         (Word::Transaction, Word::Isolation, Word::Level) => {

@@ -63,6 +63,8 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         carried: Carried::default(),
         last_writer: parts.last_writer,
         left_by: parts.left_by,
+        // One with its own belongs to one session, and is not handed over.
+        defaults: Rc::default(),
         applied: Rc::new(parts.applied),
     }))
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::set::{Pool, Pools};
 use super::shared::Limit;
-use crate::backend::{self, ConnectError, Server};
+use super::wait::Room;
+use crate::auth::RoleOid;
+use crate::backend::{self, ConnectError, Endpoint, Server};
 
 /// Why a session gets no connection.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,18 @@ impl Lease {
             server.idle_since = now;
             self.pools.give(&self.pool, server);
         }
+    }
+
+    /// Another connection in the place of this one, which is closed. For one with a startup packet of its own.
+    pub async fn open_anew(mut self, endpoint: &Endpoint, role: Option<RoleOid>) -> Result<Self, LeaseError> {
+        let room = Room::new(&self.pools, &self.pool);
+        if let Some(server) = self.server.take() {
+            self.pools.closed_for_another();
+            server.terminate();
+        }
+        let pools = Rc::clone(&self.pools);
+        drop(self);
+        pools.open(room, endpoint, role).await
     }
 
     /// Has the server forget the session (`DISCARD ALL`), then gives it back; closes it if that fails.

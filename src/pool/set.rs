@@ -441,7 +441,8 @@ impl Pools {
     }
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
-        if pool.is_outlived(&server, server.idle_since) || pool.is_outdated(&server) {
+        let is_one_sessions = !server.defaults.pairs.is_empty();
+        if is_one_sessions || pool.is_outlived(&server, server.idle_since) || pool.is_outdated(&server) {
             return self.close(pool, &server);
         }
         if !pool.shared.nobody_waits() {
@@ -493,6 +494,11 @@ impl Pools {
     fn close(self: &Rc<Self>, pool: &Rc<Pool>, server: &Server) {
         server.terminate();
         self.closed(pool);
+    }
+
+    /// A connection is closed whose room another one is to have.
+    pub(super) fn closed_for_another(&self) {
+        self.counters.server_connections_closed.add(1);
     }
 
     pub(super) fn closed(self: &Rc<Self>, pool: &Rc<Pool>) {

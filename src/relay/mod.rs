@@ -6,4 +6,8 @@
 pub mod answer;
 pub mod boundary;
 pub mod buffer;
+mod expected;
 mod names;
+mod passage;
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,7 @@ impl Session {
         let between = !self.transaction.is_on_server();
         if between {
             self.definition = None;
+            self.pins.retain(|pin| !pin.ends_with_transaction());
         }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
@@ -254,10 +255,8 @@ impl Session {
         if let Some(pin) = pin
             && !inspect::is_asked(pin)
             && (pin != PinReason::BackendPid || attached.side == Side::Primary)
-            && !self.pins.contains(&pin)
         {
-            self.shard.counters.pins.at(pin as usize).inc();
-            self.pins.push(pin);
+            self.add_pin(pin);
         }
         self.keep_server();
     }

@@ -18,7 +18,7 @@ use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
 use crate::classify::PinReason;
-use crate::pool::{Fit, LeaseError, Wanted};
+use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question};
 use crate::telemetry::metrics::Side;
@@ -38,7 +38,7 @@ enum Accepted {
 /// What a wait for a connection came to.
 enum Waited {
     /// A connection, or why there is none.
-    Over(Box<Result<crate::pool::Lease, LeaseError>>),
+    Over(Box<Result<Lease, LeaseError>>),
     /// A new epoch began: choose again.
     Outdated,
     /// The client cancelled.
@@ -71,6 +71,12 @@ impl Session {
                         Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
                     }
                 }
+            };
+            let lease = match lease {
+                Ok(lease) if task.needs.resets_before && self.has_startup_to_reset_to() => {
+                    self.with_own_defaults(lease, node, epoch).await
+                }
+                lease => lease,
             };
             let error = match lease {
                 Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
@@ -128,6 +134,18 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Has a connection opened anew by the session's own startup packet, to which a RESET goes back there. Nobody else gets it.
+    async fn with_own_defaults(&self, lease: Lease, node: NodeId, epoch: Epoch) -> Result<Lease, LeaseError> {
+        let Some(mut endpoint) = self.endpoint(node, epoch) else { return Err(LeaseError::Fenced) };
+        endpoint.parameters.clone_from(&self.startup.pairs);
+        let mut lease = lease.open_anew(&endpoint, self.role).await?;
+        if let Some(server) = lease.server() {
+            server.defaults = Rc::clone(&self.startup);
+            server.applied = Rc::clone(&self.startup);
+        }
+        Ok(lease)
     }
 
     fn fit(&self, needs: &Needs) -> Fit {
@@ -272,7 +290,7 @@ impl Session {
     /// Takes the lease, unless the picture changed while it was being got.
     fn accept_lease(
         &mut self,
-        mut lease: crate::pool::Lease,
+        mut lease: Lease,
         node: NodeId,
         side: Side,
         epoch: Epoch,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
+use super::effects::restoring;
 use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::journal::Journal;
 use super::row_shapes::Asked;
@@ -19,7 +20,7 @@ use crate::classify::TransactionEffect;
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
-use crate::wire::reply;
+use crate::wire::{extended, reply};
 
 /// What had happened when an exchange ended.
 #[derive(Debug, Clone, Copy)]
@@ -393,15 +394,22 @@ impl Session {
             server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-        let keeps_no_state = standby && !self.is_for_standbys();
-        if let (true, Some(pin), Kind::Simple | Kind::Synced) =
-            (keeps_no_state, task.pin_elsewhere(), task.kind)
-        {
-            // It would leave state on a standby that later writes of the session need on the primary.
+        if let Some(refusal) = self.refusal(task, standby, server) {
             server.carried.unnamed = None;
-            reply::put_query(out, &refusal_on_standby(pin.as_str()));
+            reply::put_query(out, &refusal);
             return answer.expect(Expect::Simple);
         }
+        let simple = task.kind == Kind::Simple;
+        let asks_pins = task.needs.asks_pins && self.transaction != Transaction::Failed;
+        let pins = asks_pins.then(|| self.tell_pins(server));
+        if let (Some(sql), true) = (&pins, simple) {
+            reply::put_query(out, sql);
+            answer.expect(Expect::Preamble);
+        }
+        let may_reset = task.needs.session && server.defaults.id != self.startup.id;
+        let startup = may_reset.then(|| Rc::clone(&self.startup));
+        let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
+        let strings = self.strings;
         let mut translator = self.translator(server, part, (unit, shapes), doubts);
         if task.beyond > 0 {
             if let Some(&kind) = unit.first() {
@@ -412,19 +420,42 @@ impl Session {
         if task.needs.names_prepared && translator.carried.own_names.is_none() && !fresh {
             translator.give_own_names();
         }
+        if let (Some(sql), false) = (&pins, simple) {
+            translator.put_within(sql);
+        }
         for (kind, body) in unit::frames(unit) {
             translator.frame(kind, body);
+            if let (Some(startup), b'E') = (&startup, kind)
+                && let Some(sql) = translator.executed(body)
+            {
+                for sql in restoring(&startup.pairs, &sql, strings) {
+                    translator.put_within(&sql);
+                }
+            }
         }
-        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
-        let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
-        if ends && in_transaction && task.needs.session && task.needs.statements == 1 {
-            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            for sql in self.restored(unit) {
+        if let (Some(startup), true) = (startup, simple && in_transaction) {
+            let text = unit::frames(unit).next().and_then(|(_, body)| extended::query(body));
+            for sql in restoring(&startup.pairs, text.unwrap_or_default(), strings) {
                 reply::put_query(&mut part.out, &sql);
                 part.answer.expect(Expect::Preamble);
                 server.carried.unnamed = None;
             }
         }
+    }
+
+    /// What is sent in the place of a unit that can't be run on this server as on one of the session's own: it fails there, and fails
+    /// its transaction block as any error would.
+    fn refusal(&self, task: &Task<'_>, standby: bool, server: &Server) -> Option<String> {
+        let keeps_no_state = standby && !self.is_for_standbys();
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
+        if let (true, Some(pin), true) = (keeps_no_state, task.pin_elsewhere(), ends) {
+            // It would leave state on a standby that later writes of the session need on the primary.
+            return Some(refusal_on_standby(pin.as_str()));
+        }
+        // What follows the RESET would run under the server's settings instead of those of the session's startup packet.
+        let is_amiss =
+            task.needs.resets_before && server.defaults.pairs.is_empty() && self.has_startup_to_reset_to();
+        is_amiss.then(|| RESET_IN_THE_MIDDLE.to_owned())
     }
 
     /// Under which settings texts are parsed now. While a change is not known yet (a SET in this transaction) what is prepared is
@@ -434,7 +465,13 @@ impl Session {
     }
 }
 
-/// A statement that fails on the server with an explanation, and fails its transaction block as any error would.
+/// Fails a text that can't be run as the server of the session's own would.
+const RESET_IN_THE_MIDDLE: &str = "DO $pgsteer$BEGIN RAISE EXCEPTION USING ERRCODE = '0A000', \
+     MESSAGE = 'pgsteer: a RESET of settings that came with the startup packet, and statements behind it, in one text', \
+     DETAIL = 'The session is in a transaction, or pinned to its server, whose own settings are not those of the startup packet.', \
+     HINT = 'Send the RESET by itself.';END$pgsteer$";
+
+/// Fails a unit that would leave state on a standby.
 fn refusal_on_standby(pin: &str) -> String {
     format!(
         "DO $pgsteer$BEGIN RAISE EXCEPTION USING ERRCODE = '25006', \

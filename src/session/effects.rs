@@ -7,7 +7,7 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, SessionEffect, TransactionEffect};
+use crate::classify::{self, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -96,7 +96,10 @@ impl Session {
                 }
             }
             match class.session {
-                SessionEffect::None | SessionEffect::Deallocate(_) | SessionEffect::DeallocateAll => {}
+                SessionEffect::None
+                | SessionEffect::ResetLocal(_)
+                | SessionEffect::Deallocate(_)
+                | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
                     self.note_custom_settings(settings::dotted_words(name.of(&text)));
                     touched.set(name.of(&text));
@@ -128,19 +131,15 @@ impl Session {
         }
     }
 
-    /// The statements that a unit in a transaction needs behind it: its RESET goes to the server's own value, and the session's is
-    /// that of its startup packet, which the server has not seen.
-    pub(super) fn restored(&self, unit: &[u8]) -> Vec<String> {
-        let startup = &self.startup.pairs;
-        let Some(text) = self.statement_text(unit).filter(|_| !startup.is_empty()) else { return Vec::new() };
-        let class = classify::classify(text.as_bytes(), self.strings);
-        let is_reset = |name: &str| match class.session {
-            SessionEffect::Reset(reset) => reset.of(text.as_bytes()).eq_ignore_ascii_case(name.as_bytes()),
-            SessionEffect::ResetAll => !settings::is_identity(name),
-            _ => false,
-        };
-        let restored = startup.iter().filter(|(name, _)| is_reset(name));
-        restored.map(|(name, value)| settings::assignment(name, value)).collect()
+    /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.
+    pub(super) fn has_startup_to_reset_to(&self) -> bool {
+        let of_server = self.told.pairs().iter().find(|(name, _)| name == "server_encoding");
+        let is_of_server = |value: &str| of_server.is_some_and(|(_, own)| is_same_encoding(own, value));
+        self.startup.pairs.iter().any(|(name, value)| match name.as_str() {
+            "application_name" => false,
+            "client_encoding" => !is_of_server(value),
+            _ => true,
+        })
     }
 
     /// Names that the server is to be asked for where it does not tell by itself.
@@ -218,6 +217,40 @@ impl Session {
         (self.shard.shared.forget_users)(users);
         self.shard.pools.outdate(users);
     }
+}
+
+/// The statements that a statement needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
+/// own value there, and the session's is that of its packet. Of its settings, `startup` has the values.
+pub(super) fn restoring(
+    startup: &[(String, String)],
+    sql: &[u8],
+    strings: StandardConformingStrings,
+) -> Vec<String> {
+    if startup.is_empty() {
+        return Vec::new();
+    }
+    let session = classify::classify(sql, strings).session;
+    let is_reset = |name: &str| match session {
+        SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
+            reset.of(sql).eq_ignore_ascii_case(name.as_bytes())
+        }
+        SessionEffect::ResetAll => !settings::is_identity(name),
+        SessionEffect::DiscardAll => true,
+        _ => false,
+    };
+    let assign = match session {
+        SessionEffect::ResetLocal(_) => settings::local_assignment,
+        _ => settings::assignment,
+    };
+    startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)).collect()
+}
+
+/// Encodings are compared as PostgreSQL does (`pg_char_to_encoding`): by their letters and digits.
+fn is_same_encoding(one: &str, other: &str) -> bool {
+    let letters = |name: &str| -> String {
+        name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+    };
+    letters(one) == letters(other)
 }
 
 /// Whether texts that can't be looked into may name prepared statements.

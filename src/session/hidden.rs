@@ -81,9 +81,8 @@ impl Session {
     }
 
     fn keep_last_values(&mut self) {
-        if self.group.hidden.asks_last_values() && !self.pins.contains(&PinReason::Sequence) {
-            self.shard.counters.pins.at(PinReason::Sequence as usize).inc();
-            self.pins.push(PinReason::Sequence);
+        if self.group.hidden.asks_last_values() {
+            self.add_pin(PinReason::Sequence);
         }
     }
 

@@ -111,22 +111,25 @@ impl Session {
             },
             Touched::Reset(name) => {
                 let pairs = settings::reset(&self.settings.pairs, startup, &name);
-                server.applied =
-                    self.shard.intern_settings(settings::reset(&server.applied.pairs, &[], &name));
+                server.applied = self.shard.intern_settings(settings::reset(
+                    &server.applied.pairs,
+                    &server.defaults.pairs,
+                    &name,
+                ));
                 self.set_settings(pairs);
             }
             Touched::ResetAll => {
                 let pairs = settings::reset_all(&self.settings.pairs, startup);
-                server.applied = self.shard.intern_settings(settings::reset_all(&server.applied.pairs, &[]));
+                server.applied = self
+                    .shard
+                    .intern_settings(settings::reset_all(&server.applied.pairs, &server.defaults.pairs));
                 self.set_settings(pairs);
             }
             Touched::DiscardAll => {
                 let pairs = startup.clone();
-                server.applied = std::rc::Rc::default();
+                server.applied = std::rc::Rc::clone(&server.defaults);
                 self.channels.clear();
-                // Libraries and the random seed stay.
-                self.pins
-                    .retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed | PinReason::PoolMode));
+                self.pins.retain(|pin| pin.outlives_discard_all());
                 attached.inspect = Inspect::Nothing;
                 self.set_settings(pairs);
             }
@@ -300,16 +303,6 @@ impl Session {
                 "The server was lost before it could be asked for the state of the session",
             )))),
         }
-    }
-
-    fn set_asked_pins(&mut self, found: &[PinReason]) {
-        for &pin in found {
-            if !self.pins.contains(&pin) {
-                self.shard.counters.pins.at(pin as usize).inc();
-            }
-        }
-        self.pins.retain(|pin| !is_asked(*pin));
-        self.pins.extend_from_slice(found);
     }
 
     /// What the client listens to and came with an answer that is not its own.

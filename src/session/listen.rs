@@ -3,18 +3,15 @@
 //! Invariant: only for a session of which nothing but its channels was lost: between transactions, nothing under way, no other
 //! pin. Must not know: how the primary is found.
 
-use std::time::Instant;
-
 use super::driver::{End, Flow, Session};
 use super::run::{TRIES_MAX, Task};
 use super::transaction::Transaction;
-use super::unit::{Kind, Needs};
+use super::unit::Needs;
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::reset::{self, CommandError};
 use crate::classify::PinReason;
 use crate::net;
 use crate::relay::buffer::Window;
-use crate::route::Need;
 use crate::wire::reply;
 
 impl Session {
@@ -27,20 +24,9 @@ impl Session {
 
     /// Listens on the primary again, as soon as there is one. The client's bytes wait in its socket meanwhile.
     pub(super) async fn listen_again(&mut self, cause: &str) -> Flow<()> {
-        // Nothing is read from the client while this has no room.
         let mut nothing = Window::new(Box::default());
         for _ in 0..TRIES_MAX {
-            let needs = Needs { need: Need::Primary, repeatable: false, ..Needs::default() };
-            let mut task = Task {
-                window: &mut nothing,
-                kind: Kind::Partial,
-                bytes: 0,
-                beyond: 0,
-                needs,
-                now: Instant::now(),
-                excluded: Vec::new(),
-                tries: 0,
-            };
+            let mut task = Task::without_bytes(&mut nothing, Needs::primary());
             let ready = self.attach(&mut task).await?;
             self.control.begin_pending.set(false);
             if !ready {

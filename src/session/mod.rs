@@ -23,6 +23,7 @@ mod listen;
 mod local;
 pub mod outcome;
 mod own_names;
+mod pins;
 pub mod prepared;
 pub mod replication;
 mod row_shapes;

@@ -59,7 +59,20 @@ pub(super) struct Task<'w> {
     pub(super) tries: usize,
 }
 
-impl Task<'_> {
+impl<'w> Task<'w> {
+    /// A unit of so many bytes at the front of the window; what of it is not there follows later.
+    pub(super) fn new(window: &'w mut Window, kind: Kind, bytes: usize, needs: Needs, now: Instant) -> Self {
+        let here = window.filled().len().min(bytes);
+        let beyond = bytes - here;
+        Self { window, kind, bytes: here, beyond, needs, now, excluded: Vec::new(), tries: 0 }
+    }
+
+    /// One without a byte: something of pgsteer's own, for which a server is wanted. Into an empty window without room nothing is
+    /// read from the client.
+    pub(super) fn without_bytes(window: &'w mut Window, needs: Needs) -> Self {
+        Self::new(window, Kind::Partial, 0, needs, Instant::now())
+    }
+
     /// State that the unit would leave, where later statements of the session need it on the primary. Which process a standby's
     /// is means something until the end of its transaction.
     pub(super) fn pin_elsewhere(&self) -> Option<PinReason> {
@@ -77,25 +90,13 @@ impl Session {
         needs: Needs,
         now: Instant,
     ) -> Flow<()> {
-        let task = Task { window, kind, bytes, beyond: 0, needs, now, excluded: Vec::new(), tries: 0 };
-        self.run_task(task).await
+        self.run_task(Task::new(window, kind, bytes, needs, now)).await
     }
 
     /// Sends one frame of COPY data on, in the middle of a batch.
     pub(super) async fn copy_data(&mut self, window: &mut Window, frame_bytes: usize) -> Flow<()> {
         let ends = matches!(window.filled().first(), Some(b'c' | b'f'));
-        let here = window.filled().len().min(frame_bytes);
-        let needs = Needs { need: Need::Primary, repeatable: false, ..Needs::default() };
-        let task = Task {
-            window,
-            kind: Kind::Partial,
-            bytes: here,
-            beyond: frame_bytes - here,
-            needs,
-            now: Instant::now(),
-            excluded: Vec::new(),
-            tries: 0,
-        };
+        let task = Task::new(window, Kind::Partial, frame_bytes, Needs::primary(), Instant::now());
         self.run_task(task).await?;
         if let (true, Some(batch)) =
             (ends, self.attached.as_mut().and_then(|attached| attached.batch.as_mut()))
@@ -107,18 +108,8 @@ impl Session {
 
     /// Passes on what the server says in the middle of a batch.
     pub(super) async fn drain_server(&mut self) -> Flow<()> {
-        // Nothing is read from the client while this has no room.
         let mut nothing = Window::new(Box::default());
-        let task = Task {
-            window: &mut nothing,
-            kind: Kind::Partial,
-            bytes: 0,
-            beyond: 0,
-            needs: Needs::default(),
-            now: Instant::now(),
-            excluded: Vec::new(),
-            tries: 0,
-        };
+        let task = Task::without_bytes(&mut nothing, Needs::default());
         // Boxed: the wait of an idle session is not to have room for it.
         Box::pin(self.run_task(task)).await
     }
@@ -141,19 +132,9 @@ impl Session {
         if matches!(kind, b'Q' | b'P') {
             self.note_code(window.filled().get(..here).unwrap_or_default());
         }
-        let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
+        let needs = Needs { pin: (kind == b'P').then_some(PinReason::LargeStatement), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
-        let task = Task {
-            window,
-            kind,
-            bytes: here,
-            beyond: frame_bytes - here,
-            needs,
-            now: Instant::now(),
-            excluded: Vec::new(),
-            tries: 0,
-        };
-        self.run_task(task).await
+        self.run_task(Task::new(window, kind, frame_bytes, needs, Instant::now())).await
     }
 
     /// A frame larger than its buffer in a transaction whose server was lost: none of it may run anywhere.

@@ -255,6 +255,11 @@ pub fn assignment(name: &str, value: &str) -> String {
     format!("SET {} TO {}", quoted_name(name), quoted_value(value))
 }
 
+/// The same until the transaction ends.
+pub fn local_assignment(name: &str, value: &str) -> String {
+    format!("SELECT pg_catalog.set_config({}, {}, true)", quoted_value(name), quoted_value(value))
+}
+
 /// Whether a part of the name is longer than an identifier in SQL can be (`NAMEDATALEN`): `set_config` takes it all the same.
 fn is_cut_short(name: &str) -> bool {
     name.split('.').any(|part| part.len() > IDENTIFIER_BYTES_MAX)

@@ -20,6 +20,7 @@ use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::backend::{Reported, SettingValues};
+use crate::classify::PinReason;
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
@@ -109,6 +110,8 @@ pub struct Shard {
     /// What clients were told of reported parameters: most know the same.
     told: RefCell<HashSet<Reported>>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// When the log was last told of a session that is pinned, by reason.
+    pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
 
 impl Shard {
@@ -143,6 +146,7 @@ impl Shard {
             settings: RefCell::default(),
             told: RefCell::default(),
             scratch: RefCell::default(),
+            pins_told_at: Default::default(),
         })
     }
 

@@ -8,15 +8,14 @@
 //! Invariant: a session that is in the middle of something is never disturbed; who can't be found is left to the server, for which
 //! such a number is no process. Must not know: how the numbers are written.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::driver::Session;
 use super::run::Task;
 use super::signals;
-use super::unit::{Kind, Needs};
+use super::unit::Needs;
 use crate::classify::PinReason;
 use crate::relay::buffer::Window;
-use crate::route::Need;
 
 /// How long another session is waited for, and a server connection for it.
 const SUMMONS_LIMIT: Duration = Duration::from_secs(1);
@@ -65,17 +64,7 @@ impl Session {
 
     async fn take_connection(&mut self) -> Option<i32> {
         let mut nothing = Window::new(Box::default());
-        let needs = Needs { need: Need::Primary, repeatable: false, ..Needs::default() };
-        let task = Task {
-            window: &mut nothing,
-            kind: Kind::Partial,
-            bytes: 0,
-            beyond: 0,
-            needs,
-            now: Instant::now(),
-            excluded: Vec::new(),
-            tries: 0,
-        };
+        let task = Task::without_bytes(&mut nothing, Needs::primary());
         let taken = tokio::time::timeout(SUMMONS_LIMIT, self.attach_quietly(&task)).await.unwrap_or(false);
         self.control.begin_pending.set(false);
         if !taken {

@@ -141,6 +141,20 @@ impl<'a> Translator<'a> {
         }
     }
 
+    /// Puts a statement of pgsteer's own in here, among the client's extended messages.
+    pub fn put_within(&mut self, sql: &str) {
+        reply::put_statement_within(self.out, sql);
+        self.answer.expect(Expect::Within);
+        self.carried.unnamed = None;
+    }
+
+    /// The text of the statement that an Execute runs, if its portal was the last to be bound.
+    pub fn executed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let (portal, statement) = self.bound?;
+        let is_of_portal = body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0));
+        self.names.sql(statement).filter(|_| is_of_portal)
+    }
+
     fn raw(&mut self, kind: u8, body: &[u8], reply: Option<Expect>) {
         frame::put(self.out, kind, &[body]);
         if let Some(reply) = reply {

@@ -154,6 +154,10 @@ pub struct Needs {
     pub signals_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
+    /// It asks why the session is pinned.
+    pub asks_pins: bool,
+    /// One text resets a setting and then runs what may depend on it.
+    pub resets_before: bool,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -187,6 +191,8 @@ impl Default for Needs {
             signals: false,
             signals_resolved: false,
             names_prepared: false,
+            asks_pins: false,
+            resets_before: false,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -200,17 +206,14 @@ impl Default for Needs {
 }
 
 impl Needs {
+    /// The primary, and nothing else.
+    pub fn primary() -> Self {
+        Self { need: Need::Primary, repeatable: false, ..Self::default() }
+    }
+
     /// Of something that can't be looked into: the primary, once.
     pub fn unknown() -> Self {
-        Self {
-            need: Need::Primary,
-            repeatable: false,
-            commits: true,
-            statements: 1,
-            session: true,
-            unseen: true,
-            ..Self::default()
-        }
+        Self { commits: true, statements: 1, session: true, unseen: true, ..Self::primary() }
     }
 
     fn add(&mut self, class: &Classification) {
@@ -224,6 +227,8 @@ impl Needs {
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.defines;
         self.unseen |= class.unseen;
+        self.asks_pins |= class.asks_pins;
+        self.resets_before |= class.resets_before;
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
         let undoes = matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);

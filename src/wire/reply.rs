@@ -196,6 +196,17 @@ pub fn put_statement(out: &mut Vec<u8>, sql: &str) {
     super::frame::put(out, b'E', &[b"\0\0\0\0\0"]);
 }
 
+/// The portal of `put_statement_within`.
+const WITHIN: &[u8] = b"pgsteer\0";
+
+/// The same in the middle of a client's batch, whose unnamed portal stays.
+pub fn put_statement_within(out: &mut Vec<u8>, sql: &str) {
+    super::frame::put(out, b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"]);
+    super::frame::put(out, b'B', &[WITHIN, b"\0\0\0\0\0\0\0"]);
+    super::frame::put(out, b'E', &[WITHIN, b"\0\0\0\0"]);
+    super::frame::put(out, b'C', &[b"P", WITHIN]);
+}
+
 /// What pgsteer needs to know of an ErrorResponse or NoticeResponse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorFields {

@@ -4,7 +4,7 @@
 
 use pgsteer::sandbox::{Auth, Sandbox};
 
-use super::{Message, RawClient, Running, errors, values};
+use super::{RawClient, Running, value};
 
 /// A proxy with a pool of one or a few connections, and two clients.
 pub struct Two {
@@ -47,15 +47,7 @@ impl Two {
     }
 }
 
-/// Runs what must succeed.
-pub async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
-    let answer = client.query(sql).await;
-    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
-    answer
-}
-
 /// A setting as the client finds it.
 pub async fn show(client: &mut RawClient, name: &str) -> String {
-    let answer = run(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await;
-    values(&answer).pop().unwrap()
+    value(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await
 }

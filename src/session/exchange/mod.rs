@@ -1,7 +1,17 @@
 //! One exchange with one server: a unit out, its answer back, and COPY data through.
 //!
+//! Here the bytes move; what the server says in between is dealt with in `said`, what an error means is judged by `rules`, and
+//! what the client may send meanwhile is told by `through`.
+//!
 //! Invariant: never waits on one side without watching the other; what is held back has not reached the client; the client
-//! is only given complete frames. Holds no rule of its own beyond `Rules`. Must not know: routing, names, pools.
+//! is only given complete frames. Must not know: routing, names, pools.
+
+mod rules;
+mod said;
+mod through;
+
+pub use rules::{Ended, Goal, Parting, Rules};
+pub use through::Through;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -15,111 +25,11 @@ use crate::backend::Reported;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
-use crate::wire::frame;
 use crate::wire::reply::{self, TransactionStatus};
-use crate::wire::sqlstate::{self, SqlState};
+use crate::wire::sqlstate::SqlState;
 
 /// Bytes that may wait for the server before the client is not read any further.
 const OUT_HIGH_WATER: usize = 64 * 1024;
-
-/// What may be done with errors that come before anything has reached the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rules {
-    /// Pass everything on as it comes.
-    PassOn,
-    /// A read outside of a transaction on a standby: held back; conflicts and refusals end the exchange as `Refused`.
-    ReadOnStandby,
-    /// The same of a session that is for standbys: what a standby refuses, nobody else is to run.
-    ReadForStandbys,
-    /// A statement outside of a transaction: one that was prepared before its rows changed can be prepared anew.
-    Alone,
-    /// pgsteer's own question: any error ends it.
-    Own,
-    /// The first statement of a transaction, or a write outside of one, on a connection that was last known to be in
-    /// recovery: a 25006 may mean that this is no primary.
-    FirstOnDoubtful,
-}
-
-/// How far the exchange is to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
-    /// ReadyForQuery.
-    Ready,
-    /// All replies so far (after Flush).
-    Settled,
-    /// Everything sent; replies may come later.
-    Sent,
-    /// What has come is passed on.
-    Drained,
-}
-
-/// What a server that is lost has said of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parting {
-    /// Nothing that would tell anything of its node.
-    Unexplained,
-    /// It shuts down or crashed (57P01 and kin).
-    Announced,
-    /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
-    Before,
-}
-
-/// How it ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// ReadyForQuery came; everything has been passed on.
-    Complete(TransactionStatus),
-    /// The goal short of ReadyForQuery is reached.
-    Settled,
-    /// What was prepared gives other rows by now: refused before it began and before anything had reached the client; the server
-    /// is ready for another statement.
-    PlanChanged,
-    /// Refused before anything had reached the client; the server is ready for another statement.
-    Refused(SqlState),
-    /// The server refused a statement that pgsteer put in before the unit, of which therefore nothing has run.
-    NotFit {
-        /// SQLSTATE of the error.
-        code: SqlState,
-        /// Its text.
-        message: String,
-    },
-    /// The server is gone.
-    ServerLost {
-        /// How that showed.
-        cause: String,
-        /// What it said of it.
-        parting: Parting,
-    },
-    /// The server ended the session for good and the client has its words: nothing of it can run anywhere.
-    Dismissed,
-    /// The client is gone.
-    ClientGone,
-    /// The client does not read a standby's answer.
-    Stalled,
-    /// pgsteer ends.
-    Cut,
-}
-
-/// What of the client's further bytes goes straight to the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Through {
-    /// Nothing: they wait for their turn.
-    Nothing,
-    /// COPY data, up to CopyDone or CopyFail; then up to Sync, if the copy was begun by the extended protocol.
-    Copy {
-        /// The frame in hand has so many bytes to come.
-        left: usize,
-        /// A Sync is still to be passed on after the data.
-        sync: bool,
-        /// CopyDone or CopyFail has passed.
-        done: bool,
-    },
-    /// The rest of one large frame.
-    Frame {
-        /// Bytes to come.
-        left: usize,
-    },
-}
 
 /// The two ends and what is between them.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts noted on the way, not states")]
@@ -241,6 +151,13 @@ impl<'a> Exchange<'a> {
             on_begun: None,
             cut: None,
         }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.rules.hold_back()
+            && !self.delivered
+            && self.answer.ready_bytes() < self.hold_back_bytes
+            && self.through == Through::Nothing
     }
 
     fn is_cut(&self) -> bool {
@@ -393,206 +310,6 @@ impl<'a> Exchange<'a> {
         Ok(true)
     }
 
-    /// Whether an end of the session is no loss of its server: it was meant.
-    fn dismisses(&self, code: SqlState) -> bool {
-        (sqlstate::dismisses(code) && code != sqlstate::IDLE_SESSION_TIMEOUT)
-            || (self.may_end_itself && code == sqlstate::ADMIN_SHUTDOWN)
-    }
-
-    async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
-        if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
-            self.end_frame().await?;
-            let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
-            return Err(Ended::ServerLost { cause, parting: Parting::Announced });
-        }
-        self.answer.accept();
-        Ok(())
-    }
-
-    /// The last ReadyForQuery has come.
-    async fn complete(&mut self, status: TransactionStatus) -> Result<(), Ended> {
-        if self.plan_changed {
-            return Err(Ended::PlanChanged);
-        }
-        if let Some(code) = self.refused {
-            return Err(Ended::Refused(code));
-        }
-        self.flush().await?;
-        self.end_through();
-        if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned() {
-            return Err(Ended::Complete(status));
-        }
-        self.finishing = Some(status);
-        Ok(())
-    }
-
-    /// The server is about to be given up. Of a frame of which the client has a part, the rest may be here: it must have it
-    /// before anything else can be said.
-    async fn end_frame(&mut self) -> Result<(), Ended> {
-        if self.delivered { self.flush().await } else { Ok(()) }
-    }
-
-    /// All replies to a batch without Sync have come: ends the exchange, at once or at the end of a frame under way.
-    async fn settle(&mut self) -> Result<(), Ended> {
-        self.flush().await?;
-        self.end_through();
-        if self.through == Through::Nothing && self.out.is_empty() {
-            return Err(Ended::Settled);
-        }
-        self.settling = true;
-        Ok(())
-    }
-
-    /// The answer is over. A COPY that failed in the middle of a frame goes on to its end, for server and client.
-    fn end_through(&mut self) {
-        self.through = match self.through {
-            Through::Copy { left, .. } | Through::Frame { left } if left > 0 => Through::Frame { left },
-            _ => Through::Nothing,
-        };
-    }
-
-    fn note_begun(&mut self) {
-        if self.answer.last_status().is_some()
-            && let Some(begun) = self.on_begun.take()
-        {
-            begun();
-        }
-    }
-
-    fn holds_back(&self) -> bool {
-        matches!(self.rules, Rules::ReadOnStandby | Rules::ReadForStandbys)
-            && !self.delivered
-            && self.answer.ready_bytes() < self.hold_back_bytes
-            && self.through == Through::Nothing
-    }
-
-    fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
-        if fields.ends_session {
-            let message = reply::error_message(self.answer.body());
-            let parting = match fields.code {
-                sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
-                    Parting::Announced
-                }
-                sqlstate::IDLE_SESSION_TIMEOUT
-                    if self.answer.last_status().is_none() && !self.answer.has_results() =>
-                {
-                    Parting::Before
-                }
-                _ => Parting::Unexplained,
-            };
-            return Err(Ended::ServerLost {
-                cause: format!("The server said: {message} ({})", fields.code),
-                parting,
-            });
-        }
-        // Another session has closed what it never prepared (DEALLOCATE ALL in a function): the server has less than is believed.
-        let missing = fields.code == sqlstate::INVALID_SQL_STATEMENT_NAME && self.answer.tells_own_name();
-        self.forgetful |= missing;
-        if (fields.plan_changed || missing) && self.heals() {
-            self.plan_changed = true;
-            self.answer.discard();
-        } else if !self.delivered && self.is_refusal(fields.code) {
-            if self.rules == Rules::Own {
-                let mut frame = Vec::new();
-                crate::wire::frame::put(&mut frame, b'E', &[self.answer.body()]);
-                self.own_error = Some(frame);
-            }
-            self.refused = Some(fields.code);
-            self.answer.discard();
-        } else {
-            self.failed = self.failed.or(Some(fields.code));
-            self.answer.accept();
-        }
-        Ok(())
-    }
-
-    /// Whether nothing of a unit outside of a transaction has had an effect or reached the client. What is executed may have
-    /// had one whatever its error says: a procedure commits in the middle.
-    fn heals(&self) -> bool {
-        matches!(
-            self.rules,
-            Rules::Alone | Rules::ReadOnStandby | Rules::ReadForStandbys | Rules::FirstOnDoubtful
-        ) && !self.delivered
-            && !self.answer.has_results()
-            && self.answer.is_before_execute()
-    }
-
-    /// Whether this error, first of its answer, means "not here" rather than "wrong".
-    fn is_refusal(&self, code: SqlState) -> bool {
-        match self.rules {
-            Rules::PassOn | Rules::Alone => false,
-            Rules::Own => true,
-            Rules::ReadOnStandby => {
-                matches!(
-                    code,
-                    sqlstate::SERIALIZATION_FAILURE
-                        | sqlstate::DEADLOCK_DETECTED
-                        | sqlstate::READ_ONLY_SQL_TRANSACTION
-                        | sqlstate::FEATURE_NOT_SUPPORTED
-                        | sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE
-                        | sqlstate::UNDEFINED_FILE
-                        | sqlstate::UNSPECIFIED
-                ) || &code.class() == b"42"
-            }
-            Rules::ReadForStandbys => {
-                matches!(code, sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK_DETECTED)
-            }
-            Rules::FirstOnDoubtful => {
-                code == sqlstate::READ_ONLY_SQL_TRANSACTION && !self.answer.has_results()
-            }
-        }
-    }
-
-    fn parameter_status(&mut self) {
-        let passes = match reply::parameter_status(self.answer.body()) {
-            // The client's endpoint is a standby or is none, wherever a read of its ran; see `tell` for those that are both.
-            Some(("in_hot_standby", value)) => {
-                *self.in_hot_standby = value == "on";
-                false
-            }
-            Some((name, value)) => {
-                self.reported.report(name, value);
-                let news = !self.answer.is_discarding()
-                    && self.news.as_ref().unwrap_or(self.told).is_news(name, value);
-                if news {
-                    self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
-                }
-                news
-            }
-            None => true,
-        };
-        if passes { self.answer.accept() } else { self.answer.discard() }
-    }
-
-    /// Rows that the client would misread are on their way: it gets an error instead.
-    fn rows_changed(&mut self) {
-        let mut error = Vec::new();
-        reply::put_plan_changed(&mut error);
-        self.failed = self.failed.or(Some(sqlstate::FEATURE_NOT_SUPPORTED));
-        self.answer.mute(&error);
-    }
-
-    /// The client's ReadyForQuery is next. What pgsteer's own statements and the client's changed and changed back, the server
-    /// does not report; to the client it may be news.
-    fn tell(&mut self) {
-        if self.answer.is_discarding() {
-            return;
-        }
-        let known = self.news.as_ref().unwrap_or(self.told);
-        let mut beyond: Vec<(String, String)> =
-            self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let recovery = if *self.in_hot_standby { "on" } else { "off" };
-        if self.tells_recovery && known.is_news("in_hot_standby", recovery) {
-            beyond.push(("in_hot_standby".to_owned(), recovery.to_owned()));
-        }
-        let mut out = Vec::new();
-        for (name, value) in &beyond {
-            reply::put_parameter_status(&mut out, name, value);
-            self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
-        }
-        self.answer.put_in(&out);
-    }
-
     /// Passes on all that is ready.
     async fn flush(&mut self) -> Result<(), Ended> {
         let mut written = 0;
@@ -657,28 +374,7 @@ impl<'a> Exchange<'a> {
         }
         while self.out.len() < OUT_HIGH_WATER * 2 {
             let filled = self.input.filled();
-            let (take, next) = match self.through {
-                Through::Nothing => break,
-                Through::Frame { left } => {
-                    let take = left.min(filled.len());
-                    (take, if take == left { Through::Nothing } else { Through::Frame { left: left - take } })
-                }
-                Through::Copy { left, sync, done } if left > 0 => {
-                    let take = left.min(filled.len());
-                    (take, Through::Copy { left: left - take, sync, done })
-                }
-                Through::Copy { sync: false, done: true, .. } => (0, Through::Nothing),
-                Through::Copy { sync, done, .. } => match frame::header(filled) {
-                    Ok(Some(header)) => {
-                        let take = header.frame_bytes.min(filled.len());
-                        let done = done || matches!(header.kind, b'c' | b'f');
-                        // The Sync after the data ends the unit; one in the middle of it is ignored by the server.
-                        let sync = sync && !(done && header.kind == b'S');
-                        (take, Through::Copy { left: header.frame_bytes - take, sync, done })
-                    }
-                    _ => break,
-                },
-            };
+            let Some((take, next)) = self.through.step(filled) else { break };
             if take == 0 && next == self.through {
                 break;
             }
