@@ -85,6 +85,7 @@ const PURE: &[&str] = &[
     "session/outcome",
     "session/transaction",
     "session/prepared",
+    "session/setting_names",
     "session/settings",
     "pool/state",
 ];

@@ -114,6 +114,8 @@ pub enum PinReason {
     ExportedSnapshot,
     /// A statement too large to be prepared elsewhere.
     LargeStatement,
+    /// A setting whose name is not known: no server lists those with a prefix.
+    UnnamedSetting,
     /// Anything else of the kind (dblink connections, replication origins).
     Other,
     /// No statement: the pool is in mode `session`.
@@ -122,7 +124,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -136,6 +138,7 @@ impl PinReason {
         Self::LargeObject,
         Self::ExportedSnapshot,
         Self::LargeStatement,
+        Self::UnnamedSetting,
         Self::Other,
         Self::PoolMode,
     ];
@@ -166,6 +169,7 @@ impl PinReason {
             Self::LargeObject => "large_object",
             Self::ExportedSnapshot => "exported_snapshot",
             Self::LargeStatement => "large_statement",
+            Self::UnnamedSetting => "unnamed_setting",
             Self::Other => "other",
             Self::PoolMode => "pool_mode",
         }

@@ -30,18 +30,20 @@ pub struct Found {
     pub asks_for_session: bool,
     /// A statement that only reads may ask for it.
     pub reads_ask: bool,
+    /// What changes the session may make a setting whose name is not known.
+    pub unnamed: bool,
 }
 
 impl Found {
     /// In the order of the fields.
-    pub fn from_bits(bits: [bool; 6]) -> Self {
-        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask] = bits;
-        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask }
+    pub fn from_bits(bits: [bool; 7]) -> Self {
+        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed] = bits;
+        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed }
     }
 
-    fn bits(self) -> [bool; 6] {
-        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask } = self;
-        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask]
+    fn bits(self) -> [bool; 7] {
+        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed } = self;
+        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed]
     }
 }
 
@@ -133,6 +135,11 @@ impl Hidden {
             definitions: self.definitions.load(Ordering::Acquire),
             now_ms: self.ms(now),
         })
+    }
+
+    /// Beginnings and ends of definitions so far.
+    pub fn definitions(&self) -> u64 {
+        self.definitions.load(Ordering::Acquire)
     }
 
     /// Something is being defined, up to the end of what this gives.
@@ -232,7 +239,7 @@ mod tests {
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
         let hidden = Arc::new(Hidden::new(&Arc::default()));
         let now = Instant::now();
-        let found = Found::from_bits([true, false, true, true, false, true]);
+        let found = Found::from_bits([true, false, true, true, false, true, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");

@@ -16,6 +16,7 @@ use super::inspect::Inspect;
 use super::journal::Journal;
 use super::outcome;
 use super::prepared::Names;
+use super::setting_names::Mentioned;
 use super::settings::Touched;
 use super::shard::Shard;
 use super::transaction::Transaction;
@@ -181,6 +182,8 @@ pub struct Session {
     pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// What code has mentioned of settings that no server lists, and it has not been asked for yet.
+    pub(super) mentioned: Option<Box<Mentioned>>,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
     /// Roles that were created, altered or dropped in this transaction.
@@ -234,6 +237,7 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            mentioned: None,
             definition: None,
             altered_roles: None,
         };

@@ -28,6 +28,7 @@ pub mod prepared;
 pub mod replication;
 mod row_shapes;
 mod run;
+pub mod setting_names;
 pub mod settings;
 pub mod shard;
 pub mod signals;

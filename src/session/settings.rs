@@ -91,24 +91,6 @@ impl Touched {
     }
 }
 
-/// Words of a text that may be names of settings with a prefix, in lower case: nothing is known but their form.
-pub fn dotted_words(text: &[u8]) -> Vec<String> {
-    let of_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
-    let parts_are_names = |word: &str| {
-        word.split('.').all(|part| part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'))
-    };
-    let words = text.split(|byte| !of_word(byte)).filter(|word| word.contains(&b'.') && word.len() < 128);
-    words
-        .filter_map(|word| std::str::from_utf8(word).ok())
-        .filter(|word| parts_are_names(word))
-        .take(DOTTED_WORDS_MAX)
-        .map(str::to_ascii_lowercase)
-        .collect()
-}
-
-/// Of one text so many words are looked at.
-const DOTTED_WORDS_MAX: usize = 64;
-
 /// The map with these values in it.
 pub fn with(pairs: &[(String, String)], changes: &[(String, String)]) -> Pairs {
     let mut pairs = pairs.to_vec();
