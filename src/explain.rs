@@ -71,6 +71,7 @@ pub async fn run(args: ExplainArgs) -> anyhow::Result<()> {
         catalogue: known.catalogue.as_ref(),
         catalogue_stamp: CatalogueStamp { serial: 1, fresh: true },
         overrides: &overrides,
+        cache: None,
     };
     print!("{}", told(&sql, &dialect, args.file.is_some()));
     Ok(())

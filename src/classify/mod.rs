@@ -11,6 +11,7 @@
 //! only PostgreSQL's own functions are. The text is taken as UTF-8.
 
 mod builtins;
+mod cache;
 mod calls;
 mod catalogue;
 mod hint;
@@ -26,6 +27,7 @@ mod transaction;
 mod words;
 
 pub use builtins::{SUPPORTED_VERSIONS, is_harmless_function, is_safe_function};
+pub use cache::TextCache;
 pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
@@ -58,6 +60,8 @@ pub struct Dialect<'c> {
     pub catalogue_stamp: CatalogueStamp,
     /// What the configuration says of functions.
     pub overrides: &'c Overrides,
+    /// What was read before.
+    pub cache: Option<&'c TextCache>,
 }
 
 /// Which catalogue a text was read by.
@@ -81,6 +85,7 @@ impl Default for Dialect<'_> {
             catalogue: None,
             catalogue_stamp: CatalogueStamp::default(),
             overrides: &NO_OVERRIDES,
+            cache: None,
         }
     }
 }
@@ -156,6 +161,13 @@ pub fn explain(sql: &[u8], dialect: &Dialect<'_>) -> (Classification, Vec<Called
 
 /// Says what `sql` needs: the text of one Query or Parse message, without its terminating zero.
 pub fn classify(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
+    match dialect.cache {
+        Some(cache) => cache.get(sql, dialect, || classify_anew(sql, dialect)),
+        None => classify_anew(sql, dialect),
+    }
+}
+
+fn classify_anew(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
     let mut scan = Scanner::new(sql, dialect);
     read(&mut scan, sql);
     scan.finish(hint::leading(sql))

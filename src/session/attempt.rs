@@ -351,6 +351,7 @@ impl Session {
                 catalogue: self.catalogue.as_deref(),
                 catalogue_stamp: self.catalogue_stamp,
                 overrides: &self.shard.shared.settings.routing.functions,
+                cache: Some(&self.shard.texts),
             },
             journal: &mut part.journal,
             unit,
