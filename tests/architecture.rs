@@ -31,7 +31,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("backend", &["wire", "net", "auth", "relay", "telemetry", "topology::model"]),
     ("topology", &["telemetry", "shutdown"]),
     ("route", &["classify", "topology::model"]),
-    ("pool", &["wire", "net", "auth", "backend", "topology", "telemetry", "shutdown"]),
+    // What is known of a database is kept with its pools.
+    ("pool", &["wire", "net", "auth", "classify", "backend", "topology", "telemetry", "shutdown"]),
     (
         "session",
         &[

@@ -6,13 +6,13 @@
 use std::time::{Duration, Instant};
 
 use pgsteer::classify::{
-    Access, AccessMode, Classification, Hint, PinReason, Reason, SessionEffect, StandardConformingStrings,
-    Target, TransactionEffect, classify, shape_hash,
+    Access, AccessMode, Classification, Dialect, Hint, PinReason, Reason, SessionEffect,
+    StandardConformingStrings, Target, TransactionEffect, classify, shape_hash,
 };
 use proptest::prelude::*;
 
 fn on(sql: &str) -> Classification {
-    classify(sql.as_bytes(), StandardConformingStrings::On)
+    classify(sql.as_bytes(), &Dialect::default())
 }
 
 /// `R` read, `W` write; then the pin's label, if any; then what it does to settings and prepared names, if anything.
@@ -507,8 +507,8 @@ fn s07_s08_copy_mode_is_announced() {
 #[test]
 fn s23_strings_follow_the_session_s_setting() {
     let sql = b"SELECT '\\'; DELETE FROM t; --'";
-    assert_eq!(classify(sql, StandardConformingStrings::Off).access, Access::Read);
-    assert_eq!(classify(sql, StandardConformingStrings::On).access, Access::Write);
+    assert_eq!(classify(sql, &StandardConformingStrings::Off.dialect()).access, Access::Read);
+    assert_eq!(classify(sql, &Dialect::default()).access, Access::Write);
 }
 
 #[test]
@@ -567,8 +567,8 @@ fn hostile_texts_take_linear_time() {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        classify(&bytes, StandardConformingStrings::On);
-        classify(&bytes, StandardConformingStrings::Off);
+        classify(&bytes, &Dialect::default());
+        classify(&bytes, &StandardConformingStrings::Off.dialect());
         shape_hash(&bytes);
     }
 
@@ -583,8 +583,8 @@ proptest! {
         let start = at.index(bytes.len() + 1);
         let end = (start + cut).min(bytes.len());
         bytes.splice(start..end, piece.into_bytes());
-        let answer = classify(&bytes, StandardConformingStrings::On);
-        classify(&bytes, StandardConformingStrings::Off);
+        let answer = classify(&bytes, &Dialect::default());
+        classify(&bytes, &StandardConformingStrings::Off.dialect());
         shape_hash(&bytes);
         if std::str::from_utf8(&bytes).is_err() {
             prop_assert_eq!(answer.access, Access::Write);
@@ -613,9 +613,9 @@ fn statements_about_roles_are_seen() {
         "DROP USER IF EXISTS a, b",
         "SELECT 1; SELECT 2; DROP ROLE a; SELECT 3",
     ] {
-        assert!(classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
+        assert!(classify(sql.as_bytes(), &Dialect::default()).roles, "{sql}");
     }
     for sql in ["CREATE TABLE role (i int)", "SELECT 'DROP ROLE a'", "DROP DATABASE a", "SET ROLE a"] {
-        assert!(!classify(sql.as_bytes(), StandardConformingStrings::On).roles, "{sql}");
+        assert!(!classify(sql.as_bytes(), &Dialect::default()).roles, "{sql}");
     }
 }

@@ -166,10 +166,7 @@ async fn its_own_notifications_come_from_the_process_that_the_client_knows() {
     let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
     let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
     let direct = sandbox.connect(0).await.unwrap();
-    let mut client = proxy.raw().await;
-    let welcome = client.log_in("postgres", "postgres").await;
-    let key = welcome.iter().find(|message| message.kind == b'K').unwrap();
-    let own = key.body[..4].to_vec();
+    let (mut client, own) = logged_in(&proxy).await;
     client.query("LISTEN news").await;
     // With the answer; while the server is asked for the session's state afterwards; and in one message with it.
     for sql in [
@@ -185,7 +182,66 @@ async fn its_own_notifications_come_from_the_process_that_the_client_knows() {
         let news: Vec<_> = seen.iter().filter(|message| message.kind == b'A').collect();
         assert!(news.len() == 1 && news[0].body.starts_with(&own), "{sql}: {seen:?}");
     }
+    let server = direct.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
     direct.batch_execute("NOTIFY news").await.unwrap();
     let message = client.read().await;
-    assert!(message.kind == b'A' && !message.body.starts_with(&own), "{message:?}");
+    assert!(message.kind == b'A' && message.body.starts_with(&server.to_be_bytes()), "{message:?}");
+}
+
+/// Clients tell who sent a notification by the process id of the sender's login, on whichever server connection it was sent.
+#[tokio::test]
+async fn others_notifications_come_from_the_process_of_their_senders_login() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    let mut client = listening(&proxy).await;
+    let (mut one, one_is) = logged_in(&proxy).await;
+    let (mut two, two_is) = logged_in(&proxy).await;
+    assert!(errors(&one.query("CREATE TABLE told (id int)").await).is_empty());
+    let notes =
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NOTIFY news; RETURN NULL; END$$";
+    assert!(errors(&one.query(notes).await).is_empty());
+    let trigger = "CREATE TRIGGER note AFTER INSERT ON told EXECUTE FUNCTION note()";
+    assert!(errors(&one.query(trigger).await).is_empty());
+    for sql in [
+        "NOTIFY news",
+        "SELECT pg_notify('news', '')",
+        "INSERT INTO told VALUES (1)",
+        "BEGIN; NOTIFY news; COMMIT",
+    ] {
+        for (sender, is) in [(&mut one, &one_is), (&mut two, &two_is)] {
+            assert!(errors(&sender.query(sql).await).is_empty(), "{sql}");
+            let message = client.read().await;
+            assert!(message.kind == b'A' && message.body.starts_with(is), "{sql}: {message:?}");
+        }
+    }
+}
+
+/// Who has asked the server for its process id compares with that.
+#[tokio::test]
+async fn notifications_come_from_the_process_that_the_client_has_asked_for() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    let mut other = listening(&proxy).await;
+    let (mut client, _) = logged_in(&proxy).await;
+    let answer = client.query("SELECT pg_backend_pid()").await;
+    let row = answer.iter().find(|message| message.kind == b'D').unwrap();
+    let server: i32 = std::str::from_utf8(&row.body[6..]).unwrap().parse().unwrap();
+    client.query("LISTEN news").await;
+    let mut seen = client.query("NOTIFY news").await;
+    if !kinds(&seen).contains('A') {
+        seen.push(client.read().await);
+    }
+    seen.push(other.read().await);
+    let news: Vec<_> = seen.iter().filter(|message| message.kind == b'A').collect();
+    assert_eq!(news.len(), 2, "{seen:?}");
+    assert!(news.iter().all(|message| message.body.starts_with(&server.to_be_bytes())), "{server} {news:?}");
+}
+
+/// A client, and the process id of its login as it stands in notifications.
+async fn logged_in(proxy: &Running) -> (RawClient, Vec<u8>) {
+    let mut client = proxy.raw().await;
+    let welcome = client.log_in("postgres", "postgres").await;
+    let key = welcome.iter().find(|message| message.kind == b'K').unwrap();
+    let process_id = key.body[..4].to_vec();
+    (client, process_id)
 }

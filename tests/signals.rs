@@ -65,6 +65,48 @@ async fn an_idle_session_is_ended_by_its_process_id() {
     }
 }
 
+/// P6: so is one in a transaction, and one with a statement under way.
+#[tokio::test]
+async fn a_busy_session_is_ended_by_its_process_id() {
+    let (sandbox, proxy) = start(&["--shards", "2"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let mut killer = proxy.raw_logged_in().await;
+    for way in 0..4 {
+        for runs in [false, true] {
+            let (mut victim, process_id) = known(&proxy, "postgres").await;
+            assert_eq!(errors(&victim.query("BEGIN; CREATE TABLE IF NOT EXISTS t (n int)").await), [""; 0]);
+            if runs {
+                victim.send(&query("SELECT pg_sleep(3600)")).await;
+                eventually("it runs", async || {
+                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+                    direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+                })
+                .await;
+            }
+            killer.send(&calls("pg_terminate_backend", process_id)[way]).await;
+            assert_eq!(values(&killer.read_until(b'Z').await), ["t"], "{way}");
+            assert!(is_ended(&victim.read_to_end().await), "{way} {runs}");
+        }
+    }
+}
+
+/// What nobody was about to end is a loss of its server, also after a cancel that found it.
+#[tokio::test]
+async fn a_session_that_was_sought_before_its_last_statement_goes_on_without_its_server() {
+    let (sandbox, proxy) = start(&["--shards", "1"]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let mut canceller = proxy.raw_logged_in().await;
+    let (mut client, process_id) = known(&proxy, "postgres").await;
+    assert_eq!(errors(&client.query("BEGIN; CREATE TABLE t (n int)").await), [""; 0]);
+    let answer = canceller.query(&format!("SELECT pg_cancel_backend({process_id})")).await;
+    assert_eq!(values(&answer), ["t"]);
+    assert_eq!(errors(&client.query("INSERT INTO t VALUES (1)").await), [""; 0]);
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'INSERT%'";
+    assert_eq!(direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 1);
+    assert_eq!(errors(&client.query("SELECT 1").await), ["40001"]);
+    assert_eq!(errors(&client.query("ROLLBACK").await), [""; 0]);
+}
+
 /// P6: what runs is cancelled, and nothing after it; its session goes on.
 #[tokio::test]
 async fn a_statement_is_cancelled_by_its_sessions_process_id() {

@@ -273,6 +273,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
         server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),
+        senders: Arc::default(),
         record_hold: Box::new(move |held: Duration| metrics.record_hold(held)),
     }
 }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use super::carried::Carried;
 use super::login::{Action, Login, LoginError, startup_message};
 use super::reported::Reported;
+use super::senders::Sender;
 use crate::auth::{RoleOid, Secret};
 use crate::net;
 use crate::topology::model::{Epoch, NodeAddress, NodeId};
@@ -102,6 +103,8 @@ pub struct Server {
     pub reported: Reported,
     /// The last session that may have written here, by its number over all shards: what sequences gave last was given to it.
     pub last_writer: Option<u64>,
+    /// Where it says for which client it works: from the first time on that it does something that may send a notification.
+    pub sender: Option<Sender>,
     /// The session that may have left here what the server does not list (settings with a prefix, what sequences gave), by its
     /// number over all shards: before another one runs anything it must all be reset (`reset::EVERY_SETTING`).
     pub left_by: Option<u64>,
@@ -185,6 +188,7 @@ async fn open_unbounded(
                         carried: Carried::default(),
                         reported: Reported::new(greeting.parameters.clone()),
                         last_writer: None,
+                        sender: None,
                         left_by: None,
                         defaults: Rc::default(),
                         applied: Rc::default(),

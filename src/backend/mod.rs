@@ -9,6 +9,7 @@ pub mod connection;
 pub mod login;
 pub mod reported;
 pub mod reset;
+pub mod senders;
 
 pub use connection::{ConnectError, Endpoint, Server, SettingValues, open};
 pub use reported::Reported;

@@ -140,6 +140,9 @@ fn find<const N: usize, const L: usize>(
     }
 }
 
+/// PostgreSQL's `NAMEDATALEN`, without the zero.
+const NAME_BYTES_MAX: usize = 63;
+
 /// A name as the server sees it: folded if it was unquoted, exact otherwise.
 pub(super) struct Folded<'a> {
     text: &'a [u8],
@@ -157,6 +160,30 @@ impl<'a> Folded<'a> {
     #[inline]
     pub(super) fn quoted(text: &'a [u8]) -> Self {
         Self { text, exact: true }
+    }
+
+    /// The name as the catalogue has it, behind its schema and a dot if it has one; `None` for names that are too long for this.
+    pub(super) fn with_key<T>(&self, schema: Option<&Self>, found: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let mut key = [0u8; 2 * NAME_BYTES_MAX + 1];
+        let mut length = 0;
+        let parts = [schema, Some(self)];
+        for part in parts.into_iter().flatten() {
+            if length > 0 {
+                *key.get_mut(length)? = b'.';
+                length += 1;
+            }
+            // A quote inside of quotes is written twice.
+            if part.text.len() > NAME_BYTES_MAX || (part.exact && part.text.contains(&b'"')) {
+                return None;
+            }
+            let place = key.get_mut(length..length + part.text.len())?;
+            place.copy_from_slice(part.text);
+            if !part.exact {
+                place.make_ascii_lowercase();
+            }
+            length += part.text.len();
+        }
+        Some(found(key.get(..length)?))
     }
 
     /// A hash of the folded bytes.
@@ -200,6 +227,12 @@ pub(super) fn is_builtin(name: &Folded<'_>, version: u8) -> bool {
 /// Is this a function of PostgreSQL whose effects are known?
 pub(super) fn is_writing(name: &Folded<'_>) -> bool {
     find(&WRITING_TABLE, [(0, WRITING)], name).is_some()
+}
+
+/// Is this an operator that only ParadeDB's extension has?
+#[inline]
+pub(super) fn is_search_operator(operator: &[u8]) -> bool {
+    matches!(operator, b"@@@" | b"|||" | b"&&&" | b"===" | b"###" | b"##" | b"##>")
 }
 
 pub(super) fn is_search(name: &Folded<'_>) -> bool {

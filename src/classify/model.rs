@@ -37,6 +37,9 @@ pub enum Reason {
     Function,
     /// A function of PostgreSQL itself that writes, locks or keeps state, and nothing beyond that.
     WritingFunction,
+    /// A relation, type or operator that leads to what only the primary can do: foreign and unlogged tables, views over volatile
+    /// functions.
+    Object,
     /// CALL or DO.
     Procedure,
     /// LISTEN, NOTIFY, UNLISTEN.
@@ -67,6 +70,7 @@ impl Reason {
             Self::Maintenance => "maintenance",
             Self::Function => "function",
             Self::WritingFunction => "writing_function",
+            Self::Object => "object",
             Self::Procedure => "procedure",
             Self::Notification => "notification",
             Self::SessionState => "session_state",
@@ -302,6 +306,8 @@ pub struct Classification {
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
     pub names_prepared: bool,
+    /// It uses operators or functions of ParadeDB's search.
+    pub search: bool,
     /// SHOW pgsteer.pins: only pgsteer knows.
     pub asks_pins: bool,
     /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.

@@ -7,7 +7,7 @@ use super::builtins::{self, Folded};
 use super::lex::{Kind, Token};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Span};
+use super::{Dialect, PinReason, Reason, SessionEffect, Span, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -170,7 +170,14 @@ impl Body {
             Kind::Word => self.word(scan, token),
             Kind::Quoted | Kind::Unicode => self.name(scan, token),
             Kind::Text | Kind::Number | Kind::Parameter => self.set(Last::Value, true),
-            Kind::Operator => self.set(Last::Operator, false),
+            Kind::Operator => {
+                let operator = scan.text(token);
+                if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_writing_operator(operator)) {
+                    scan.write(Reason::Object);
+                }
+                scan.search |= builtins::is_search_operator(operator);
+                self.set(Last::Operator, false);
+            }
             Kind::Colon => self.set(Last::Keyword, false),
             Kind::Cast => self.set(Last::Cast, false),
             Kind::Comma => self.comma(),
@@ -312,6 +319,8 @@ impl Body {
         };
         if name.parts == u8::MAX || (name.parts > 1 && is_unsafe(&scan.folded(token))) {
             self.attribute(scan, token);
+        } else if name.parts > 1 {
+            self.column(scan, token);
         }
         if token.kind == Kind::Unicode {
             scan.write(Reason::NotUnderstood);
@@ -330,10 +339,30 @@ impl Body {
     /// `(expression).name`: a field, or a call of the function of that name, which need no parenthesis then.
     fn attribute(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let function = scan.folded(token);
-        if !builtins::is_builtin(&function, scan.version()) {
+        let dialect = scan.dialect();
+        let is_read = match dialect.catalogue {
+            // Whatever is no function is a field.
+            Some(catalogue) => {
+                let verdict = catalogue.function(&function);
+                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !is_unsafe(&function)
+            }
+            None => builtins::is_builtin(&function, dialect.version),
+        };
+        if !is_read {
             if let Some(pin) = pin_of(&function) {
                 scan.pin(pin);
             }
+            scan.write(Reason::Function);
+        }
+    }
+
+    /// `name.name`: a column, unless a function of the user's is called so.
+    fn column(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        if let Some(catalogue) = scan.dialect().catalogue
+            && catalogue.function(&scan.folded(token)) == Some(Verdict::Write)
+            // Behind a schema a call is looked up as such.
+            && scan.ahead().next().kind != Kind::Open
+        {
             scan.write(Reason::Function);
         }
     }
@@ -351,6 +380,9 @@ impl Body {
     #[inline]
     fn system_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let name = scan.folded(token);
+        if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_primary_object(&name)) {
+            scan.write(Reason::Object);
+        }
         if !name.may_begin(b'p') || !name.begins(b"pg_") {
             return;
         }
@@ -483,23 +515,19 @@ impl Body {
 
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
-        let known = match (name.parts, name.qualifier) {
-            (1, _) => builtins::is_builtin(&function, scan.version()),
-            (2, Some(schema)) => {
-                let schema = scan.folded(schema);
-                (schema.is(b"pg_catalog") && builtins::is_builtin(&function, scan.version()))
-                    || ((schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(&function))
-            }
-            _ => false,
-        };
-        if known {
+        if let Some(schema) = name.qualifier.map(|schema| scan.folded(schema)) {
+            scan.search |= schema.is(b"pdb") || schema.is(b"paradedb");
+        }
+        if is_read(scan.dialect(), name.parts, name.qualifier.map(|schema| scan.folded(schema)), &function) {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
             return;
         }
         let local = builtins::is_node_local(&function);
-        if function.is(b"set_config") {
+        if scan.defines_only {
+            // Nothing of it runs now.
+        } else if function.is(b"set_config") {
             let effect = set_config(scan);
             if effect != SessionEffect::None {
                 scan.session(effect);
@@ -507,7 +535,7 @@ impl Body {
         } else if function.is(b"set_limit") {
             scan.session(SessionEffect::Unknown);
         }
-        if let Some(pin) = pin_of(&function) {
+        if let Some(pin) = pin_of(&function).filter(|_| !scan.defines_only) {
             scan.pin(pin);
             scan.asks_last_value |= function.is_one_of(&["currval", "lastval"]);
         }
@@ -520,6 +548,36 @@ impl Body {
             (false, true) if name.parts == 1 => Reason::WritingFunction,
             (false, _) => Reason::Function,
         });
+    }
+}
+
+/// Whether a call is a read, by all that is known of the name.
+#[inline]
+fn is_read(dialect: &Dialect<'_>, parts: u8, schema: Option<Folded<'_>>, function: &Folded<'_>) -> bool {
+    if !dialect.overrides.is_empty()
+        && let Some(verdict) = dialect.overrides.of_call(schema.as_ref(), function)
+    {
+        return verdict == Verdict::Read;
+    }
+    let own = || builtins::is_builtin(function, dialect.version);
+    match (parts, schema) {
+        (1, _) => match dialect.catalogue.and_then(|catalogue| catalogue.function(function)) {
+            // Which of them is meant depends on arguments and search_path.
+            Some(verdict) => {
+                let fresh = dialect.catalogue_stamp.fresh && !is_unsafe(function);
+                verdict == Verdict::Read && (own() || fresh)
+            }
+            None => own(),
+        },
+        (2, Some(schema)) if schema.is(b"pg_catalog") => own(),
+        (2, Some(schema)) => match dialect.catalogue {
+            Some(catalogue) => {
+                let fresh = dialect.catalogue_stamp.fresh;
+                fresh && catalogue.function_of(&schema, function) == Some(Verdict::Read)
+            }
+            None => (schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(function),
+        },
+        _ => false,
     }
 }
 
@@ -550,6 +608,10 @@ fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
         "geometry",
         "geography",
     ];
+    if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_modified_type(&scan.folded(name.token)))
+    {
+        return true;
+    }
     const SEARCH: [&str; 4] = ["boost", "const", "fuzzy", "slop"];
     let varying = name.token.word == Word::Varying;
     let folded = scan.folded(name.token);

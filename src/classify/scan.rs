@@ -7,14 +7,14 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Classification, Hint, PinReason, Reason, SessionEffect, Span, StandardConformingStrings,
-    TransactionEffect,
+    Access, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
 #[expect(clippy::struct_excessive_bools, reason = "independent findings")]
 pub(super) struct Scanner<'a> {
     lexer: Lexer<'a>,
+    dialect: &'a Dialect<'a>,
     token: Token,
     written: Option<Reason>,
     pinned: Option<PinReason>,
@@ -31,7 +31,10 @@ pub(super) struct Scanner<'a> {
     pub(super) signals: bool,
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
+    pub(super) search: bool,
     pub(super) asks_pins: bool,
+    /// What the statement calls is only defined by it, and runs later if at all.
+    pub(super) defines_only: bool,
     /// A setting was reset by a statement so far.
     pub(super) resets: bool,
     resets_before: bool,
@@ -39,9 +42,10 @@ pub(super) struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
+    pub(super) fn new(sql: &'a [u8], dialect: &'a Dialect<'a>) -> Self {
         Self {
-            lexer: Lexer::new(sql, strings),
+            lexer: Lexer::new(sql, dialect.strings),
+            dialect,
             token: Token::NONE,
             written: None,
             pinned: None,
@@ -57,16 +61,19 @@ impl<'a> Scanner<'a> {
             signals: false,
             asks_last_value: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
+            defines_only: false,
             resets: false,
             resets_before: false,
             statements: 0,
         }
     }
 
-    /// The server's major version.
-    pub(super) fn version(&self) -> u8 {
-        *super::SUPPORTED_VERSIONS.end()
+    /// How the text is to be read.
+    #[inline]
+    pub(super) fn dialect(&self) -> &'a Dialect<'a> {
+        self.dialect
     }
 
     /// The next token, which is then the current one.
@@ -116,6 +123,7 @@ impl<'a> Scanner<'a> {
 
     pub(super) fn begin_statement(&mut self) {
         self.statements = self.statements.saturating_add(1);
+        self.defines_only = false;
     }
 
     /// A statement begins that sees the session's settings.
@@ -125,7 +133,8 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     pub(super) fn write(&mut self, reason: Reason) {
-        self.unseen |= matches!(reason, Reason::Function | Reason::Procedure | Reason::NotUnderstood);
+        let runs = !(self.defines_only && reason == Reason::Function);
+        self.unseen |= runs && matches!(reason, Reason::Function | Reason::Procedure | Reason::NotUnderstood);
         if self.written.is_none() {
             self.written = Some(reason);
         }
@@ -220,6 +229,7 @@ impl<'a> Scanner<'a> {
             signals: self.signals,
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
+            search: self.search,
             asks_pins: self.asks_pins,
             resets_before: self.resets_before,
             copies: self.copies,

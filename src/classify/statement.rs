@@ -460,6 +460,28 @@ fn create(scan: &mut Scanner<'_>) {
     }
     let shared = note_shared_object(scan, token);
     scan.defines |= !temporary && !shared;
+    if temporary {
+        token = scan.advance();
+    }
+    let is = |word: &[u8]| token.kind == Kind::Word && scan.folded(token).is(word);
+    let is_view = is(b"view") || is(b"recursive");
+    scan.defines_only = is_view || (token.word == Word::Table && !is_filled(scan));
+}
+
+/// Whether a CREATE TABLE may have a query behind AS. Nothing is moved.
+fn is_filled(scan: &Scanner<'_>) -> bool {
+    let mut ahead = scan.ahead();
+    let mut behind_as = false;
+    loop {
+        let token = ahead.next();
+        let query = is_query(token) || token.word == Word::Execute || token.kind == Kind::Open;
+        match token.kind {
+            Kind::Semicolon | Kind::End => return false,
+            Kind::Error => return true,
+            _ if behind_as && query => return true,
+            _ => behind_as = token.word == Word::As,
+        }
+    }
 }
 
 /// Databases and roles are not in a database: what is known of them beside the server may be wrong from then on.

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use crate::auth::RoleOid;
 use crate::backend::carried::Carried;
 use crate::backend::connection::{CancelKey, Link};
+use crate::backend::senders::Sender;
 use crate::backend::{Reported, Server, SettingValues};
 use crate::topology::model::{Epoch, NodeId};
 
@@ -27,6 +28,7 @@ pub struct Parts {
     opened_at: Instant,
     reported: Vec<(String, String)>,
     last_writer: Option<u64>,
+    sender: Option<Sender>,
     left_by: Option<u64>,
     applied: SettingValues,
 }
@@ -44,6 +46,7 @@ pub(super) fn take_apart(server: Server) -> Option<Parts> {
         opened_at: server.opened_at,
         reported: server.reported.pairs().to_vec(),
         last_writer: server.last_writer,
+        sender: server.sender,
         left_by: server.left_by,
         applied: (*server.applied).clone(),
     })
@@ -62,6 +65,7 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         idle_since: Instant::now(),
         carried: Carried::default(),
         last_writer: parts.last_writer,
+        sender: parts.sender,
         left_by: parts.left_by,
         // One with its own belongs to one session, and is not handed over.
         defaults: Rc::default(),

@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+
+use crate::classify::{Catalogue, CatalogueStamp, Learned};
+
 /// How long it is believed: what is defined past pgsteer is seen after that.
 const TTL: Duration = Duration::from_secs(60);
 
@@ -48,12 +52,22 @@ impl Found {
 pub struct Hidden {
     /// Beginnings and ends of definitions.
     definitions: AtomicU64,
+    /// When the last definition ended; 0: none has.
+    defined_ms: AtomicU64,
     /// What was found, and behind `BITS` one more than `definitions` when it was asked for; 0: never.
     found: AtomicU64,
     /// When.
     found_ms: AtomicU64,
+    /// What the database has, as it was found at the same time, and which of all that is.
+    catalogue: ArcSwapOption<Catalogue>,
+    serial: AtomicU64,
+    serials: Arc<AtomicU64>,
+    /// What looks like a read, and standbys refuse.
+    pub learned: Learned,
     /// Somebody asks.
     looking: AtomicBool,
+    /// When a write was answered last; 0: none was.
+    last_write_us: AtomicU64,
     /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
     asks_last_values: AtomicBool,
     clock: Instant,
@@ -62,10 +76,17 @@ pub struct Hidden {
 /// Room for a `Found`.
 const BITS: u32 = 8;
 
-impl Default for Hidden {
-    fn default() -> Self {
+impl Hidden {
+    /// Nothing is known. `serials`: counts the catalogues of the process.
+    pub fn new(serials: &Arc<AtomicU64>) -> Self {
         Self {
+            learned: Learned::default(),
+            catalogue: ArcSwapOption::empty(),
+            serial: AtomicU64::new(0),
+            serials: Arc::clone(serials),
             definitions: AtomicU64::new(0),
+            defined_ms: AtomicU64::new(0),
+            last_write_us: AtomicU64::new(0),
             found: AtomicU64::new(0),
             found_ms: AtomicU64::new(0),
             looking: AtomicBool::new(false),
@@ -73,9 +94,20 @@ impl Default for Hidden {
             clock: Instant::now(),
         }
     }
-}
 
-impl Hidden {
+    /// Which catalogue `catalogue` gives, and whether nothing was defined since it was asked for.
+    #[inline]
+    pub fn stamp(&self) -> CatalogueStamp {
+        let serial = self.serial.load(Ordering::Acquire);
+        let found = self.found.load(Ordering::Acquire);
+        CatalogueStamp { serial, fresh: found >> BITS == self.definitions.load(Ordering::Acquire) + 1 }
+    }
+
+    /// What the database has, as it was found last.
+    pub fn catalogue(&self) -> Option<Arc<Catalogue>> {
+        self.catalogue.load_full()
+    }
+
     /// What is known; `None`: nothing yet, or something was defined since.
     pub fn known(&self) -> Option<Found> {
         let found = self.found.load(Ordering::Acquire);
@@ -87,6 +119,12 @@ impl Hidden {
     pub fn is_due(&self, now: Instant) -> bool {
         let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
         (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+    }
+
+    /// Whether a standby that has replayed everything of before this time has all definitions.
+    pub fn is_seen(&self, fresh_as_of: Option<Instant>) -> bool {
+        let defined_ms = self.defined_ms.load(Ordering::Acquire);
+        defined_ms == 0 || fresh_as_of.is_some_and(|as_of| self.ms(as_of) > defined_ms)
     }
 
     /// Begins to ask, unless it need not be or somebody does.
@@ -108,6 +146,21 @@ impl Hidden {
     pub fn define(self: &Arc<Self>) -> Definition {
         self.definitions.fetch_add(1, Ordering::AcqRel);
         Definition { hidden: Arc::clone(self) }
+    }
+
+    /// A session's write was answered.
+    pub fn note_write(&self, now: Instant) {
+        self.last_write_us.fetch_max(self.us(now).max(1), Ordering::Relaxed);
+    }
+
+    /// When the last write of all sessions was answered.
+    pub fn last_write(&self) -> Option<Instant> {
+        let at_us = self.last_write_us.load(Ordering::Relaxed);
+        (at_us > 0).then(|| self.clock + Duration::from_micros(at_us))
+    }
+
+    fn us(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.clock).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// A session has asked what a sequence gave last.
@@ -138,8 +191,11 @@ pub struct Look {
 
 impl Look {
     /// The answer.
-    pub fn found(self, found: Found) {
+    pub fn found(self, found: Found, catalogue: Arc<Catalogue>) {
         let bits = found.bits().into_iter().rev().fold(0, |bits, it| bits << 1 | u64::from(it));
+        self.hidden.catalogue.store(Some(catalogue));
+        let serial = self.hidden.serials.fetch_add(1, Ordering::Relaxed) + 1;
+        self.hidden.serial.store(serial, Ordering::Release);
         self.hidden.found_ms.store(self.now_ms, Ordering::Relaxed);
         self.hidden.found.store((self.definitions + 1) << BITS | bits, Ordering::Release);
     }
@@ -159,6 +215,8 @@ pub struct Definition {
 
 impl Drop for Definition {
     fn drop(&mut self) {
+        let now_ms = self.hidden.ms(Instant::now()).max(1);
+        self.hidden.defined_ms.store(now_ms, Ordering::Release);
         self.hidden.definitions.fetch_add(1, Ordering::AcqRel);
     }
 }
@@ -167,26 +225,36 @@ impl Drop for Definition {
 mod tests {
     use super::*;
 
+    /// T05: a standby may not have heard of it yet.
+    #[test]
+    fn a_standby_is_asked_only_when_it_has_what_was_defined() {
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        assert!(hidden.is_seen(None));
+        drop(hidden.define());
+        assert!(!hidden.is_seen(None) && !hidden.is_seen(Some(Instant::now())));
+        assert!(hidden.is_seen(Some(Instant::now() + Duration::from_millis(2))));
+    }
+
     #[test]
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
-        let hidden = Arc::new(Hidden::default());
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
         let now = Instant::now();
         let found = Found::from_bits([true, false, true, true, false, true, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
-        look.found(found);
+        look.found(found, Arc::default());
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
         assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
 
         let definition = hidden.define();
         assert_eq!(hidden.known(), None);
-        hidden.look(now).unwrap().found(found);
+        hidden.look(now).unwrap().found(found, Arc::default());
         assert_eq!(hidden.known(), Some(found));
         let look = hidden.look(now + TTL + TTL).unwrap();
         drop(definition);
-        look.found(found);
+        look.found(found, Arc::default());
         assert_eq!(hidden.known(), None, "asked for before it ended");
         drop(hidden.look(now));
         assert!(hidden.is_due(now), "no answer");

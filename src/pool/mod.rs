@@ -22,4 +22,4 @@ pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use limits::{Limits, Mode, OwnLimits, Settings};
 pub use set::{Fit, Pools, Wanted};
-pub use shared::{Limit, Mail, PoolKey, PoolReport, Registry};
+pub use shared::{DatabaseLessons, Limit, Mail, PoolKey, PoolReport, Registry};

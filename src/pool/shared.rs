@@ -18,6 +18,7 @@ use super::hidden::Hidden;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
 use crate::auth::Users;
+use crate::classify::LessonReport;
 use crate::topology::model::NodeId;
 
 /// A connection given back goes to a session of its own pool, unless one of another pool that it could make room for has been
@@ -434,6 +435,15 @@ pub struct PoolReport {
 
 type Tallies = HashMap<(Limit, NodeId, Arc<str>), Arc<Tally>>;
 
+/// What was learned of one database.
+#[derive(Debug, Clone)]
+pub struct DatabaseLessons {
+    /// The database.
+    pub database: Arc<str>,
+    /// Statements that its standbys refuse.
+    pub lessons: Vec<LessonReport>,
+}
+
 /// All pools' shared parts, and the shards' mailboxes.
 #[derive(Debug)]
 pub struct Registry {
@@ -441,6 +451,7 @@ pub struct Registry {
     tallies: Mutex<Tallies>,
     /// By database. Kept without a session, too: clients that come for one statement each are not to pay for it.
     hidden: Mutex<HashMap<Arc<str>, Arc<Hidden>>>,
+    catalogues: Arc<AtomicU64>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
     pub(super) keys: LoginKeys,
     clock: Instant,
@@ -455,6 +466,7 @@ impl Registry {
             pools: Mutex::default(),
             tallies: Mutex::default(),
             hidden: Mutex::default(),
+            catalogues: Arc::default(),
             mailboxes,
             keys,
             clock: Instant::now(),
@@ -524,7 +536,8 @@ impl Registry {
         if by_database.len() >= HIDDEN_SWEEP_AT && !by_database.contains_key(database) {
             by_database.retain(|_, hidden| Arc::strong_count(hidden) > 1);
         }
-        Arc::clone(by_database.entry(Arc::clone(database)).or_default())
+        let new = || Arc::new(Hidden::new(&self.catalogues));
+        Arc::clone(by_database.entry(Arc::clone(database)).or_insert_with(new))
     }
 
     /// Databases to which there are pools.
@@ -534,6 +547,17 @@ impl Registry {
         databases.sort();
         databases.dedup();
         databases
+    }
+
+    /// What was learned of each database.
+    pub fn lessons(&self, now: Instant) -> Vec<DatabaseLessons> {
+        let by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let lessons = by_database
+            .into_iter()
+            .map(|(database, hidden)| DatabaseLessons { database, lessons: hidden.learned.report(now) });
+        let mut lessons: Vec<_> = lessons.collect();
+        lessons.sort_by(|a, b| a.database.cmp(&b.database));
+        lessons
     }
 
     /// Every pool as it is now, by node, database and user.

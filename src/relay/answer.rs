@@ -301,7 +301,7 @@ impl Answer {
                 self.passage.keep_back(frame_bytes);
             }
             b'A' => {
-                if let Some(own) = self.own_process {
+                if let Some(own) = &self.own_process {
                     own.rename(self.passage.unscanned_mut());
                 }
                 self.take(frame_bytes);

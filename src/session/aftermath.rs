@@ -20,7 +20,7 @@ use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::carried::Carried;
-use crate::classify::PinReason;
+use crate::classify::{PinReason, Refusal};
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -125,9 +125,12 @@ impl Session {
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between && !task.needs.repeatable && attached.side == Side::Primary {
+            self.group.hidden.note_write(now);
+        }
         if between {
-            self.definition = None;
             self.pins.retain(|pin| !pin.ends_with_transaction());
+            self.definition = None;
         }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
@@ -338,14 +341,15 @@ impl Session {
         // What the standby refused may write, whatever its text looks like.
         task.needs.need = Need::Primary;
         task.needs.repeatable = false;
-        // What has only not arrived on the standby yet (class 42) is not remembered.
-        if &code.class() != b"42" {
-            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            let shapes: Vec<u64> = self.shapes(unit).collect();
-            for shape in shapes {
-                self.shard.learn(shape);
-            }
-        }
+        let refusal = match code {
+            sqlstate::READ_ONLY_SQL_TRANSACTION => Refusal::Writes,
+            sqlstate::FEATURE_NOT_SUPPORTED if task.needs.search => Refusal::Search,
+            // It may only not have arrived there yet.
+            code if &code.class() == b"42" => Refusal::Missing,
+            _ => Refusal::Recovery,
+        };
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        self.learn(unit, refusal, task.now);
         RetryCause::Refused
     }
 

@@ -16,7 +16,7 @@ use super::transaction::Transaction;
 use super::translate::{Doubt, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
-use crate::classify::TransactionEffect;
+use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -211,9 +211,15 @@ impl Session {
             let cause = "The connection was taken away".to_owned();
             return (Ended::ServerLost { cause, parting: Parting::Unexplained }, Sent::nothing(task));
         };
-        part.answer.comes_from(self.control.own_process(&server.cancel_key));
+        let key = Rc::clone(&server.cancel_key);
+        if side == Side::Primary && !task.needs.repeatable {
+            let sender = server.sender.get_or_insert_with(|| self.shard.sender(key.process_id));
+            sender.works_for(if self.has_asked_for_process() { 0 } else { self.control.process_id.get() });
+        }
+        part.answer.comes_from(self.own_process(&key));
         let link = Rc::clone(&server.link);
         let known_by_process = self.is_known_by_process();
+        let may_be_sought = self.pins.is_empty();
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
@@ -239,6 +245,7 @@ impl Session {
         exchange.stall_timeout =
             (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
         exchange.cut = Some(&self.control.cut);
+        exchange.sought = may_be_sought.then_some(&self.control.sought);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -316,7 +323,13 @@ impl Session {
             names: &mut self.names,
             table: &self.shard.statements,
             prepared_max: self.shard.pools.settings().max_prepared_statements,
-            strings: self.strings,
+            dialect: Dialect {
+                strings: self.strings,
+                version: self.first.version,
+                catalogue: self.catalogue.as_deref(),
+                catalogue_stamp: self.catalogue_stamp,
+                overrides: &self.shard.shared.settings.routing.functions,
+            },
             journal: &mut part.journal,
             unit,
             shapes,

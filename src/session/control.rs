@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backend::connection::CancelKey;
-use crate::wire::reply::OwnProcess;
 
 /// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
 pub type Taken = oneshot::Sender<()>;
@@ -49,6 +48,8 @@ pub struct Control {
     cancels: RefCell<Vec<Taken>>,
     /// An idle session is to take a server connection, and to say which process that is.
     summons: RefCell<Vec<Answered>>,
+    /// Somebody has been told the session's server process, to signal it, since its last statement was answered.
+    pub sought: Cell<bool>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
@@ -74,6 +75,7 @@ impl Control {
             speaking: Cell::new(false),
             cancels: RefCell::default(),
             summons: RefCell::default(),
+            sought: Cell::new(false),
             active: Cell::new(false),
             cooling: Cell::new(false),
             waker: RefCell::default(),
@@ -84,11 +86,6 @@ impl Control {
     pub fn cancel_while_waiting(&self, taken: Taken) {
         self.cancel_waiting.set(true);
         self.cancels.borrow_mut().push(taken);
-    }
-
-    /// The process with this key, which is the session's for the moment, by its two names.
-    pub fn own_process(&self, server: &CancelKey) -> OwnProcess {
-        OwnProcess { server: server.process_id, client: self.process_id.get() }
     }
 
     /// The cancel requests that are not settled, for whoever passes them on.

@@ -23,7 +23,7 @@ use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::{PinReason, StandardConformingStrings};
+use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings};
 use crate::net;
 use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
@@ -60,6 +60,8 @@ pub struct Identity {
     pub settings: Vec<(String, String)>,
     /// How string literals are read.
     pub strings: StandardConformingStrings,
+    /// The servers' major version.
+    pub version: u8,
     /// The client encoding has bytes inside characters that look like ASCII: texts can't be looked into.
     pub opaque_encoding: bool,
     /// Transactions are READ ONLY unless they say otherwise.
@@ -123,6 +125,8 @@ pub(super) struct Batch {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     pub(super) strings: StandardConformingStrings,
+    /// The servers' major version.
+    pub(super) version: u8,
     pub(super) opaque_encoding: bool,
     /// `default_transaction_read_only`.
     pub(super) read_only: bool,
@@ -163,6 +167,9 @@ pub struct Session {
     pub(super) touched: Touched,
     /// How texts were to be read at login.
     pub(super) first: Reading,
+    /// What is known of the database, and which catalogue that is.
+    pub(super) catalogue: Option<Arc<Catalogue>>,
+    pub(super) catalogue_stamp: CatalogueStamp,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
@@ -215,9 +222,12 @@ impl Session {
             idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,
+                version: identity.version,
                 opaque_encoding: identity.opaque_encoding,
                 read_only: identity.read_only,
             },
+            catalogue: None,
+            catalogue_stamp: CatalogueStamp::default(),
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
@@ -398,6 +408,7 @@ impl Session {
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
+            self.refresh_catalogue();
             self.needs(window.filled().get(..bytes).unwrap_or_default())
         };
         if !in_batch {

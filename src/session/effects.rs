@@ -2,18 +2,23 @@
 //!
 //! Invariant: what can't be looked into may do anything. Must not know: servers, sockets.
 
+use std::time::Instant;
+
 use super::driver::Session;
 use super::setting_names::{Mentioned, Place};
 use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, Refusal, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
+
+/// Bytes of a shape that `/learned` shows.
+const SHAPE_BYTES_MAX: usize = 400;
 
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
@@ -21,8 +26,9 @@ impl Session {
             let names_prepared = mentions_prepared(unit);
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
-        let mut needs = unit::needs(unit, &self.names, self.strings);
-        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
+        let mut needs = unit::needs(unit, &self.names, &self.dialect());
+        if needs.need == Need::Read && !self.group.hidden.learned.is_empty() && self.is_learned(unit, &needs)
+        {
             needs.need = Need::Primary;
             needs.repeatable = false;
         }
@@ -40,24 +46,34 @@ impl Session {
         needs
     }
 
-    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
+    /// The texts that a unit parses or runs.
+    fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
         unit::frames(unit).filter_map(|(kind, body)| match kind {
-            b'Q' => extended::query(body).map(classify::shape_hash),
-            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
+            b'Q' => extended::query(body),
+            b'P' => extended::parse(body).map(|parse| parse.sql),
             b'B' => {
                 let name = extended::bind(body)?.statement;
                 match self.names.named(name) {
-                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
-                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
+                    Some(statement) => Some(&*statement.sql),
+                    None => self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice()),
                 }
             }
             _ => None,
         })
     }
 
-    fn is_learned(&self, unit: &[u8]) -> bool {
-        let learned = self.shard.learned.borrow();
-        self.shapes(unit).any(|shape| learned.contains(&shape))
+    fn is_learned(&self, unit: &[u8], needs: &Needs) -> bool {
+        let (learned, now) = (&self.group.hidden.learned, Instant::now());
+        (needs.search && learned.keeps_search(now))
+            || self.texts(unit).any(|text| learned.keeps(classify::shape_hash(text), now))
+    }
+
+    /// A standby has refused the unit.
+    pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
+        for text in self.texts(unit) {
+            let shape = || classify::shape_text(text, SHAPE_BYTES_MAX);
+            self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
+        }
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
@@ -85,7 +101,7 @@ impl Session {
                 _ => continue,
             };
             let Some(text) = text else { continue };
-            let class = classify::classify(&text, self.strings);
+            let class = classify::classify(&text, &self.dialect());
             if class.unseen {
                 self.note_code(&text);
             }
@@ -230,7 +246,7 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, strings).session;
+    let session = classify::classify(sql, &strings.dialect()).session;
     let is_reset = |name: &str| match session {
         SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
             reset.of(sql).eq_ignore_ascii_case(name.as_bytes())

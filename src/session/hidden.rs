@@ -4,6 +4,7 @@
 //! function that changes a session, which is the rule, a statement costs nothing but a look at what is known. Must not know: how
 //! statements are classified, routing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::driver::{Attached, Flow, Session};
@@ -11,11 +12,14 @@ use super::inspect::{Inspect, ask};
 use super::setting_names::{Mentioned, Place};
 use super::settings;
 use super::unit::Needs;
-use crate::classify::{PinReason, TransactionEffect};
+use crate::classify::{Catalogue, Dialect, PinReason, TransactionEffect};
 use crate::pool::{CustomSettings, Found};
 use crate::telemetry::metrics::Side;
 
-const HIDDEN: &str = include_str!("hidden.sql");
+const HIDDEN: &str = concat!(include_str!("bodies.sql"), include_str!("hidden.sql"));
+
+/// Rows of kind, schema, name and a truth value.
+const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
 
 /// Letters of bodies that its answer has.
 const BODIES_MAX: usize = 200_000;
@@ -64,26 +68,68 @@ impl Session {
         self.definition = Some(self.group.hidden.define());
     }
 
+    /// Takes over what is known of the database by now. Two atomic reads while nothing is new.
+    #[inline]
+    pub(super) fn refresh_catalogue(&mut self) {
+        let stamp = self.group.hidden.stamp();
+        if self.catalogue_stamp != stamp {
+            self.catalogue = self.group.hidden.catalogue();
+            self.catalogue_stamp = stamp;
+        }
+    }
+
+    /// How this session's texts are to be read.
+    pub(super) fn dialect(&self) -> Dialect<'_> {
+        Dialect {
+            strings: self.strings,
+            version: self.first.version,
+            catalogue: self.catalogue.as_deref(),
+            catalogue_stamp: self.catalogue_stamp,
+            overrides: &self.shard.shared.settings.routing.functions,
+        }
+    }
+
+    /// Whether the server has all that was defined.
+    fn has_definitions(&self, attached: &Attached) -> bool {
+        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
+        attached.side == Side::Primary || self.group.hidden.is_seen(replayed)
+    }
+
     /// Has the catalogue looked through, if it is time.
     pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
+        if !self.has_definitions(attached) {
+            return Ok(());
+        }
         let (Some(server), Some(look)) = (attached.lease.server(), self.group.hidden.look(Instant::now()))
         else {
             return Ok(());
         };
         // Refused, it is asked again with the next statement.
         let Ok(asked) = ask(server, &[ITS_SETTINGS, HIDDEN].concat()).await else { return Ok(()) };
-        if let Some(row) = asked.rows.first() {
-            let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
-            let mut found = Found::from_bits(std::array::from_fn(is_so));
-            let bodies = row.last().and_then(Option::as_deref).unwrap_or_default();
-            found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
-            look.found(found);
-        }
+        self.pass_notifications(&asked.notifications).await?;
+        let Some(row) = asked.rows.first() else { return Ok(()) };
+        let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
+        let mut found = Found::from_bits(std::array::from_fn(is_so));
+        let bodies = row.last().and_then(Option::as_deref).unwrap_or_default();
+        found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let Ok(asked) = ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await else { return Ok(()) };
+        let rows = asked.rows.iter().filter_map(|row| match row.as_slice() {
+            [Some(kind), Some(schema), Some(name), Some(value)] => {
+                Some([kind.as_str(), schema.as_str(), name.as_str(), value.as_str()])
+            }
+            _ => None,
+        });
+        let catalogue = Catalogue::from_rows(rows, &self.shard.shared.settings.routing.functions);
+        look.found(found, Arc::new(catalogue));
         self.pass_notifications(&asked.notifications).await
     }
 
     /// Has the bodies of functions looked through for settings that no server lists, if it is time.
     pub(super) async fn look_at_functions(&mut self, attached: &mut Attached) -> Flow<()> {
+        if !self.has_definitions(attached) {
+            return Ok(());
+        }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let (now, definitions) = (Instant::now(), self.group.hidden.definitions());
         let is_new = |(at, before): (Instant, u64)| {

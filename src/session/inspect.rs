@@ -297,7 +297,7 @@ impl Session {
         }
         let mut notifications = notifications.to_vec();
         if let Some(key) = &*self.control.runs_at.borrow() {
-            self.control.own_process(key).rename_all(&mut notifications);
+            self.own_process(key).rename_all(&mut notifications);
         }
         net::write_all(&self.client, &notifications).await.map_err(|_| End::Client)
     }

@@ -88,7 +88,11 @@ impl Session {
     }
 
     /// The same while a server is held.
-    pub(super) async fn wait_beside_within_limit(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
+    pub(super) async fn wait_beside_within_limit(
+        &mut self,
+        stream: &TcpStream,
+        own: &OwnProcess,
+    ) -> Flow<()> {
         let Some(idle) = self.idle_limit() else { return self.wait_beside(stream, own).await };
         match tokio::time::timeout(idle.limit, self.wait_beside(stream, own)).await {
             Ok(waited) => waited,

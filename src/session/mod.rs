@@ -32,6 +32,7 @@ pub mod setting_names;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+mod spare;
 mod startup_options;
 mod summons;
 pub mod transaction;

@@ -15,10 +15,12 @@ use tokio::sync::{oneshot, watch};
 use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
+use super::spare::Spare;
 use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
+use crate::backend::senders::{Sender, Senders};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::PinReason;
 use crate::pool::Pools;
@@ -26,9 +28,7 @@ use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
-
-/// Shapes remembered because a standby refused them.
-const LEARNED_MAX: usize = 10_000;
+use crate::wire::reply::Clients;
 
 /// Sets of settings that a shard remembers before it looks for those that nobody has any more.
 const SETTINGS_SWEEP_AT: usize = 1024;
@@ -67,6 +67,8 @@ pub struct Shared {
     /// Asks the session that was given this process id at its login for the process of its server connection on the primary: the
     /// answer may never come.
     pub server_process: Box<dyn Fn(i32) -> Option<oneshot::Receiver<i32>> + Send + Sync>,
+    /// Whom the primary's processes work for.
+    pub senders: Arc<Senders>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
@@ -77,6 +79,8 @@ pub struct Shard {
     pub number: usize,
     /// What all shards share.
     pub shared: Arc<Shared>,
+    /// Whom the primary's processes work for.
+    pub clients: Rc<dyn Clients>,
     /// Its server connections.
     pub pools: Rc<Pools>,
     /// Its prepared statements.
@@ -91,8 +95,6 @@ pub struct Shard {
     pub snapshot_changed: watch::Sender<u64>,
     /// Load of each node, as far as this shard causes it.
     pub load: RefCell<Vec<NodeLoad>>,
-    /// Shapes that a standby refused.
-    pub learned: RefCell<HashSet<u64>>,
     /// No new work.
     pub draining: Cell<bool>,
     /// A node that a session of this shard has seen fail, and when: until it has been looked at since, it gets nothing new as the
@@ -110,6 +112,8 @@ pub struct Shard {
     /// What clients were told of reported parameters: most know the same.
     told: RefCell<HashSet<Reported>>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// Reads that may go to the primary because of what others wrote.
+    pub(super) spare: Spare,
     /// When the log was last told of a session that is pinned, by reason.
     pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
@@ -126,6 +130,7 @@ impl Shard {
         let load = vec![NodeLoad::default(); snapshot.nodes.len()];
         Rc::new(Self {
             number,
+            clients: Rc::new(Arc::clone(&shared.senders)),
             shared,
             pools,
             statements: Table::new(number),
@@ -134,7 +139,6 @@ impl Shard {
             snapshot: RefCell::new(snapshot),
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
-            learned: RefCell::default(),
             draining: Cell::new(false),
             doubt: Cell::default(),
             last_primary: Cell::default(),
@@ -146,8 +150,14 @@ impl Shard {
             settings: RefCell::default(),
             told: RefCell::default(),
             scratch: RefCell::default(),
+            spare: Spare::new(Instant::now()),
             pins_told_at: Default::default(),
         })
+    }
+
+    /// Where a server process says for which client it works.
+    pub fn sender(&self, server: i32) -> Sender {
+        Sender::new(&self.shared.senders, server)
     }
 
     /// A new snapshot: severs what the new epoch outdates, then lets sessions see it.
@@ -284,9 +294,13 @@ impl Shard {
         let primary = self.snapshot.borrow().primary.as_ref().map(|primary| primary.node);
         let held = control.runs_at.borrow().as_ref().map(|key| (key.node, key.process_id));
         match held {
-            // Who asks is gone: nobody to tell.
-            Some((node, process_id)) if Some(node) == primary => drop(answer.send(process_id)),
-            Some(_) => {}
+            Some((node, process_id)) if Some(node) == primary => {
+                control.sought.set(true);
+                // Who asks may have gone: nobody to tell.
+                let _ = answer.send(process_id);
+            }
+            // It will be idle soon, or who asks gives up: of what it does on a standby the primary knows nothing.
+            Some(_) => control.summon(answer),
             None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
             None => {}
         }
@@ -380,15 +394,6 @@ impl Shard {
     /// An identity of settings that nobody else has or will have.
     pub fn own_scope(&self) -> u64 {
         self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff)
-    }
-
-    /// Remembers that a standby refused statements of this shape.
-    pub fn learn(&self, shape: u64) {
-        let mut learned = self.learned.borrow_mut();
-        if learned.len() >= LEARNED_MAX {
-            learned.clear();
-        }
-        learned.insert(shape);
     }
 
     /// A byte vector for what goes to a server.

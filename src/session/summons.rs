@@ -8,14 +8,17 @@
 //! Invariant: a session that is in the middle of something is never disturbed; who can't be found is left to the server, for which
 //! such a number is no process. Must not know: how the numbers are written.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::driver::Session;
 use super::run::Task;
 use super::signals;
 use super::unit::Needs;
+use crate::backend::connection::CancelKey;
 use crate::classify::PinReason;
 use crate::relay::buffer::Window;
+use crate::wire::reply::OwnProcess;
 
 /// How long another session is waited for, and a server connection for it.
 const SUMMONS_LIMIT: Duration = Duration::from_secs(1);
@@ -77,14 +80,34 @@ impl Session {
         self.control.runs_at.borrow().as_ref().map(|key| key.process_id)
     }
 
-    /// All that keeps the session on its server is that somebody knows it by that process: its end is the session's, in the server's
-    /// own words.
+    /// The server process with this key, which is the session's for the moment, by its two names: one who has asked for the
+    /// server's own compares with that.
+    pub(super) fn own_process(&self, server: &CancelKey) -> OwnProcess {
+        OwnProcess {
+            server: server.process_id,
+            client: if self.has_asked_for_process() {
+                server.process_id
+            } else {
+                self.control.process_id.get()
+            },
+            others: Rc::clone(&self.shard.clients),
+        }
+    }
+
+    /// The client knows its server by the server's process id.
+    pub(super) fn has_asked_for_process(&self) -> bool {
+        !self.summoned && self.pins.contains(&PinReason::BackendPid)
+    }
+
+    /// Somebody knows the session by its server process, or has been told it, and nothing else keeps it there: the end of that
+    /// process is the session's, in the server's own words.
     pub(super) fn is_known_by_process(&self) -> bool {
-        self.pins == [PinReason::BackendPid]
+        self.pins == [PinReason::BackendPid] || (self.pins.is_empty() && self.control.sought.get())
     }
 
     /// The next statement of a session that was summoned: it is free again.
     pub(super) fn end_summons(&mut self) {
+        self.control.sought.set(false);
         if std::mem::take(&mut self.summoned) {
             self.pins.retain(|pin| *pin != PinReason::BackendPid);
         }

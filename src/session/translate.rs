@@ -10,7 +10,7 @@ use super::journal::{Journal, Promise};
 use super::prepared::{self, NAME_PREFIX, Names, Statement, Table};
 use super::unit;
 use crate::backend::carried::{Carried, OwnNames, PreparedHere};
-use crate::classify::{self, StandardConformingStrings};
+use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::wire::extended::{self, Named};
 use crate::wire::{frame, reply};
@@ -55,8 +55,8 @@ pub struct Translator<'a> {
     pub table: &'a Table,
     /// Most statements on a server.
     pub prepared_max: usize,
-    /// How string literals are read.
-    pub strings: StandardConformingStrings,
+    /// How texts are to be read.
+    pub dialect: Dialect<'a>,
     /// What can be undone.
     pub journal: &'a mut Journal,
     /// The unit, as the client sent it.
@@ -168,7 +168,7 @@ impl<'a> Translator<'a> {
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         };
         if parse.name.is_empty() {
-            let class = classify::classify(parse.sql, self.strings);
+            let class = self.dialect.classify(parse.sql);
             let before = self.names.parse_unnamed(parse.sql, parse.types, class);
             self.carried.unnamed = Some((self.session, self.names.unnamed_count));
             let token = self.journal.promise(Promise::Unnamed(before));
@@ -183,9 +183,8 @@ impl<'a> Translator<'a> {
             self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
-        let strings = self.strings;
-        let statement =
-            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let dialect = self.dialect;
+        let statement = self.table.intern(self.scope, parse.sql, parse.types, || dialect.classify(parse.sql));
         let before = self.names.insert(parse.name, Rc::clone(&statement));
         self.journal.rename(parse.name, before.as_ref());
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
@@ -200,9 +199,8 @@ impl<'a> Translator<'a> {
 
     /// A Parse where the server knows the client's own names: it is the one to say whether this one is free.
     fn parse_own(&mut self, parse: &extended::Parse<'_>, body: &[u8]) {
-        let strings = self.strings;
-        let statement =
-            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let dialect = self.dialect;
+        let statement = self.table.intern(self.scope, parse.sql, parse.types, || dialect.classify(parse.sql));
         let before = self.names.insert(parse.name, statement);
         self.journal.rename(parse.name, before.as_ref());
         if let Some(own) = &mut self.carried.own_names {

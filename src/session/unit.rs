@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, PinReason, Reason, SessionEffect, StandardConformingStrings, Target,
-    TransactionEffect,
+    self, Access, Classification, Dialect, PinReason, Reason, SessionEffect, Target, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -154,6 +153,8 @@ pub struct Needs {
     pub signals_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
+    /// It uses what the extension of search has.
+    pub search: bool,
     /// It asks why the session is pinned.
     pub asks_pins: bool,
     /// One text resets a setting and then runs what may depend on it.
@@ -191,6 +192,7 @@ impl Default for Needs {
             signals: false,
             signals_resolved: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
             resets_before: false,
             transaction: TransactionEffect::None,
@@ -217,7 +219,7 @@ impl Needs {
     }
 
     fn add(&mut self, class: &Classification) {
-        if class.access == Access::Write || class.pin.is_some() {
+        if class.access != Access::Read || class.pin.is_some() {
             self.need = Need::Primary;
             self.repeatable = false;
         }
@@ -227,6 +229,7 @@ impl Needs {
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.defines;
         self.unseen |= class.unseen;
+        self.search |= class.search;
         self.asks_pins |= class.asks_pins;
         self.resets_before |= class.resets_before;
         self.pin = self.pin.or(class.pin);
@@ -241,7 +244,7 @@ impl Needs {
 }
 
 /// Looks into a unit. Names prepared in the unit itself are seen by its later messages.
-pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> Needs {
+pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
     let mut needs = Needs::default();
     let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
     let mut effects = Effects::default();
@@ -251,7 +254,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
         match kind {
             b'Q' => {
                 let Some(sql) = extended::query(body) else { return Needs::unknown() };
-                let class = classify::classify(sql, strings);
+                let class = classify::classify(sql, dialect);
                 needs.add(&class);
                 needs.names_prepared |= class.names_prepared;
                 needs.statements += usize::from(class.statements);
@@ -259,7 +262,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             }
             b'P' => {
                 let Some(parse) = extended::parse(body) else { return Needs::unknown() };
-                let class = classify::classify(parse.sql, strings);
+                let class = classify::classify(parse.sql, dialect);
                 needs.add(&class);
                 prepares |= !parse.name.is_empty();
                 parsed.push((parse.name, class));
@@ -268,7 +271,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 let Some(bind) = extended::bind(body) else { return Needs::unknown() };
                 let here =
                     parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
-                let Some(class) = here.or_else(|| names.class(bind.statement)) else {
+                let Some(class) = here.or_else(|| names.class(bind.statement, dialect)) else {
                     return Needs { names_prepared: needs.names_prepared, ..Needs::unknown() };
                 };
                 needs.add(&class);
@@ -281,7 +284,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
                 if let Named::Statement(name) = named {
-                    match names.class(name) {
+                    match names.class(name, dialect) {
                         Some(class) => needs.target = needs.target.or(class.hint.target),
                         // It may be one of SQL-level PREPARE.
                         None => needs.may_unpin |= kind == b'C' && !name.is_empty(),

@@ -86,13 +86,14 @@ impl Session {
             return self.wait_in_batch().await;
         }
         let Some(server) = attached.lease.server() else { return Ok(()) };
-        let (link, own) = (Rc::clone(&server.link), self.control.own_process(&server.cancel_key));
+        let (link, key) = (Rc::clone(&server.link), Rc::clone(&server.cancel_key));
+        let own = self.own_process(&key);
         let between = matches!(self.transaction, Transaction::None);
         if between && self.shard.draining.get() {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        let waited = self.wait_beside_within_limit(&link.stream, own).await;
+        let waited = self.wait_beside_within_limit(&link.stream, &own).await;
         self.control.idle.set(false);
         waited
     }
@@ -132,10 +133,10 @@ impl Session {
     }
 
     /// Waits for the client, passing on what the held server says by itself.
-    pub(super) async fn wait_beside(&mut self, stream: &TcpStream, own: OwnProcess) -> Flow<()> {
+    pub(super) async fn wait_beside(&mut self, stream: &TcpStream, own: &OwnProcess) -> Flow<()> {
         while self.server_speaks(stream).await {
             let mut answer = self.shard.buffers.take_answer();
-            answer.comes_from(own);
+            answer.comes_from(own.clone());
             let spoiled = self.begin_unsolicited();
             let result = self.unsolicited(stream, &mut answer).await;
             self.shard.buffers.give_answer(answer);

@@ -4,6 +4,7 @@
 //! they are sent.
 
 use std::hash::Hasher as _;
+use std::rc::Rc;
 
 use super::sqlstate::{self, SqlState};
 use super::{frame, text};
@@ -146,28 +147,39 @@ pub fn put_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     frame::put(out, b'S', &[&text::to_bytes(name), b"\0", &text::to_bytes(value), b"\0"]);
 }
 
-/// One server process by two names: a session's server, for the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whom server processes work for.
+pub trait Clients: std::fmt::Debug {
+    /// The process id that the client was given at its login for whom this server process has done the last thing that may have
+    /// sent a notification.
+    fn client_of(&self, server: i32) -> Option<i32>;
+}
+
+/// One server process by two names: a session's server, for the moment. And all others.
+#[derive(Debug, Clone)]
 pub struct OwnProcess {
     /// The server's own process id.
     pub server: i32,
-    /// The process id that the client was given at its login.
+    /// The process id that the client was given at its login, or the server's if it has asked for that.
     pub client: i32,
+    /// The other servers' clients.
+    pub others: Rc<dyn Clients>,
 }
 
 impl OwnProcess {
-    /// Gives a NotificationResponse (a whole frame) that this process has sent the process id that the client knows: by that it
-    /// tells its own notifications from others'. What others have sent keeps the number it has.
-    pub fn rename(self, notification: &mut [u8]) {
-        if let Some(id) = notification.get_mut(super::frame::HEADER_BYTES..super::frame::HEADER_BYTES + 4)
-            && *id == self.server.to_be_bytes()
-        {
-            id.copy_from_slice(&self.client.to_be_bytes());
+    /// Gives a NotificationResponse (a whole frame) the process id by which the client knows the sender: by it a client tells
+    /// its own notifications from others', and others from each other. Of a sender that isn't known it stays the server's.
+    pub fn rename(&self, notification: &mut [u8]) {
+        let id = notification.get_mut(super::frame::HEADER_BYTES..).and_then(<[u8]>::first_chunk_mut);
+        let Some(id) = id else { return };
+        let server = i32::from_be_bytes(*id);
+        let client = if server == self.server { Some(self.client) } else { self.others.client_of(server) };
+        if let Some(client) = client {
+            *id = client.to_be_bytes();
         }
     }
 
     /// The same with several, one behind the other.
-    pub fn rename_all(self, mut notifications: &mut [u8]) {
+    pub fn rename_all(&self, mut notifications: &mut [u8]) {
         while let Ok(Some(header)) = super::frame::header(notifications)
             && header.frame_bytes <= notifications.len()
         {

@@ -73,6 +73,8 @@ pub struct Exchange<'a> {
     pub news: Option<Reported>,
     /// The unit may end its own session: then the client hears that from the server.
     pub may_end_itself: bool,
+    /// Somebody is about to end it: then, too.
+    pub sought: Option<&'a Cell<bool>>,
     /// Bytes of `out` sent.
     pub sent: usize,
     /// Something was sent to the server.
@@ -134,6 +136,7 @@ impl<'a> Exchange<'a> {
             tells_recovery: false,
             news: None,
             may_end_itself: false,
+            sought: None,
             sent: 0,
             any_sent: false,
             delivered: false,

@@ -3,6 +3,8 @@
 //! Invariant: an error is held back only where the unit can be run again; of parameters the client hears what is news to it.
 //! Must not know: routing, what the statements are.
 
+use std::cell::Cell;
+
 use super::{Ended, Exchange, Parting, Rules, Through};
 use crate::wire::frame;
 use crate::wire::reply::{self, TransactionStatus};
@@ -11,8 +13,9 @@ use crate::wire::sqlstate::{self, SqlState};
 impl Exchange<'_> {
     /// Whether an end of the session is no loss of its server: it was meant.
     pub(super) fn dismisses(&self, code: SqlState) -> bool {
+        let may_be_meant = self.may_end_itself || self.sought.is_some_and(Cell::get);
         (sqlstate::dismisses(code) && code != sqlstate::IDLE_SESSION_TIMEOUT)
-            || (self.may_end_itself && code == sqlstate::ADMIN_SHUTDOWN)
+            || (may_be_meant && code == sqlstate::ADMIN_SHUTDOWN)
     }
 
     pub(super) async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
