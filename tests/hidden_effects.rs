@@ -281,3 +281,78 @@ async fn settings_with_names_that_are_shown_are_carried_over() {
     assert_eq!(show(&mut all.one, &long).await, "v");
     assert!(all.pins("unnamed_setting").await < 0.5);
 }
+
+/// G01: what a superuser has set before SET ROLE stays, wherever the session goes.
+#[tokio::test]
+async fn a_superusers_setting_stays_under_set_role() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE ROLE other; GRANT other TO postgres; CREATE ROLE third SUPERUSER").await;
+    for (set, name, value) in [
+        ("SET log_statement = 'ddl'", "log_statement", "ddl"),
+        ("SET session_replication_role = replica", "session_replication_role", "replica"),
+        ("SET dynamic_library_path = '/nowhere'", "dynamic_library_path", ""),
+        ("SET temp_tablespaces = pg_default", "temp_tablespaces", "pg_default"),
+        ("SET log_min_messages = panic", "log_min_messages", "panic"),
+    ] {
+        for identity in [
+            "SET ROLE other",
+            "SET SESSION AUTHORIZATION other",
+            "SET SESSION AUTHORIZATION third; SET ROLE other",
+        ] {
+            for code in ["SELECT 1", "DO $$ BEGIN END $$"] {
+                let mut one = all.proxy.raw_logged_in().await;
+                println!("{set}; {identity}; {code}");
+                run(&mut one, set).await;
+                for identity in identity.split("; ") {
+                    run(&mut one, identity).await;
+                }
+                run(&mut one, code).await;
+                run(&mut all.two, "SET work_mem = '7MB'").await;
+                for _ in 0..2 {
+                    run(&mut all.two, "SELECT 1").await;
+                    if !value.is_empty() {
+                        assert_eq!(show(&mut one, name).await, value, "{set} {identity}");
+                    }
+                    assert_eq!(
+                        show(&mut one, "role").await,
+                        if identity.contains("ROLE") { "other" } else { "none" }
+                    );
+                }
+                run(&mut one, "RESET SESSION AUTHORIZATION").await;
+                run(&mut one, "RESET ROLE").await;
+                run(&mut all.two, "SELECT 1").await;
+                let left = format!("SELECT setting FROM pg_settings WHERE name = '{name}'");
+                let wanted = if value.is_empty() { "/nowhere" } else { value };
+                assert_eq!(values(&run(&mut one, &left).await), [wanted], "{set} {identity} {code}");
+                assert_ne!(values(&run(&mut all.two, &left).await), [wanted], "{set} {identity}");
+            }
+        }
+    }
+}
+
+/// G01: what a role may set that its member may not is set on each server, and reset for the next.
+#[tokio::test]
+async fn a_setting_made_as_a_superuser_role_follows_its_member() {
+    let mut all = Two::start().await;
+    run(&mut all.one, "CREATE ROLE boss SUPERUSER; CREATE ROLE member LOGIN IN ROLE boss").await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = all.proxy.raw().await;
+        client.log_in_with(&[("user", "member"), ("database", "postgres")]).await;
+        clients.push(client);
+    }
+    let [one, two] = clients.as_mut_slice() else { unreachable!() };
+    run(one, "SET ROLE boss").await;
+    run(one, "SET log_statement = 'ddl'").await;
+    for _ in 0..3 {
+        assert_eq!(show(two, "log_statement").await, "none");
+        run(two, "SET work_mem = '5MB'").await;
+        assert_eq!(show(one, "log_statement").await, "ddl");
+        assert_eq!(show(one, "role").await, "boss");
+        run(two, "DO $$ BEGIN END $$").await;
+    }
+    run(one, "RESET log_statement").await;
+    run(one, "RESET ROLE").await;
+    run(two, "SELECT 1").await;
+    assert_eq!(show(one, "log_statement").await, "none");
+}

@@ -305,6 +305,9 @@ impl Session {
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        if code == sqlstate::INSUFFICIENT_PRIVILEGE {
+            self.settings_order = self.settings_order.other();
+        }
         let elsewhere = !self.is_for_standbys() || task.tries < self.shard.shared.settings.retry_attempts;
         if side == Side::Standby && whole && elsewhere && code != sqlstate::QUERY_CANCELED {
             task.excluded.push(node);

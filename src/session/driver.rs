@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::outcome;
 use super::prepared::Names;
 use super::setting_names::Mentioned;
-use super::settings::Touched;
+use super::settings::{Order, Touched};
 use super::shard::Shard;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
@@ -184,6 +184,8 @@ pub struct Session {
     pub(super) commit_bound: bool,
     /// What code has mentioned of settings that no server lists, and it has not been asked for yet.
     pub(super) mentioned: Option<Box<Mentioned>>,
+    /// As whom its settings could be made the last time.
+    pub(super) settings_order: Order,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
     /// Roles that were created, altered or dropped in this transaction.
@@ -238,6 +240,7 @@ impl Session {
             summoned: false,
             commit_bound: false,
             mentioned: None,
+            settings_order: Order::default(),
             definition: None,
             altered_roles: None,
         };

@@ -200,6 +200,19 @@ impl Session {
             let reset: Pairs =
                 reset.filter(|(name, _)| !told.iter().any(|(other, _)| other == name)).cloned().collect();
             told.extend(reset);
+            if told.iter().any(|(name, _)| settings::is_identity(name)) {
+                // Whom it acts as does not see these, and can't change them.
+                let unseen = self
+                    .settings
+                    .pairs
+                    .iter()
+                    .filter(|(name, _)| settings::SEEN_BY_SUPERUSERS.contains(&&**name));
+                let unseen: Pairs = unseen
+                    .filter(|(name, _)| !told.iter().any(|(other, _)| other == name))
+                    .cloned()
+                    .collect();
+                told.extend(unseen);
+            }
             told.sort();
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
