@@ -356,3 +356,38 @@ async fn a_setting_made_as_a_superuser_role_follows_its_member() {
     run(two, "SELECT 1").await;
     assert_eq!(show(one, "log_statement").await, "none");
 }
+
+/// G01: defaults of roles and databases hold for whoever logs in after they were altered, wherever that was.
+#[tokio::test]
+async fn altered_defaults_hold_for_new_sessions() {
+    let mut all = Two::start().await;
+    run(&mut all.two, "SELECT 1").await;
+    for (n, of) in ["DATABASE postgres", "ROLE postgres", "ROLE postgres IN DATABASE postgres", "ROLE ALL"]
+        .iter()
+        .enumerate()
+    {
+        for (alter, value) in [
+            (format!("ALTER {of} SET work_mem = '{}MB'", n + 5), format!("{}MB", n + 5)),
+            (format!("ALTER {of} RESET work_mem"), "4MB".to_owned()),
+        ] {
+            for transaction in [false, true] {
+                if transaction {
+                    run(&mut all.one, "BEGIN").await;
+                }
+                run(&mut all.one, &alter).await;
+                if transaction {
+                    run(&mut all.one, "COMMIT").await;
+                }
+                let mut new = all.proxy.raw_logged_in().await;
+                assert_eq!(show(&mut new, "work_mem").await, value, "{alter}");
+            }
+        }
+    }
+    // From elsewhere: with the next look at the catalogue, which a definition brings about.
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct.batch_execute("ALTER DATABASE postgres SET work_mem = '9MB'").await.unwrap();
+    run(&mut all.one, "CREATE TABLE t (i int)").await;
+    run(&mut all.one, "SELECT 1").await;
+    let mut new = all.proxy.raw_logged_in().await;
+    assert_eq!(show(&mut new, "work_mem").await, "9MB");
+}

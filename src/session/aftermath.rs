@@ -120,6 +120,9 @@ impl Session {
         self.answered(&attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
+        }
         if self.altered_roles.is_some() {
             // The client knows by now: others must, before anything else is waited for.
             self.settle_roles();

@@ -188,6 +188,8 @@ pub struct Session {
     pub(super) settings_order: Order,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
+    /// Databases that were altered in this transaction.
+    pub(super) altered_databases: Vec<Arc<str>>,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -242,6 +244,7 @@ impl Session {
             mentioned: None,
             settings_order: Order::default(),
             definition: None,
+            altered_databases: Vec::new(),
             altered_roles: None,
         };
         session.read_settings();
@@ -436,6 +439,9 @@ impl Session {
         let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
         if self.altered_roles.is_some() {
             self.settle_roles();
+        }
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
         }
         flow
     }

@@ -109,8 +109,14 @@ impl Session {
         self.pass_notifications(&asked.notifications).await?;
         let Some(row) = asked.rows.first() else { return Ok(()) };
         let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
+        let defaults = row.get(7).and_then(|hash| hash.as_deref()?.parse().ok());
+        if attached.side == Side::Primary
+            && defaults.is_some_and(|hash| self.group.hidden.has_new_defaults(hash))
+        {
+            self.forget_defaults(&Arc::clone(self.group.database()));
+        }
         let mut found = Found::from_bits(std::array::from_fn(is_so));
-        let bodies = row.last().and_then(Option::as_deref).unwrap_or_default();
+        let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
         found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let Ok(asked) = ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await else { return Ok(()) };
