@@ -391,3 +391,44 @@ async fn altered_defaults_hold_for_new_sessions() {
     let mut new = all.proxy.raw_logged_in().await;
     assert_eq!(show(&mut new, "work_mem").await, "9MB");
 }
+
+/// G01: a value that is too large to be carried over is kept where it is, and nobody else's.
+#[tokio::test]
+async fn a_very_large_value_pins() {
+    let mut all = Two::start_sized("2", &[]).await;
+    for sql in [
+        "SET app.large = '{}'",
+        "SELECT length(set_config('app.large', '{}', false))",
+        "DO $$ BEGIN PERFORM set_config('app.large', '{}', false); END $$",
+    ] {
+        let value = "x".repeat(900_000);
+        run(&mut all.one, &sql.replace("{}", &value)).await;
+        let doubled =
+            "SELECT length(set_config('app.large', repeat(current_setting('app.large'), 3), false))";
+        assert_eq!(values(&run(&mut all.one, doubled).await), ["2700000"]);
+        assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), ["unseen"]);
+        let length = "SELECT coalesce(length(current_setting('app.large', true)), 0)";
+        assert_eq!(values(&run(&mut all.one, length).await), ["2700000"]);
+        assert_ne!(values(&run(&mut all.two, length).await), ["2700000"]);
+        run(&mut all.one, "DISCARD ALL").await;
+        assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), [""]);
+    }
+}
+
+/// T01: a pin ends also where code that can't be seen ends its cause.
+#[tokio::test]
+async fn a_pin_ends_with_its_cause_in_a_function() {
+    let mut all = Two::start().await;
+    let drops = "CREATE FUNCTION drops() RETURNS void LANGUAGE plpgsql AS $$ BEGIN DROP TABLE tt; END $$";
+    run(&mut all.one, drops).await;
+    for (begin, end) in [
+        ("CREATE TEMP TABLE tt (i int)", "SELECT drops()"),
+        ("SELECT pg_advisory_lock(1)", "DO $$ BEGIN PERFORM pg_advisory_unlock_all(); END $$"),
+    ] {
+        let mut one = all.proxy.raw_logged_in().await;
+        run(&mut one, begin).await;
+        run(&mut one, "DO $$ BEGIN END $$").await;
+        run(&mut one, end).await;
+        all.two_gets_through().await;
+    }
+}

@@ -184,6 +184,8 @@ pub struct Session {
     pub(super) commit_bound: bool,
     /// What code has mentioned of settings that no server lists, and it has not been asked for yet.
     pub(super) mentioned: Option<Box<Mentioned>>,
+    /// When it was asked last whether code that can't be seen has ended its pins.
+    pub(super) asked_at: Option<Instant>,
     /// As whom its settings could be made the last time.
     pub(super) settings_order: Order,
     /// Something was defined in this transaction that may run code beside other statements.
@@ -242,6 +244,7 @@ impl Session {
             summoned: false,
             commit_bound: false,
             mentioned: None,
+            asked_at: None,
             settings_order: Order::default(),
             definition: None,
             altered_databases: Vec::new(),
