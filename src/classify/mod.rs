@@ -11,6 +11,7 @@
 //! only PostgreSQL's own functions are. The text is taken as UTF-8.
 
 mod builtins;
+mod calls;
 mod catalogue;
 mod hint;
 mod learned;
@@ -25,6 +26,7 @@ mod transaction;
 mod words;
 
 pub use builtins::{SUPPORTED_VERSIONS, is_harmless_function, is_safe_function};
+pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
@@ -117,9 +119,50 @@ pub fn names(sql: &[u8]) -> Vec<Vec<u8>> {
     }
 }
 
+/// The statements of a text, by their bytes: what stands between semicolons, without empty ones.
+pub fn statements(sql: &[u8], strings: StandardConformingStrings) -> Vec<&[u8]> {
+    let mut lexer = lex::Lexer::new(sql, strings);
+    let (mut found, mut start, mut last) = (Vec::new(), None, 0);
+    loop {
+        let token = lexer.next();
+        let ends = matches!(token.kind, Kind::Semicolon | Kind::End | Kind::Error);
+        if token.kind == Kind::Error {
+            start = start.or(Some(token.start as usize));
+            last = sql.len();
+        }
+        match start {
+            Some(begin) if ends => {
+                found.extend(sql.get(begin..last));
+                start = None;
+            }
+            None if !ends => start = Some(token.start as usize),
+            _ => {}
+        }
+        last = token.end as usize;
+        if matches!(token.kind, Kind::End | Kind::Error) {
+            return found;
+        }
+    }
+}
+
+/// What `sql` needs, and the functions that it calls: for people.
+pub fn explain(sql: &[u8], dialect: &Dialect<'_>) -> (Classification, Vec<Called>) {
+    let mut scan = Scanner::new(sql, dialect);
+    scan.note_calls();
+    read(&mut scan, sql);
+    let called = scan.take_called();
+    (scan.finish(hint::leading(sql)), called)
+}
+
 /// Says what `sql` needs: the text of one Query or Parse message, without its terminating zero.
 pub fn classify(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
     let mut scan = Scanner::new(sql, dialect);
+    read(&mut scan, sql);
+    scan.finish(hint::leading(sql))
+}
+
+#[inline]
+fn read(scan: &mut Scanner<'_>, sql: &[u8]) {
     if sql.contains(&0) || std::str::from_utf8(sql).is_err() {
         scan.write(Reason::NotUnderstood);
     }
@@ -128,11 +171,10 @@ pub fn classify(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
         match token.kind {
             Kind::Semicolon => {}
             Kind::End | Kind::Error => break,
-            _ => statement::statement(&mut scan, token),
+            _ => statement::statement(scan, token),
         }
         if matches!(scan.token().kind, Kind::End | Kind::Error) {
             break;
         }
     }
-    scan.finish(hint::leading(sql))
 }

@@ -1,6 +1,6 @@
 //! What a classification says: access, session effects, transaction effects, hints, and the reason.
 //!
-//! Invariant: small and `Copy`; "not understood" is always `Access::Write` (contract P7). Must not know: nodes, sessions.
+//! Invariant: small and `Copy`; whatever is not a known read is for the primary, once (contract P7). Must not know: nodes, sessions.
 
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use std::time::Duration;
 pub enum Access {
     /// Known to be safe on a standby, and safe to run twice.
     Read,
-    /// Everything else, the not-understood included: primary only, never run twice.
+    /// It writes, locks, or changes the session: primary only, never run twice.
     Write,
+    /// It is not understood, or calls what nothing is known of: as a write.
+    Unknown,
 }
 
 /// Why. One word of metrics and logs for each.

@@ -4,10 +4,11 @@
 //! recognised errs towards "call". Must not know: which statements exist beyond their first word.
 
 use super::builtins::{self, Folded};
+use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{Dialect, PinReason, Reason, SessionEffect, Span, Verdict};
+use super::{PinReason, Reason, SessionEffect, Span, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -515,10 +516,10 @@ impl Body {
 
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
-        if let Some(schema) = name.qualifier.map(|schema| scan.folded(schema)) {
-            scan.search |= schema.is(b"pdb") || schema.is(b"paradedb");
-        }
-        if is_read(scan.dialect(), name.parts, name.qualifier.map(|schema| scan.folded(schema)), &function) {
+        let (dialect, schema) = (scan.dialect(), name.qualifier.map(|schema| scan.folded(schema)));
+        scan.search |= schema.as_ref().is_some_and(|schema| schema.is(b"pdb") || schema.is(b"paradedb"));
+        scan.called(|| calls::called(dialect, name.parts, schema.as_ref(), &function));
+        if calls::judge(dialect, name.parts, schema.as_ref(), &function).0 == Verdict::Read {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
@@ -551,48 +552,11 @@ impl Body {
     }
 }
 
-/// Whether a call is a read, by all that is known of the name.
-#[inline]
-fn is_read(dialect: &Dialect<'_>, parts: u8, schema: Option<Folded<'_>>, function: &Folded<'_>) -> bool {
-    if !dialect.overrides.is_empty()
-        && let Some(verdict) = dialect.overrides.of_call(schema.as_ref(), function)
-    {
-        return verdict == Verdict::Read;
-    }
-    let own = || builtins::is_builtin(function, dialect.version);
-    match (parts, schema) {
-        (1, _) => match dialect.catalogue.and_then(|catalogue| catalogue.function(function)) {
-            // Which of them is meant depends on arguments and search_path.
-            Some(verdict) => {
-                let fresh = dialect.catalogue_stamp.fresh && !is_unsafe(function);
-                verdict == Verdict::Read && (own() || fresh)
-            }
-            None => own(),
-        },
-        (2, Some(schema)) if schema.is(b"pg_catalog") => own(),
-        (2, Some(schema)) => match dialect.catalogue {
-            Some(catalogue) => {
-                let fresh = dialect.catalogue_stamp.fresh;
-                fresh && catalogue.function_of(&schema, function) == Some(Verdict::Read)
-            }
-            None => (schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(function),
-        },
-        _ => false,
-    }
-}
-
 fn is_join_prefix(word: Word) -> bool {
     matches!(
         word,
         Word::Inner | Word::Outer | Word::Left | Word::Right | Word::Full | Word::Cross | Word::Natural
     )
-}
-
-/// Functions of PostgreSQL that must not be called by the way of `alias.name`, which looks like a column.
-fn is_unsafe(name: &Folded<'_>) -> bool {
-    let letters = b"cilnpst";
-    letters.iter().any(|&letter| name.may_begin(letter))
-        && (builtins::is_writing(name) || builtins::is_node_local(name))
 }
 
 /// Types whose modifiers are known to be harmless.

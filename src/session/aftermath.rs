@@ -189,7 +189,7 @@ impl Session {
     }
 
     /// A part of a batch is out, and answered as far as it will be now.
-    fn settled(
+    pub(super) fn settled(
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,

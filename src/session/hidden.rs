@@ -18,8 +18,9 @@ use crate::telemetry::metrics::Side;
 
 const HIDDEN: &str = concat!(include_str!("bodies.sql"), include_str!("hidden.sql"));
 
-/// Rows of kind, schema, name and a truth value.
-const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
+/// What a database has beyond PostgreSQL's own: rows of kind, schema, name and a truth value (`classify::Catalogue::from_rows`), to be
+/// asked for with a `search_path` of `pg_catalog`.
+pub const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
 
 /// Letters of bodies that its answer has.
 const BODIES_MAX: usize = 200_000;

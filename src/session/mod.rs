@@ -42,6 +42,8 @@ mod wait;
 
 use std::time::Duration;
 
+pub use hidden::CATALOGUE as CATALOGUE_QUERY;
+
 /// A server that does not do what pgsteer itself asks of it in this time is closed.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
