@@ -58,6 +58,8 @@ pub struct Hidden {
     found: AtomicU64,
     /// When.
     found_ms: AtomicU64,
+    /// What the defaults of its roles and of itself were then, as a hash behind a bit that says that they were asked for.
+    defaults: AtomicU64,
     /// What the database has, as it was found at the same time, and which of all that is.
     catalogue: ArcSwapOption<Catalogue>,
     serial: AtomicU64,
@@ -84,6 +86,7 @@ impl Hidden {
             catalogue: ArcSwapOption::empty(),
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
+            defaults: AtomicU64::new(0),
             definitions: AtomicU64::new(0),
             defined_ms: AtomicU64::new(0),
             last_write_us: AtomicU64::new(0),
@@ -119,6 +122,13 @@ impl Hidden {
     pub fn is_due(&self, now: Instant) -> bool {
         let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
         (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+    }
+
+    /// Whether defaults with this hash are others than when they were asked for last.
+    pub fn has_new_defaults(&self, hash: u64) -> bool {
+        let defaults = hash << 1 | 1;
+        let before = self.defaults.swap(defaults, Ordering::AcqRel);
+        before != 0 && before != defaults
     }
 
     /// Whether a standby that has replayed everything of before this time has all definitions.

@@ -11,7 +11,7 @@ use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
-use super::settings::{Touched, difference};
+use super::settings::{Touched, difference, is_identity};
 use super::transaction::Transaction;
 use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
@@ -376,8 +376,17 @@ impl Session {
             commands.extend(reset::EVERY_SETTING.map(str::to_owned));
             server.left_by = None;
         }
-        let applied = if foreign { &[] } else { applied.pairs.as_slice() };
-        commands.extend(difference(applied, &self.settings.pairs));
+        let acted = applied.id != self.settings.id && applied.pairs.iter().any(|(name, _)| is_identity(name));
+        let applied = match (foreign, acted) {
+            (true, _) => &[],
+            // Who it is by then may not be allowed to reset what was set as another. RESET ALL asks nobody.
+            (false, true) => {
+                commands.extend(reset::EVERY_SETTING.iter().take(3).map(|sql| (*sql).to_owned()));
+                server.defaults.pairs.as_slice()
+            }
+            (false, false) => applied.pairs.as_slice(),
+        };
+        commands.extend(difference(applied, &self.settings.pairs, self.settings_order));
         commands
     }
 

@@ -171,7 +171,7 @@ impl Session {
 
     /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
     /// which anybody else is connected.
-    pub(super) async fn leave_databases(&self, unit: &[u8]) {
+    pub(super) async fn leave_databases(&mut self, unit: &[u8]) {
         let mut named = self.names_in(unit);
         named.push(DEFAULT_TEMPLATE.to_vec());
         for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
@@ -180,8 +180,26 @@ impl Session {
         for database in self.shard.pools.databases() {
             if named.iter().any(|name| name == database.as_bytes()) {
                 self.shard.pools.leave_database(&database).await;
+                self.altered_databases.push(database);
             }
         }
+    }
+
+    /// A unit is over that may have altered databases: their defaults hold for whoever logs in from the end of the transaction on,
+    /// so that no connection opened before is for anybody.
+    pub(super) fn settle_databases(&mut self) {
+        if self.transaction.is_on_server() || self.is_in_batch() {
+            return;
+        }
+        for database in std::mem::take(&mut self.altered_databases) {
+            self.forget_defaults(&database);
+        }
+    }
+
+    /// Roles have other defaults in this database.
+    pub(super) fn forget_defaults(&self, database: &str) {
+        (self.shard.shared.forget_database)(database);
+        self.shard.pools.outdate_database(database);
     }
 
     /// All names in the texts of a unit.

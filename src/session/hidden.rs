@@ -91,10 +91,15 @@ impl Session {
         }
     }
 
+    /// Whether the server has all that was defined.
+    fn has_definitions(&self, attached: &Attached) -> bool {
+        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
+        attached.side == Side::Primary || self.group.hidden.is_seen(replayed)
+    }
+
     /// Has the catalogue looked through, if it is time.
     pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
-        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
-        if attached.side == Side::Standby && !self.group.hidden.is_seen(replayed) {
+        if !self.has_definitions(attached) {
             return Ok(());
         }
         let (Some(server), Some(look)) = (attached.lease.server(), self.group.hidden.look(Instant::now()))
@@ -106,8 +111,14 @@ impl Session {
         self.pass_notifications(&asked.notifications).await?;
         let Some(row) = asked.rows.first() else { return Ok(()) };
         let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
+        let defaults = row.get(7).and_then(|hash| hash.as_deref()?.parse().ok());
+        if attached.side == Side::Primary
+            && defaults.is_some_and(|hash| self.group.hidden.has_new_defaults(hash))
+        {
+            self.forget_defaults(&Arc::clone(self.group.database()));
+        }
         let mut found = Found::from_bits(std::array::from_fn(is_so));
-        let bodies = row.last().and_then(Option::as_deref).unwrap_or_default();
+        let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
         found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let Ok(asked) = ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await else { return Ok(()) };
@@ -124,6 +135,9 @@ impl Session {
 
     /// Has the bodies of functions looked through for settings that no server lists, if it is time.
     pub(super) async fn look_at_functions(&mut self, attached: &mut Attached) -> Flow<()> {
+        if !self.has_definitions(attached) {
+            return Ok(());
+        }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let (now, definitions) = (Instant::now(), self.group.hidden.definitions());
         let is_new = |(at, before): (Instant, u64)| {

@@ -7,6 +7,7 @@
 //! The queries name everything by schema: they run under the client's own `search_path`.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
@@ -70,6 +71,9 @@ const SETTINGS: &str = "\
     pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
     UNION ALL SELECT 'session_authorization', pg_catalog.current_setting('session_authorization') WHERE \
     pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) ";
+
+/// A session that stays where it is, and runs code that can't be seen, is asked this often whether it still has a reason to.
+const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Brings the session's own picture up to date with its server, between transactions. `failed`: the unit ended in an error.
@@ -135,11 +139,23 @@ impl Session {
             self.keep_placeholders(attached, &prefixed).await?;
         }
         // A session that stays where it is need not be asked yet.
-        let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
+        let may_leave =
+            self.pins.is_empty() || std::mem::take(&mut attached.may_unpin) || self.may_have_left(attached);
         if attached.inspect != Inspect::Nothing && may_leave {
             self.inspect(attached).await?;
         }
         Ok(())
+    }
+
+    /// Code that can't be seen may have ended what the session stays for: it is asked now and then.
+    fn may_have_left(&mut self, attached: &Attached) -> bool {
+        let now = Instant::now();
+        let is_soon = self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_INTERVAL);
+        let may = !is_soon && attached.inspect == Inspect::All && self.pins.iter().all(|pin| is_asked(*pin));
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
     }
 
     /// A setting with a prefix that no extension knows is the empty string after its RESET, not unknown again: so it must be
@@ -200,6 +216,19 @@ impl Session {
             let reset: Pairs =
                 reset.filter(|(name, _)| !told.iter().any(|(other, _)| other == name)).cloned().collect();
             told.extend(reset);
+            if told.iter().any(|(name, _)| settings::is_identity(name)) {
+                // Whom it acts as does not see these, and can't change them.
+                let unseen = self
+                    .settings
+                    .pairs
+                    .iter()
+                    .filter(|(name, _)| settings::SEEN_BY_SUPERUSERS.contains(&&**name));
+                let unseen: Pairs = unseen
+                    .filter(|(name, _)| !told.iter().any(|(other, _)| other == name))
+                    .cloned()
+                    .collect();
+                told.extend(unseen);
+            }
             told.sort();
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
@@ -271,7 +300,7 @@ impl Session {
     /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.
     fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
         match error {
-            CommandError::Refused(_) => {
+            CommandError::Refused(_) | CommandError::TooLong => {
                 attached.inspect = Inspect::All;
                 self.stay(attached, &[PinReason::Unseen]);
                 Ok(())

@@ -10,10 +10,8 @@ use std::collections::BTreeSet;
 const NAMES_MAX: usize = 1024;
 /// Functions that are called, of one session.
 const CALLED_MAX: usize = 256;
-/// Calls whose arguments are read, in one text.
-const READ_MAX: usize = 256;
-/// So far the arguments of one are read.
-const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of arguments that are read in one text, those of calls in calls counted again.
+const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A longer name is not looked at.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -30,7 +28,7 @@ pub struct Mentioned {
     pub unnamed: bool,
     /// The same but for names that it is called with.
     pub passed: bool,
-    /// Calls whose arguments were read.
+    /// Bytes of arguments that were read.
     read: usize,
 }
 
@@ -112,10 +110,7 @@ impl Mentioned {
         } else if calls {
             let word = String::from_utf8_lossy(word).to_ascii_lowercase();
             if place == Place::Statement {
-                self.read += 1;
-                let is_read = self.read <= READ_MAX;
-                let arguments =
-                    is_read.then(|| arguments(text.get(next + 1..).unwrap_or_default())).flatten();
+                let arguments = self.arguments(text, next + 1);
                 if !arguments.is_some_and(|them| them.iter().all(|it| is_plain(it))) {
                     insert(&mut self.called_with_more, word.clone());
                 }
@@ -124,14 +119,18 @@ impl Mentioned {
         }
     }
 
+    fn arguments<'t>(&mut self, text: &'t [u8], from: usize) -> Option<Vec<&'t [u8]>> {
+        let left = READ_BYTES_MAX.saturating_sub(self.read);
+        let text = text.get(from..)?;
+        let arguments = arguments(text.get(..left.min(text.len()))?);
+        let read = |them: &Vec<&[u8]>| them.iter().map(|it| it.len() + 1).sum();
+        self.read += arguments.as_ref().map_or(text.len().min(left), read);
+        arguments
+    }
+
     /// `set_config(name, value, is_local)`, from behind the parenthesis.
     fn set_config(&mut self, text: &[u8], from: usize, place: Place) {
-        self.read += 1;
-        self.unnamed |= self.read > READ_MAX;
-        if self.unnamed {
-            return;
-        }
-        let Some(arguments) = arguments(text.get(from..).unwrap_or_default()) else {
+        let Some(arguments) = self.arguments(text, from).filter(|_| !self.unnamed) else {
             self.unnamed = true;
             return;
         };
@@ -227,7 +226,7 @@ fn begins_command(text: &[u8], start: usize) -> bool {
 /// The arguments of a call, from behind its parenthesis to the one that closes it.
 fn arguments(text: &[u8]) -> Option<Vec<&[u8]>> {
     let (mut found, mut start, mut depth, mut quoted) = (Vec::new(), 0, 0usize, false);
-    for (at, &byte) in text.iter().enumerate().take(ARGUMENTS_BYTES_MAX) {
+    for (at, &byte) in text.iter().enumerate() {
         match byte {
             b'\'' => quoted = !quoted,
             _ if quoted => {}
