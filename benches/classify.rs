@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pgsteer::classify::{Access, Dialect, classify, shape_hash};
+use pgsteer::classify::{Access, Dialect, TextCache, classify, shape_hash};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
@@ -110,6 +110,13 @@ fn bench(criterion: &mut Criterion) {
         group.bench_function("classify", |bencher| {
             bencher.iter(|| classify(black_box(text.as_bytes()), &Dialect::default()));
         });
+        if text.len() < 1_000 {
+            let cache = TextCache::new(1);
+            let dialect = Dialect { cache: Some(&cache), ..Dialect::default() };
+            group.bench_function("classify_cached", |bencher| {
+                bencher.iter(|| classify(black_box(text.as_bytes()), &dialect));
+            });
+        }
         if pg_query::parse(text, pg_query::ParserOptions::default()).is_ok() {
             group.bench_function("pg_query", |bencher| {
                 bencher.iter(|| pg_query::parse(black_box(text), pg_query::ParserOptions::default()));

@@ -7,8 +7,11 @@
 
 mod running;
 
+use std::process::Stdio;
+
 use pgsteer::sandbox::Sandbox;
 use running::{Running, eventually};
+use tokio::io::AsyncWriteExt;
 use tokio_postgres::Client;
 
 async fn routed(proxy: &Running, side: &str) -> f64 {
@@ -163,5 +166,29 @@ async fn functions_can_be_said_to_be_reads_or_writes() {
     ] {
         settled(&proxy, &client).await;
         assert_eq!(runs_on_standby(&proxy, &client, sql).await, reads, "{sql}");
+    }
+}
+
+/// What people are told is what is done.
+#[tokio::test]
+async fn explain_knows_the_database() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute(SET_UP).await.unwrap();
+    let texts: Vec<&str> = CASES.iter().map(|(_, sql, _)| *sql).collect();
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgsteer"))
+        .args(["explain", "--connect", &sandbox.node(0).conninfo(), "--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(texts.join(";\n").as_bytes()).await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    for (hazard, sql, reads) in CASES {
+        let (_, rest) =
+            told.split_once(&format!("{sql}\n    goes to     ")).unwrap_or_else(|| panic!("{sql}\n{told}"));
+        assert_eq!(rest.starts_with("a standby"), *reads, "{hazard} {sql}: {}", rest.lines().next().unwrap());
     }
 }

@@ -174,7 +174,7 @@ fn s07_s08_copy_mode_is_announced() {
 fn s23_strings_follow_the_session_s_setting() {
     let sql = b"SELECT '\\'; DELETE FROM t; --'";
     assert_eq!(classify(sql, &StandardConformingStrings::Off.dialect()).access, Access::Read);
-    assert_eq!(classify(sql, &Dialect::default()).access, Access::Write);
+    assert_ne!(classify(sql, &Dialect::default()).access, Access::Read);
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn hostile_texts_take_linear_time() {
         });
         let best = best.min().unwrap_or_default();
         assert!(best < limit, "{piece:?} took {best:?}");
-        assert!(answer.access == Access::Write || piece == ";" || piece.starts_with('-'), "{piece:?}");
+        assert!(answer.access != Access::Read || piece == ";" || piece.starts_with('-'), "{piece:?}");
     }
 }
 
@@ -253,7 +253,7 @@ proptest! {
         classify(&bytes, &StandardConformingStrings::Off.dialect());
         shape_hash(&bytes);
         if std::str::from_utf8(&bytes).is_err() {
-            prop_assert_eq!(answer.access, Access::Write);
+            prop_assert_ne!(answer.access, Access::Read);
         }
     }
 
@@ -262,7 +262,7 @@ proptest! {
         let (_, sql, expected) = TABLE[row];
         if expected == "R" {
             let both = format!("{sql}\n; DELETE FROM t");
-            prop_assert_eq!(on(&both).access, Access::Write);
+            prop_assert_ne!(on(&both).access, Access::Read);
             prop_assert_eq!(on(&both).pin, None::<PinReason>);
         }
     }

@@ -187,6 +187,12 @@ impl<'a> Folded<'a> {
         Some(found(key.get(..length)?))
     }
 
+    /// The name for people.
+    pub(super) fn spelt(&self) -> String {
+        let text = String::from_utf8_lossy(self.text);
+        if self.exact { text.into_owned() } else { text.to_lowercase() }
+    }
+
     /// A hash of the folded bytes.
     pub(super) fn hash(&self) -> u32 {
         let folded = |byte: u8| if self.exact { byte } else { byte.to_ascii_lowercase() };

@@ -4,19 +4,21 @@
 //! twice (contract P7). Must not know: nodes, sessions, sockets, clocks.
 //!
 //! The way of a text: `lex` splits it into tokens (`words` knows the keywords), `statement` tells the kind of each
-//! statement, `query` reads its body, `calls` knows what names in it mean, `transaction` reads BEGIN and kin, `scan` holds what was found.
+//! statement, `query` reads its body, `calls` and `names` know what names in it mean, `transaction` reads BEGIN and kin, `scan` holds what was found.
 //!
 //! What a text can't show is looked up in the database's `catalogue`: users' functions, also those that have a built-in one's name
 //! or are called as `row.function`, and views, operators, casts and types that lead to volatile ones. Where no catalogue is known
 //! only PostgreSQL's own functions are. The text is taken as UTF-8.
 
 mod builtins;
+mod cache;
 mod calls;
 mod catalogue;
 mod hint;
 mod learned;
 mod lex;
 mod model;
+mod names;
 mod query;
 mod scan;
 mod settings;
@@ -26,6 +28,8 @@ mod transaction;
 mod words;
 
 pub use builtins::{SUPPORTED_VERSIONS, is_harmless_function, is_safe_function};
+pub use cache::TextCache;
+pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
@@ -57,6 +61,8 @@ pub struct Dialect<'c> {
     pub catalogue_stamp: CatalogueStamp,
     /// What the configuration says of functions.
     pub overrides: &'c Overrides,
+    /// What was read before.
+    pub cache: Option<&'c TextCache>,
 }
 
 /// Which catalogue a text was read by.
@@ -80,6 +86,7 @@ impl Default for Dialect<'_> {
             catalogue: None,
             catalogue_stamp: CatalogueStamp::default(),
             overrides: &NO_OVERRIDES,
+            cache: None,
         }
     }
 }
@@ -118,9 +125,57 @@ pub fn names(sql: &[u8]) -> Vec<Vec<u8>> {
     }
 }
 
+/// The statements of a text, by their bytes: what stands between semicolons, without empty ones.
+pub fn statements(sql: &[u8], strings: StandardConformingStrings) -> Vec<&[u8]> {
+    let mut lexer = lex::Lexer::new(sql, strings);
+    let (mut found, mut start, mut last) = (Vec::new(), None, 0);
+    loop {
+        let token = lexer.next();
+        let ends = matches!(token.kind, Kind::Semicolon | Kind::End | Kind::Error);
+        if token.kind == Kind::Error {
+            start = start.or(Some(token.start as usize));
+            last = sql.len();
+        }
+        match start {
+            Some(begin) if ends => {
+                found.extend(sql.get(begin..last));
+                start = None;
+            }
+            None if !ends => start = Some(token.start as usize),
+            _ => {}
+        }
+        last = token.end as usize;
+        if matches!(token.kind, Kind::End | Kind::Error) {
+            return found;
+        }
+    }
+}
+
+/// What `sql` needs, and the functions that it calls: for people.
+pub fn explain(sql: &[u8], dialect: &Dialect<'_>) -> (Classification, Vec<Called>) {
+    let mut scan = Scanner::new(sql, dialect);
+    scan.note_calls();
+    read(&mut scan, sql);
+    let called = scan.take_called();
+    (scan.finish(hint::leading(sql)), called)
+}
+
 /// Says what `sql` needs: the text of one Query or Parse message, without its terminating zero.
 pub fn classify(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
+    match dialect.cache {
+        Some(cache) => cache.get(sql, dialect, || classify_anew(sql, dialect)),
+        None => classify_anew(sql, dialect),
+    }
+}
+
+fn classify_anew(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
     let mut scan = Scanner::new(sql, dialect);
+    read(&mut scan, sql);
+    scan.finish(hint::leading(sql))
+}
+
+#[inline]
+fn read(scan: &mut Scanner<'_>, sql: &[u8]) {
     if sql.contains(&0) || std::str::from_utf8(sql).is_err() {
         scan.write(Reason::NotUnderstood);
     }
@@ -129,11 +184,10 @@ pub fn classify(sql: &[u8], dialect: &Dialect<'_>) -> Classification {
         match token.kind {
             Kind::Semicolon => {}
             Kind::End | Kind::Error => break,
-            _ => statement::statement(&mut scan, token),
+            _ => statement::statement(scan, token),
         }
         if matches!(scan.token().kind, Kind::End | Kind::Error) {
             break;
         }
     }
-    scan.finish(hint::leading(sql))
 }

@@ -1,6 +1,6 @@
 //! What a classification says: access, session effects, transaction effects, hints, and the reason.
 //!
-//! Invariant: small and `Copy`; "not understood" is always `Access::Write` (contract P7). Must not know: nodes, sessions.
+//! Invariant: small and `Copy`; whatever is not a known read is for the primary, once (contract P7). Must not know: nodes, sessions.
 
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use std::time::Duration;
 pub enum Access {
     /// Known to be safe on a standby, and safe to run twice.
     Read,
-    /// Everything else, the not-understood included: primary only, never run twice.
+    /// It writes, locks, or changes the session: primary only, never run twice.
     Write,
+    /// It is not understood, or calls what nothing is known of: as a write.
+    Unknown,
 }
 
 /// Why. One word of metrics and logs for each.
@@ -112,6 +114,8 @@ pub enum PinReason {
     ExportedSnapshot,
     /// A statement too large to be prepared elsewhere.
     LargeStatement,
+    /// A setting whose name is not known: no server lists those with a prefix.
+    UnnamedSetting,
     /// Anything else of the kind (dblink connections, replication origins).
     Other,
     /// No statement: the pool is in mode `session`.
@@ -120,7 +124,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -134,6 +138,7 @@ impl PinReason {
         Self::LargeObject,
         Self::ExportedSnapshot,
         Self::LargeStatement,
+        Self::UnnamedSetting,
         Self::Other,
         Self::PoolMode,
     ];
@@ -164,6 +169,7 @@ impl PinReason {
             Self::LargeObject => "large_object",
             Self::ExportedSnapshot => "exported_snapshot",
             Self::LargeStatement => "large_statement",
+            Self::UnnamedSetting => "unnamed_setting",
             Self::Other => "other",
             Self::PoolMode => "pool_mode",
         }

@@ -4,8 +4,9 @@
 //! recognised errs towards "call". Must not know: which statements exist beyond their first word.
 
 use super::builtins::{self, Folded};
-use super::calls::{is_read, is_type, is_unsafe, pin_of, set_config};
+use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
+use super::names::{is_type, pin_of, set_config};
 use super::scan::Scanner;
 use super::words::Word;
 use super::{PinReason, Reason, SessionEffect, Verdict};
@@ -549,10 +550,10 @@ impl Body {
 
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
-        if let Some(schema) = name.qualifier.map(|schema| scan.folded(schema)) {
-            scan.search |= schema.is(b"pdb") || schema.is(b"paradedb");
-        }
-        if is_read(scan.dialect(), name.parts, name.qualifier.map(|schema| scan.folded(schema)), &function) {
+        let (dialect, schema) = (scan.dialect(), name.qualifier.map(|schema| scan.folded(schema)));
+        scan.search |= schema.as_ref().is_some_and(|schema| schema.is(b"pdb") || schema.is(b"paradedb"));
+        scan.called(|| calls::called(dialect, name.parts, schema.as_ref(), &function));
+        if calls::judge(dialect, name.parts, schema.as_ref(), &function).0 == Verdict::Read {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }

@@ -7,7 +7,7 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
+    Access, Called, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
@@ -39,6 +39,8 @@ pub(super) struct Scanner<'a> {
     pub(super) resets: bool,
     resets_before: bool,
     statements: u16,
+    /// The calls, where they are asked for.
+    called: Option<Vec<Called>>,
 }
 
 impl<'a> Scanner<'a> {
@@ -67,7 +69,26 @@ impl<'a> Scanner<'a> {
             resets: false,
             resets_before: false,
             statements: 0,
+            called: None,
         }
+    }
+
+    /// Calls are to be noted.
+    pub(super) fn note_calls(&mut self) {
+        self.called = Some(Vec::new());
+    }
+
+    /// Notes a call, where that is asked for.
+    #[inline]
+    pub(super) fn called(&mut self, call: impl FnOnce() -> Called) {
+        if let Some(called) = &mut self.called {
+            called.push(call());
+        }
+    }
+
+    /// The calls noted.
+    pub(super) fn take_called(&mut self) -> Vec<Called> {
+        self.called.take().unwrap_or_default()
     }
 
     /// How the text is to be read.
@@ -204,6 +225,7 @@ impl<'a> Scanner<'a> {
             _ => TransactionEffect::Other,
         };
         let (access, reason) = match self.written {
+            Some(reason @ (Reason::Function | Reason::NotUnderstood)) => (Access::Unknown, reason),
             Some(reason) => (Access::Write, reason),
             None if self.statements == 0 => (Access::Read, Reason::Empty),
             None => (Access::Read, Reason::ReadOnly),

@@ -19,19 +19,25 @@ pub struct PoolGroup {
     user: Arc<str>,
     limits: Limits,
     pub(super) by_node: RefCell<Vec<Option<Rc<Pool>>>>,
-    /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
+    /// Settings with a prefix that its functions make; the server does not list them.
     pub custom_settings: RefCell<CustomSettings>,
     /// What statements may do that their texts do not show.
     pub hidden: Arc<Hidden>,
 }
 
-/// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
+/// What functions of a database show of the settings with a prefix (`app.tenant`) that they make.
 #[derive(Debug, Default)]
 pub struct CustomSettings {
-    /// In lower case.
+    /// Names, in lower case.
     pub names: BTreeSet<String>,
-    /// When the bodies of functions were last looked through.
-    pub looked_at: Option<Instant>,
+    /// Functions that may make others, or call one that does.
+    pub unnamed_by: BTreeSet<String>,
+    /// Functions that make those that they are called with.
+    pub passed_by: BTreeSet<String>,
+    /// There are more names or functions than are listed.
+    pub is_cut: bool,
+    /// When the bodies of functions were last looked through, and what `Hidden::definitions` was then.
+    pub looked_at: Option<(Instant, u64)>,
 }
 
 impl PoolGroup {

@@ -30,18 +30,20 @@ pub struct Found {
     pub asks_for_session: bool,
     /// A statement that only reads may ask for it.
     pub reads_ask: bool,
+    /// What changes the session may make a setting whose name is not known.
+    pub unnamed: bool,
 }
 
 impl Found {
     /// In the order of the fields.
-    pub fn from_bits(bits: [bool; 6]) -> Self {
-        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask] = bits;
-        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask }
+    pub fn from_bits(bits: [bool; 7]) -> Self {
+        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed] = bits;
+        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed }
     }
 
-    fn bits(self) -> [bool; 6] {
-        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask } = self;
-        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask]
+    fn bits(self) -> [bool; 7] {
+        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed } = self;
+        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed]
     }
 }
 
@@ -56,6 +58,8 @@ pub struct Hidden {
     found: AtomicU64,
     /// When.
     found_ms: AtomicU64,
+    /// What the defaults of its roles and of itself were then, as a hash behind a bit that says that they were asked for.
+    defaults: AtomicU64,
     /// What the database has, as it was found at the same time, and which of all that is.
     catalogue: ArcSwapOption<Catalogue>,
     serial: AtomicU64,
@@ -82,6 +86,7 @@ impl Hidden {
             catalogue: ArcSwapOption::empty(),
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
+            defaults: AtomicU64::new(0),
             definitions: AtomicU64::new(0),
             defined_ms: AtomicU64::new(0),
             last_write_us: AtomicU64::new(0),
@@ -119,6 +124,13 @@ impl Hidden {
         (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
     }
 
+    /// Whether defaults with this hash are others than when they were asked for last.
+    pub fn has_new_defaults(&self, hash: u64) -> bool {
+        let defaults = hash << 1 | 1;
+        let before = self.defaults.swap(defaults, Ordering::AcqRel);
+        before != 0 && before != defaults
+    }
+
     /// Whether a standby that has replayed everything of before this time has all definitions.
     pub fn is_seen(&self, fresh_as_of: Option<Instant>) -> bool {
         let defined_ms = self.defined_ms.load(Ordering::Acquire);
@@ -133,6 +145,11 @@ impl Hidden {
             definitions: self.definitions.load(Ordering::Acquire),
             now_ms: self.ms(now),
         })
+    }
+
+    /// Beginnings and ends of definitions so far.
+    pub fn definitions(&self) -> u64 {
+        self.definitions.load(Ordering::Acquire)
     }
 
     /// Something is being defined, up to the end of what this gives.
@@ -232,7 +249,7 @@ mod tests {
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
         let hidden = Arc::new(Hidden::new(&Arc::default()));
         let now = Instant::now();
-        let found = Found::from_bits([true, false, true, true, false, true]);
+        let found = Found::from_bits([true, false, true, true, false, true, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");

@@ -16,7 +16,7 @@ pub mod state;
 mod tend;
 mod wait;
 
-pub use group::PoolGroup;
+pub use group::{CustomSettings, PoolGroup};
 pub use hidden::{Definition, Found, Hidden};
 pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};

@@ -17,7 +17,6 @@ use super::handover::Parts;
 use super::hidden::Hidden;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
-use crate::auth::Users;
 use crate::classify::LessonReport;
 use crate::topology::model::NodeId;
 
@@ -474,10 +473,10 @@ impl Registry {
         (Arc::new(registry), receivers)
     }
 
-    /// Outdates every connection of these users.
-    pub(super) fn outdate(&self, users: &Users) {
+    /// Outdates every connection of these pools.
+    pub(super) fn outdate(&self, of: impl Fn(&PoolKey) -> bool) {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, shared) in pools.iter().filter(|(key, _)| users.include(&key.user)) {
+        for (_, shared) in pools.iter().filter(|(key, _)| of(key)) {
             shared.generation.fetch_add(1, Ordering::SeqCst);
         }
     }

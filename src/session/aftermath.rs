@@ -120,6 +120,9 @@ impl Session {
         self.answered(&attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
+        }
         if self.altered_roles.is_some() {
             // The client knows by now: others must, before anything else is waited for.
             self.settle_roles();
@@ -186,7 +189,7 @@ impl Session {
     }
 
     /// A part of a batch is out, and answered as far as it will be now.
-    fn settled(
+    pub(super) fn settled(
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
@@ -305,6 +308,9 @@ impl Session {
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        if code == sqlstate::INSUFFICIENT_PRIVILEGE {
+            self.settings_order = self.settings_order.other();
+        }
         let elsewhere = !self.is_for_standbys() || task.tries < self.shard.shared.settings.retry_attempts;
         if side == Side::Standby && whole && elsewhere && code != sqlstate::QUERY_CANCELED {
             task.excluded.push(node);

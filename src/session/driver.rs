@@ -16,7 +16,8 @@ use super::inspect::Inspect;
 use super::journal::Journal;
 use super::outcome;
 use super::prepared::Names;
-use super::settings::Touched;
+use super::setting_names::Mentioned;
+use super::settings::{Order, Touched};
 use super::shard::Shard;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
@@ -181,8 +182,16 @@ pub struct Session {
     pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// What code has mentioned of settings that no server lists, and it has not been asked for yet.
+    pub(super) mentioned: Option<Box<Mentioned>>,
+    /// When it was asked last whether code that can't be seen has ended its pins.
+    pub(super) asked_at: Option<Instant>,
+    /// As whom its settings could be made the last time.
+    pub(super) settings_order: Order,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
+    /// Databases that were altered in this transaction.
+    pub(super) altered_databases: Vec<Arc<str>>,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -234,7 +243,11 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            mentioned: None,
+            asked_at: None,
+            settings_order: Order::default(),
             definition: None,
+            altered_databases: Vec::new(),
             altered_roles: None,
         };
         session.read_settings();
@@ -429,6 +442,9 @@ impl Session {
         let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
         if self.altered_roles.is_some() {
             self.settle_roles();
+        }
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
         }
         flow
     }

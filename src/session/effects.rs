@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use super::driver::Session;
+use super::setting_names::{Mentioned, Place};
 use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
@@ -18,9 +19,6 @@ const DEFAULT_TEMPLATE: &[u8] = b"template1";
 
 /// Bytes of a shape that `/learned` shows.
 const SHAPE_BYTES_MAX: usize = 400;
-
-/// Names of settings with a prefix that are kept for one database and user.
-const CUSTOM_SETTINGS_MAX: usize = 512;
 
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
@@ -81,17 +79,20 @@ impl Session {
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
     pub(super) fn note_effects(&mut self, unit: &[u8]) {
         if self.opaque_encoding {
-            self.note_custom_settings(settings::dotted_words(unit));
+            let mut mentioned = Mentioned::default();
+            mentioned.read(unit, Place::Statement);
+            self.note_mentioned(mentioned);
             self.note_code(unit);
             return self.touched.anything();
         }
         let between = matches!(self.transaction, Transaction::None);
         let mut touched = std::mem::take(&mut self.touched);
         let mut unknown = false;
+        let mut mentioned = Mentioned::default();
         for (kind, body) in unit::frames(unit) {
             if let (true, b'B', Some(bind)) = (unknown, kind, extended::bind(body)) {
                 // `set_config($1, $2, $3)`: the name is a value.
-                self.note_custom_settings(settings::dotted_words(bind.rest));
+                bind.values().for_each(|value| mentioned.value(value));
             }
             let text = match kind {
                 b'Q' => extended::query(body).map(<[u8]>::to_vec),
@@ -106,9 +107,11 @@ impl Session {
             }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
-                self.note_custom_settings(settings::dotted_words(&text));
+                if !(class.statements == 1 && defines_function(&text)) {
+                    mentioned.read(&text, Place::Statement);
+                }
                 if let (b'B', Some(bind)) = (kind, extended::bind(body)) {
-                    self.note_custom_settings(settings::dotted_words(bind.rest));
+                    bind.values().for_each(|value| mentioned.value(value));
                 }
             }
             match class.session {
@@ -117,7 +120,7 @@ impl Session {
                 | SessionEffect::Deallocate(_)
                 | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
-                    self.note_custom_settings(settings::dotted_words(name.of(&text)));
+                    mentioned.value(name.of(&text));
                     touched.set(name.of(&text));
                 }
                 SessionEffect::Reset(name) if between => {
@@ -137,6 +140,7 @@ impl Session {
             }
         }
         self.touched = touched;
+        self.note_mentioned(mentioned);
     }
 
     /// Notes what a text that can't be looked into may define.
@@ -158,19 +162,16 @@ impl Session {
         })
     }
 
-    /// Names that the server is to be asked for where it does not tell by itself.
-    pub(super) fn note_custom_settings(&self, names: Vec<String>) {
-        let mut custom = self.group.custom_settings.borrow_mut();
-        for name in names {
-            if custom.names.len() < CUSTOM_SETTINGS_MAX {
-                custom.names.insert(name);
-            }
+    /// Notes what code mentions of settings that no server lists.
+    fn note_mentioned(&mut self, mentioned: Mentioned) {
+        if mentioned != Mentioned::default() {
+            self.mentioned.get_or_insert_default().add(mentioned);
         }
     }
 
     /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
     /// which anybody else is connected.
-    pub(super) async fn leave_databases(&self, unit: &[u8]) {
+    pub(super) async fn leave_databases(&mut self, unit: &[u8]) {
         let mut named = self.names_in(unit);
         named.push(DEFAULT_TEMPLATE.to_vec());
         for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
@@ -179,8 +180,26 @@ impl Session {
         for database in self.shard.pools.databases() {
             if named.iter().any(|name| name == database.as_bytes()) {
                 self.shard.pools.leave_database(&database).await;
+                self.altered_databases.push(database);
             }
         }
+    }
+
+    /// A unit is over that may have altered databases: their defaults hold for whoever logs in from the end of the transaction on,
+    /// so that no connection opened before is for anybody.
+    pub(super) fn settle_databases(&mut self) {
+        if self.transaction.is_on_server() || self.is_in_batch() {
+            return;
+        }
+        for database in std::mem::take(&mut self.altered_databases) {
+            self.forget_defaults(&database);
+        }
+    }
+
+    /// Roles have other defaults in this database.
+    pub(super) fn forget_defaults(&self, database: &str) {
+        (self.shard.shared.forget_database)(database);
+        self.shard.pools.outdate_database(database);
     }
 
     /// All names in the texts of a unit.
@@ -267,6 +286,17 @@ fn is_same_encoding(one: &str, other: &str) -> bool {
         name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
     };
     letters(one) == letters(other)
+}
+
+/// Whether a statement is CREATE [OR REPLACE] FUNCTION or PROCEDURE, whose body is not run.
+fn defines_function(text: &[u8]) -> bool {
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let mut is_next = |wanted: &[&str]| {
+        words.next().is_some_and(|word| wanted.iter().any(|it| word.eq_ignore_ascii_case(it.as_bytes())))
+    };
+    is_next(&["create"])
+        && (is_next(&["function", "procedure"])
+            || (is_next(&["replace"]) && is_next(&["function", "procedure"])))
 }
 
 /// Whether texts that can't be looked into may name prepared statements.

@@ -5,19 +5,35 @@
 //! statements are classified, routing.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::driver::{Attached, Flow, Session};
 use super::inspect::{Inspect, ask};
+use super::setting_names::{Mentioned, Place};
+use super::settings;
 use super::unit::Needs;
 use crate::classify::{Catalogue, Dialect, PinReason, TransactionEffect};
-use crate::pool::Found;
+use crate::pool::{CustomSettings, Found};
 use crate::telemetry::metrics::Side;
 
 const HIDDEN: &str = concat!(include_str!("bodies.sql"), include_str!("hidden.sql"));
 
-/// Rows of kind, schema, name and a truth value.
-const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
+/// What a database has beyond PostgreSQL's own: rows of kind, schema, name and a truth value (`classify::Catalogue::from_rows`), to be
+/// asked for with a `search_path` of `pg_catalog`.
+pub const CATALOGUE: &str = concat!(include_str!("bodies.sql"), include_str!("catalogue.sql"));
+
+/// Letters of bodies that its answer has.
+const BODIES_MAX: usize = 200_000;
+
+const FUNCTIONS: &str = include_str!("functions.sql");
+/// Names and bodies that it gives at most.
+const NAMES_MAX: usize = 2048;
+const FUNCTIONS_MAX: usize = 256;
+
+const CALLERS: &str = include_str!("callers.sql");
+
+/// How long the names of functions' bodies are believed to be all.
+const FUNCTIONS_TTL: Duration = Duration::from_secs(60);
 
 /// Of the question's own: names mean PostgreSQL's own objects, and compiling it would take longer than running it.
 const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit TO off; ";
@@ -71,13 +87,19 @@ impl Session {
             catalogue: self.catalogue.as_deref(),
             catalogue_stamp: self.catalogue_stamp,
             overrides: &self.shard.shared.settings.routing.functions,
+            cache: Some(&self.shard.texts),
         }
+    }
+
+    /// Whether the server has all that was defined.
+    fn has_definitions(&self, attached: &Attached) -> bool {
+        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
+        attached.side == Side::Primary || self.group.hidden.is_seen(replayed)
     }
 
     /// Has the catalogue looked through, if it is time.
     pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
-        let replayed = self.shard.snapshot.borrow().node(attached.node).and_then(|node| node.fresh_as_of);
-        if attached.side == Side::Standby && !self.group.hidden.is_seen(replayed) {
+        if !self.has_definitions(attached) {
             return Ok(());
         }
         let (Some(server), Some(look)) = (attached.lease.server(), self.group.hidden.look(Instant::now()))
@@ -89,7 +111,15 @@ impl Session {
         self.pass_notifications(&asked.notifications).await?;
         let Some(row) = asked.rows.first() else { return Ok(()) };
         let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
-        let found = Found::from_bits(std::array::from_fn(is_so));
+        let defaults = row.get(7).and_then(|hash| hash.as_deref()?.parse().ok());
+        if attached.side == Side::Primary
+            && defaults.is_some_and(|hash| self.group.hidden.has_new_defaults(hash))
+        {
+            self.forget_defaults(&Arc::clone(self.group.database()));
+        }
+        let mut found = Found::from_bits(std::array::from_fn(is_so));
+        let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
+        found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let Ok(asked) = ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await else { return Ok(()) };
         let rows = asked.rows.iter().filter_map(|row| match row.as_slice() {
@@ -101,6 +131,78 @@ impl Session {
         let catalogue = Catalogue::from_rows(rows, &self.shard.shared.settings.routing.functions);
         look.found(found, Arc::new(catalogue));
         self.pass_notifications(&asked.notifications).await
+    }
+
+    /// Has the bodies of functions looked through for settings that no server lists, if it is time.
+    pub(super) async fn look_at_functions(&mut self, attached: &mut Attached) -> Flow<()> {
+        if !self.has_definitions(attached) {
+            return Ok(());
+        }
+        let Some(server) = attached.lease.server() else { return Ok(()) };
+        let (now, definitions) = (Instant::now(), self.group.hidden.definitions());
+        let is_new = |(at, before): (Instant, u64)| {
+            before == definitions && now.saturating_duration_since(at) <= FUNCTIONS_TTL
+        };
+        if self.group.custom_settings.borrow().looked_at.is_some_and(is_new) {
+            return Ok(());
+        }
+        let mut found = CustomSettings { looked_at: Some((now, definitions)), ..CustomSettings::default() };
+        let Ok(asked) = ask(server, &[ITS_SETTINGS, FUNCTIONS].concat()).await else { return Ok(()) };
+        let mut notifications = asked.notifications;
+        let mut bodies = 0;
+        for row in asked.rows {
+            match <[Option<String>; 4]>::try_from(row) {
+                Ok([Some(kind), Some(name), _, _]) if kind == "name" => {
+                    found.names.insert(name);
+                }
+                Ok([_, Some(function), Some(body), parameters]) => {
+                    bodies += 1;
+                    let mut mentioned = Mentioned::default();
+                    mentioned.read_body(&body.to_lowercase(), &parameters.unwrap_or_default());
+                    if mentioned.unnamed {
+                        found.unnamed_by.insert(function.to_lowercase());
+                    } else if mentioned.passed {
+                        found.passed_by.insert(function.to_lowercase());
+                    }
+                }
+                _ => {}
+            }
+        }
+        found.is_cut = found.names.len() >= NAMES_MAX || bodies >= FUNCTIONS_MAX;
+        if bodies > 0 {
+            let names = found.unnamed_by.iter().chain(&found.passed_by);
+            let names: Vec<String> = names.map(|it| settings::quoted_value(it)).collect();
+            let question = CALLERS.replace("$names", &format!("ARRAY[{}]", names.join(", ")));
+            match ask(server, &[ITS_SETTINGS, &question].concat()).await {
+                Ok(asked) => {
+                    notifications.extend(asked.notifications);
+                    let callers = asked.rows.into_iter().flatten().flatten();
+                    let callers: Vec<String> =
+                        callers.filter(|caller| !found.passed_by.contains(caller)).collect();
+                    found.unnamed_by.extend(callers);
+                }
+                Err(_) => found.is_cut = true,
+            }
+        }
+        *self.group.custom_settings.borrow_mut() = found;
+        self.pass_notifications(&notifications).await
+    }
+
+    /// A setting that no server lists may be there, and its name is not known: the session stays where it is.
+    pub(super) fn keep_unnamed(&mut self, attached: &mut Attached, mentioned: &Mentioned) {
+        let made = {
+            let custom = self.group.custom_settings.borrow();
+            mentioned.unnamed
+                || custom.is_cut
+                || mentioned.called.iter().any(|function| custom.unnamed_by.contains(function))
+                || mentioned.called_with_more.iter().any(|function| custom.passed_by.contains(function))
+                || self.group.hidden.known().is_some_and(|found| found.unnamed)
+        };
+        if made && attached.side == Side::Standby && !self.is_for_standbys() {
+            attached.spoiled = true;
+        } else if made {
+            self.add_pin(PinReason::UnnamedSetting);
+        }
     }
 
     /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
@@ -132,4 +234,11 @@ impl Session {
             self.keep_last_values();
         }
     }
+}
+
+/// Whether code in bodies of functions may make a setting with a name that it puts together.
+fn makes_unnamed(bodies: &str) -> bool {
+    let mut mentioned = Mentioned::default();
+    mentioned.read(bodies.as_bytes(), Place::Body);
+    mentioned.unnamed || mentioned.passed
 }

@@ -1,5 +1,7 @@
--- What statements of this database may do to their session beside what their texts show: one row of six truth values, in the
--- order of `pool::Found`. Everything below 16384 is PostgreSQL's own (FirstNormalObjectId). It runs with a search_path of its own.
+-- What statements of this database may do to their session beside what their texts show: one row of truth values, in the order of
+-- `pool::Found`, and behind them bodies in which the name of a setting may be put together, as far as 200,000 letters reach,
+-- and a hash of the settings that roles and the database have as defaults.
+-- Everything below 16384 is PostgreSQL's own (FirstNormalObjectId). It runs with a search_path of its own, behind `word`.
 -- The same of PostgreSQL's own functions, as they stand in expressions that the catalogue keeps parsed. No object depends on these.
 builtin(changes, keeps, asks) AS (
   SELECT
@@ -64,9 +66,15 @@ tree(way, tree) AS (
   UNION ALL SELECT 'w', partexprs::text FROM pg_partitioned_table WHERE partexprs IS NOT NULL
   UNION ALL SELECT 'w', typdefaultbin::text FROM pg_type WHERE oid >= 16384 AND typdefaultbin IS NOT NULL
   UNION ALL SELECT 'r', concat(':funcid ', oprcode::oid, ' ') FROM pg_operator WHERE oid >= 16384),
-found(way, changes, keeps, asks) AS (
-  SELECT c.way, c.body ~ w.changes, c.body ~ w.keeps, c.body ~ w.asks FROM code c, word w
-  UNION ALL SELECT e.way, e.tree ~ b.changes, e.tree ~ b.keeps, e.tree ~ b.asks FROM tree e, builtin b)
-SELECT bool_or(changes OR keeps), bool_or(changes OR keeps) FILTER (WHERE way = 'r'), bool_or(keeps) FILTER (WHERE way = 'r'),
-  bool_or(asks), bool_or(asks) FILTER (WHERE way <> 't'), bool_or(asks) FILTER (WHERE way = 'r')
+found(way, changes, keeps, asks, unnamed) AS (
+  SELECT c.way, c.body ~ w.changes, c.body ~ w.keeps, c.body ~ w.asks,
+    CASE WHEN c.body ~ w.unnamed THEN c.body END FROM code c, word w
+  UNION ALL SELECT e.way, e.tree ~ b.changes, e.tree ~ b.keeps, e.tree ~ b.asks,
+    CASE WHEN e.tree ~ b.changes THEN 'set_config(' END FROM tree e, builtin b)
+SELECT
+  bool_or(changes OR keeps), bool_or(changes OR keeps) FILTER (WHERE way = 'r'), bool_or(keeps) FILTER (WHERE way = 'r'),
+  bool_or(asks), bool_or(asks) FILTER (WHERE way <> 't'), bool_or(asks) FILTER (WHERE way = 'r'),
+  left(string_agg(DISTINCT unnamed, chr(10)), 200000),
+  (SELECT abs(hashtextextended(coalesce(string_agg(concat(setdatabase, ' ', setrole, ' ', setconfig), ' ' ORDER BY setdatabase, setrole), ''), 0)) >> 2
+   FROM pg_db_role_setting WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))
 FROM found

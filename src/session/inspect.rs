@@ -6,6 +6,9 @@
 //!
 //! The queries name everything by schema: they run under the client's own `search_path`.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
 use super::shard::SuspectCause;
@@ -69,16 +72,8 @@ const SETTINGS: &str = "\
     UNION ALL SELECT 'session_authorization', pg_catalog.current_setting('session_authorization') WHERE \
     pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) ";
 
-/// Names with a prefix in the bodies of functions that set something. The server has no list of such settings (it counts them as
-/// placeholders), so they are asked for one by one.
-const FUNCTIONS: &str = "\
-    SELECT DISTINCT pg_catalog.lower(m[1]) FROM pg_catalog.pg_proc p, pg_catalog.regexp_matches(p.prosrc, \
-    '([A-Za-z_][A-Za-z0-9_$]*(?:[.][A-Za-z_][A-Za-z0-9_$]*)+)', 'g') m \
-    WHERE p.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
-    AND p.prosrc OPERATOR(pg_catalog.~*) 'set_config|set[[:space:]]' LIMIT 256";
-
-/// How long the names of functions' bodies are believed to be all.
-const FUNCTIONS_TTL: std::time::Duration = std::time::Duration::from_secs(60);
+/// A session that stays where it is, and runs code that can't be seen, is asked this often whether it still has a reason to.
+const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Brings the session's own picture up to date with its server, between transactions. `failed`: the unit ended in an error.
@@ -123,6 +118,8 @@ impl Session {
                 server.applied = self
                     .shard
                     .intern_settings(settings::reset_all(&server.applied.pairs, &server.defaults.pairs));
+                self.pins.retain(|pin| *pin != PinReason::UnnamedSetting);
+                self.mentioned = None;
                 self.set_settings(pairs);
             }
             Touched::DiscardAll => {
@@ -130,19 +127,35 @@ impl Session {
                 server.applied = std::rc::Rc::clone(&server.defaults);
                 self.channels.clear();
                 self.pins.retain(|pin| pin.outlives_discard_all());
+                self.mentioned = None;
                 attached.inspect = Inspect::Nothing;
                 self.set_settings(pairs);
             }
+        }
+        if self.pins.is_empty() && attached.inspect == Inspect::Nothing {
+            self.mentioned = None;
         }
         if !failed && !prefixed.is_empty() {
             self.keep_placeholders(attached, &prefixed).await?;
         }
         // A session that stays where it is need not be asked yet.
-        let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
+        let may_leave =
+            self.pins.is_empty() || std::mem::take(&mut attached.may_unpin) || self.may_have_left(attached);
         if attached.inspect != Inspect::Nothing && may_leave {
             self.inspect(attached).await?;
         }
         Ok(())
+    }
+
+    /// Code that can't be seen may have ended what the session stays for: it is asked now and then.
+    fn may_have_left(&mut self, attached: &Attached) -> bool {
+        let now = Instant::now();
+        let is_soon = self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_INTERVAL);
+        let may = !is_soon && attached.inspect == Inspect::All && self.pins.iter().all(|pin| is_asked(*pin));
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
     }
 
     /// A setting with a prefix that no extension knows is the empty string after its RESET, not unknown again: so it must be
@@ -163,18 +176,10 @@ impl Session {
     }
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
-        let Some(server) = attached.lease.server() else { return Ok(()) };
         let all = attached.inspect >= Inspect::Precaution;
         if all {
             attached.unlisted = true;
-            if self.functions_are_unread()
-                && let Ok(asked) = ask(server, FUNCTIONS).await
-            {
-                self.pass_notifications(&asked.notifications).await?;
-                self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
-            }
-        }
-        if all {
+            self.look_at_functions(attached).await?;
             self.look_for_hidden(attached).await?;
             self.keep_last_values_found(attached);
         }
@@ -211,6 +216,19 @@ impl Session {
             let reset: Pairs =
                 reset.filter(|(name, _)| !told.iter().any(|(other, _)| other == name)).cloned().collect();
             told.extend(reset);
+            if told.iter().any(|(name, _)| settings::is_identity(name)) {
+                // Whom it acts as does not see these, and can't change them.
+                let unseen = self
+                    .settings
+                    .pairs
+                    .iter()
+                    .filter(|(name, _)| settings::SEEN_BY_SUPERUSERS.contains(&&**name));
+                let unseen: Pairs = unseen
+                    .filter(|(name, _)| !told.iter().any(|(other, _)| other == name))
+                    .cloned()
+                    .collect();
+                told.extend(unseen);
+            }
             told.sort();
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
@@ -222,6 +240,10 @@ impl Session {
             self.set_settings(pairs);
         }
         self.stay(attached, &pins);
+        let mentioned = self.mentioned.take();
+        if all {
+            self.keep_unnamed(attached, &mentioned.unwrap_or_default());
+        }
         Ok(())
     }
 
@@ -258,9 +280,12 @@ impl Session {
             sql.push_str(SETTINGS);
             sql.push_str(&settings::quoted_value(self.group.user()));
             sql.push(')');
-            let custom = &self.group.custom_settings.borrow().names;
-            if !custom.is_empty() {
-                let names: Vec<String> = custom.iter().map(|name| settings::quoted_value(name)).collect();
+            let custom = self.group.custom_settings.borrow();
+            let own = self.settings.pairs.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
+            let mentioned = self.mentioned.iter().flat_map(|mentioned| &mentioned.names);
+            let names: BTreeSet<&String> = custom.names.iter().chain(own).chain(mentioned).collect();
+            if !names.is_empty() {
+                let names: Vec<String> = names.into_iter().map(|name| settings::quoted_value(name)).collect();
                 sql.push_str(
                     " UNION ALL SELECT n, v FROM (SELECT n, pg_catalog.current_setting(n, true) AS v FROM ",
                 );
@@ -272,21 +297,10 @@ impl Session {
         sql
     }
 
-    /// The bodies of functions are to be looked through for names of settings, now and then.
-    fn functions_are_unread(&self) -> bool {
-        let mut custom = self.group.custom_settings.borrow_mut();
-        let now = std::time::Instant::now();
-        let unread = custom.looked_at.is_none_or(|at| now.saturating_duration_since(at) > FUNCTIONS_TTL);
-        if unread {
-            custom.looked_at = Some(now);
-        }
-        unread
-    }
-
     /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.
     fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
         match error {
-            CommandError::Refused(_) => {
+            CommandError::Refused(_) | CommandError::TooLong => {
                 attached.inspect = Inspect::All;
                 self.stay(attached, &[PinReason::Unseen]);
                 Ok(())

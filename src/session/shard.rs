@@ -22,7 +22,7 @@ use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::backend::senders::{Sender, Senders};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::PinReason;
+use crate::classify::{PinReason, TextCache};
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
@@ -83,6 +83,8 @@ pub struct Shard {
     pub clients: Rc<dyn Clients>,
     /// Its server connections.
     pub pools: Rc<Pools>,
+    /// Texts that its sessions send again and again.
+    pub texts: TextCache,
     /// Its prepared statements.
     pub statements: Table,
     /// Its buffers.
@@ -133,6 +135,7 @@ impl Shard {
             clients: Rc::new(Arc::clone(&shared.senders)),
             shared,
             pools,
+            texts: TextCache::new(fastrand::u64(..)),
             statements: Table::new(number),
             buffers: Stock::default(),
             counters,
