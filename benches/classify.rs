@@ -82,13 +82,15 @@ const SEARCH: [(&str, &str); 5] = [
 
 fn long() -> Vec<(&'static str, String)> {
     let list: Vec<String> = (0..1_280).map(|number| (100_000 + number).to_string()).collect();
-    let dense: Vec<String> =
-        (0..2_500).map(|n| format!("({n}, 'name {n}', {n}.25, NULL, lower($1))")).collect();
+    let rows: Vec<String> = (0..2_500).map(|n| format!("({n}, 'name {n}', {n}.25, NULL, true)")).collect();
+    let calls: Vec<String> =
+        (0..2_500).map(|n| format!("({n}, lower('Name {n}'), -{n}.25, now())")).collect();
     vec![
         ("in_list_10kb", format!("SELECT * FROM t WHERE id IN ({})", list.join(", "))),
         ("literal_100kb", format!("INSERT INTO t VALUES ('{}')", "lorem ipsum ".repeat(8_500))),
         ("escaped_100kb", format!("INSERT INTO t VALUES (E'{}')", "it''s a line\\n".repeat(7_000))),
-        ("rows_100kb", format!("INSERT INTO t (a, b, c, d, e) VALUES {}", dense.join(", "))),
+        ("rows_100kb", format!("INSERT INTO t (a, b, c, d, e) VALUES {}", rows.join(", "))),
+        ("calls_100kb", format!("INSERT INTO t (a, b, c, d) VALUES {}", calls.join(", "))),
         ("comment_100kb", format!("/* {} */ SELECT 1", "lorem ipsum ".repeat(8_500))),
     ]
 }

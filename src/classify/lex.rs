@@ -46,11 +46,6 @@ pub(super) struct Token {
     pub(super) end: u32,
 }
 
-impl Token {
-    /// Before anything has been read.
-    pub(super) const NONE: Self = Self { kind: Kind::End, word: Word::Other, start: 0, end: 0 };
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Bad,
@@ -143,11 +138,25 @@ pub(super) fn line_comment(text: &[u8]) -> usize {
     memchr2(b'\n', b'\r', text).unwrap_or(text.len())
 }
 
+/// Where `byte` is. Most constants and names are too short for a call of `memchr` to be worth it.
+#[inline]
+fn find(byte: u8, text: &[u8]) -> Option<usize> {
+    const SHORT: usize = 16;
+    match text.iter().take(SHORT).position(|&it| it == byte) {
+        None if text.len() > SHORT => memchr(byte, &text[SHORT..]).map(|at| SHORT + at),
+        found => found,
+    }
+}
+
 /// Splits a text into tokens.
 #[derive(Clone)]
 pub(super) struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,
+    /// Where the token just read begins, and which word it is. Apart from each other, and from the token's kind, which is returned: a
+    /// processor waits long for what was written in parts and is read as a whole.
+    start: usize,
+    word: Word,
     plain_backslash: bool,
 }
 
@@ -155,7 +164,8 @@ impl<'a> Lexer<'a> {
     pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
         // No message is that long; a caller that has such a text all the same sees an unterminated one.
         let sql = sql.get(..u32::MAX as usize).unwrap_or(sql);
-        Self { sql, at: 0, plain_backslash: strings == StandardConformingStrings::Off }
+        let plain_backslash = strings == StandardConformingStrings::Off;
+        Self { sql, at: 0, start: 0, word: Word::Other, plain_backslash }
     }
 
     #[inline]
@@ -170,28 +180,47 @@ impl<'a> Lexer<'a> {
 
     #[inline]
     pub(super) fn next(&mut self) -> Token {
+        let kind = self.read();
+        self.token(kind)
+    }
+
+    /// The token just read, of which the kind is known.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "texts longer than u32 are cut off in `new`")]
+    pub(super) fn token(&self, kind: Kind) -> Token {
+        Token { kind, word: self.word, start: self.start as u32, end: self.at as u32 }
+    }
+
+    /// Reads the next token, which is then from `start` to `at`.
+    pub(super) fn read(&mut self) -> Kind {
+        self.word = Word::Other;
         loop {
+            // Mostly it is one space.
+            if self.peek(0) == b' ' {
+                self.at += 1;
+            }
             let start = self.at;
+            self.start = start;
             let Some(&byte) = self.sql.get(start) else {
-                return self.token(Kind::End, start);
+                return Kind::End;
             };
-            let kind = match CLASS[usize::from(byte)] {
+            return match CLASS[usize::from(byte)] {
                 Class::Space => {
                     self.at += 1;
                     continue;
                 }
-                Class::Letter => return self.word_or_prefix(start, byte),
+                Class::Letter => self.word_or_prefix(start, byte),
                 Class::Comma => self.single(Kind::Comma),
                 Class::Open => self.single(Kind::Open),
                 Class::Close => self.single(Kind::Close),
                 Class::Semicolon => self.single(Kind::Semicolon),
                 Class::OpenBracket => self.single(Kind::OpenBracket),
                 Class::CloseBracket => self.single(Kind::CloseBracket),
-                Class::Digit => self.number(),
+                Class::Digit => self.number(byte),
                 Class::Quote => self.string(self.plain_backslash),
                 Class::DoubleQuote => self.quoted(Kind::Quoted),
                 Class::Dollar => self.dollar(),
-                Class::Dot if self.peek(1).is_ascii_digit() => self.number(),
+                Class::Dot if self.peek(1).is_ascii_digit() => self.number(byte),
                 Class::Dot if self.peek(1) == b'.' => self.double(Kind::Colon),
                 Class::Dot => self.single(Kind::Dot),
                 Class::Colon if self.peek(1) == b':' => self.double(Kind::Cast),
@@ -203,19 +232,39 @@ impl<'a> Lexer<'a> {
                 },
                 Class::Bad => Kind::Error,
             };
-            return self.token(kind, start);
         }
     }
 
-    #[inline]
-    fn token(&self, kind: Kind, start: usize) -> Token {
-        self.spanned(kind, Word::Other, start)
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "texts longer than u32 are cut off in `new`")]
-    fn spanned(&self, kind: Kind, word: Word, start: usize) -> Token {
-        Token { kind, word, start: start as u32, end: self.at as u32 }
+    /// Steps over `, 1, 'a', $2` behind a value, as far as the text goes on so; whether it did. The token just read is then no
+    /// longer known.
+    pub(super) fn skip_values(&mut self) -> bool {
+        let begin = self.at;
+        while self.peek(0) == b',' {
+            let first = 1 + usize::from(self.peek(1) == b' ');
+            let rest = self.sql.get(self.at + first..).unwrap_or_default();
+            let digits = |from: usize| {
+                let rest = rest.get(from..).unwrap_or_default();
+                from + rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len())
+            };
+            let length = match rest.first() {
+                Some(b'0'..=b'9') => match digits(1) {
+                    end if rest.get(end) == Some(&b'.') => digits(end + 1),
+                    end => end,
+                },
+                Some(b'$') if rest.get(1).is_some_and(u8::is_ascii_digit) => digits(2),
+                // With a quote inside it is no such thing, nor what goes on behind it.
+                Some(b'\'') if !self.plain_backslash => match find(b'\'', &rest[1..]) {
+                    Some(quote) => quote + 2,
+                    None => break,
+                },
+                _ => break,
+            };
+            if !matches!(rest.get(length), Some(b',' | b')')) {
+                break;
+            }
+            self.at += first + length;
+        }
+        self.at > begin
     }
 
     #[inline]
@@ -230,44 +279,49 @@ impl<'a> Lexer<'a> {
     }
 
     #[inline]
-    fn word_or_prefix(&mut self, start: usize, byte: u8) -> Token {
+    fn word_or_prefix(&mut self, start: usize, byte: u8) -> Kind {
         let next = self.peek(1);
         if next == b'\'' || (next == b'&' && matches!(self.peek(2), b'\'' | b'"')) {
-            let kind = match (byte | 0x20, next) {
+            match (byte | 0x20, next) {
                 (b'e', b'\'') => {
                     self.at += 1;
-                    self.string(true)
+                    return self.string(true);
                 }
                 (b'b' | b'x', b'\'') => {
                     self.at += 1;
-                    self.string(false)
+                    return self.string(false);
                 }
                 (b'n', b'\'') => {
                     self.at += 1;
-                    self.string(self.plain_backslash)
+                    return self.string(self.plain_backslash);
                 }
                 (b'u', b'&') => {
                     self.at += 2;
-                    if self.peek(0) == b'"' { self.quoted(Kind::Unicode) } else { self.string(false) }
+                    return if self.peek(0) == b'"' {
+                        self.quoted(Kind::Unicode)
+                    } else {
+                        self.string(false)
+                    };
                 }
-                _ => return self.name(start),
-            };
-            return self.token(kind, start);
+                _ => {}
+            }
         }
-        self.name(start)
-    }
-
-    #[inline]
-    fn name(&mut self, start: usize) -> Token {
         let rest = &self.sql[start..];
         let length = rest.iter().position(|&byte| FOLDED[usize::from(byte)] == 0).unwrap_or(rest.len());
         self.at = start + length;
-        self.spanned(Kind::Word, word(&rest[..length]), start)
+        self.word = word(&rest[..length]);
+        Kind::Word
     }
 
+    /// Digits, with underscores between them.
     #[inline]
     fn digits(&mut self) {
-        while self.peek(0).is_ascii_digit() || (self.peek(0) == b'_' && self.peek(1).is_ascii_digit()) {
+        loop {
+            let rest = &self.sql[self.at..];
+            self.at += rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+            if self.peek(0) != b'_' || !self.peek(1).is_ascii_digit() {
+                return;
+            }
             self.at += 1;
         }
     }
@@ -293,8 +347,8 @@ impl<'a> Lexer<'a> {
     }
 
     #[inline]
-    fn number(&mut self) -> Kind {
-        if self.peek(0) == b'0' && self.peek(1).is_ascii_alphabetic() && self.radix() {
+    fn number(&mut self, byte: u8) -> Kind {
+        if byte == b'0' && self.peek(1).is_ascii_alphabetic() && self.radix() {
             return Kind::Number;
         }
         self.digits();
@@ -317,7 +371,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         loop {
             let rest = &self.sql[self.at..];
-            let stop = if backslash { memchr2(b'\'', b'\\', rest) } else { memchr(b'\'', rest) };
+            let stop = if backslash { memchr2(b'\'', b'\\', rest) } else { find(b'\'', rest) };
             let Some(stop) = stop else {
                 self.at = self.sql.len();
                 return Kind::Error;
@@ -360,7 +414,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         let first = self.at;
         loop {
-            let Some(stop) = memchr(b'"', &self.sql[self.at..]) else {
+            let Some(stop) = find(b'"', &self.sql[self.at..]) else {
                 self.at = self.sql.len();
                 return Kind::Error;
             };

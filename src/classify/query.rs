@@ -172,11 +172,30 @@ impl Body {
             self.setting_name(scan, token);
         }
         match token.kind {
-            Kind::Word => self.word(scan, token),
-            Kind::Quoted | Kind::Unicode => self.name(scan, token),
-            Kind::Text | Kind::Number | Kind::Parameter => self.set(Last::Value, true),
+            // Lists of values are most of long texts.
+            Kind::Text | Kind::Number | Kind::Parameter => {
+                self.set(Last::Value, true);
+                self.levels[self.depth].fresh = false;
+                if self.argument == Argument::Any && scan.skip_values() {
+                    self.comma();
+                    self.set(Last::Value, true);
+                }
+            }
+            Kind::Comma => {
+                self.comma();
+                self.levels[self.depth].fresh = false;
+            }
+            kind => self.step_on(scan, kind),
+        }
+    }
+
+    /// The same for the current token, which has this kind, unless it is a parenthesis: that may have been stepped over.
+    fn step_on(&mut self, scan: &mut Scanner<'_>, kind: Kind) {
+        match kind {
+            Kind::Word => self.word(scan),
+            Kind::Quoted | Kind::Unicode => self.name(scan),
             Kind::Operator => {
-                let operator = scan.text(token);
+                let operator = scan.text(scan.token());
                 if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_writing_operator(operator)) {
                     scan.write(Reason::Object);
                 }
@@ -184,11 +203,10 @@ impl Body {
                 self.set(Last::Operator, false);
             }
             Kind::Colon => {
-                self.colon(scan, token);
+                self.colon(scan);
                 self.set(Last::Keyword, false);
             }
             Kind::Cast => self.set(Last::Cast, false),
-            Kind::Comma => self.comma(),
             Kind::Dot => {
                 self.last = Last::Dot;
                 self.operand = false;
@@ -196,17 +214,17 @@ impl Body {
             Kind::Open => self.open(scan),
             Kind::OpenBracket => self.push(scan, Opened::Bracket, Clause::Expression),
             Kind::Close | Kind::CloseBracket => self.close(scan),
-            Kind::Semicolon | Kind::End | Kind::Error => {}
+            _ => {}
         }
-        if token.kind != Kind::Open && token.kind != Kind::OpenBracket {
+        if kind != Kind::Open && kind != Kind::OpenBracket {
             self.levels[self.depth].fresh = false;
         }
     }
 
     /// `:` stands in an array's bounds or behind a key of JSON, `:=` behind an argument's name. Elsewhere they are a client's own
     /// (`:name`, `@a := 1`).
-    fn colon(&self, scan: &mut Scanner<'_>, token: Token) {
-        let understood = match scan.text(token) {
+    fn colon(&self, scan: &mut Scanner<'_>) {
+        let understood = match scan.text(scan.token()) {
             b":" => self.operand || self.levels[self.depth].opened == Opened::Bracket,
             b":=" => self.depth > 0 && self.last == Last::Name,
             _ => false,
@@ -239,6 +257,7 @@ impl Body {
         self.name = None;
     }
 
+    #[inline]
     fn comma(&mut self) {
         let level = self.level();
         if level.clause == Clause::JoinOn {
@@ -248,9 +267,10 @@ impl Body {
     }
 
     #[inline]
-    fn word(&mut self, scan: &mut Scanner<'_>, token: Token) {
+    fn word(&mut self, scan: &mut Scanner<'_>) {
+        let token = scan.token();
         if token.word == Word::Other || matches!(self.last, Last::Dot | Last::As) {
-            return self.name(scan, token);
+            return self.name(scan);
         }
         // A keyword that is not reserved may be the name of a relation or a type.
         if let Some(catalogue) = scan.dialect().catalogue
@@ -324,7 +344,8 @@ impl Body {
     }
 
     #[inline]
-    pub(super) fn name(&mut self, scan: &mut Scanner<'_>, token: Token) {
+    pub(super) fn name(&mut self, scan: &mut Scanner<'_>) {
+        let token = scan.token();
         let name = match (self.last, self.name) {
             (Last::Dot, Some(name)) => {
                 Name { token, qualifier: Some(name.token), parts: name.parts.saturating_add(1), ..name }

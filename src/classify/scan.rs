@@ -15,7 +15,8 @@ use super::{
 pub(super) struct Scanner<'a> {
     lexer: Lexer<'a>,
     dialect: &'a Dialect<'a>,
-    token: Token,
+    /// Of the current token; the lexer knows the rest of it.
+    kind: Kind,
     written: Option<Reason>,
     pinned: Option<PinReason>,
     unseen: bool,
@@ -48,7 +49,7 @@ impl<'a> Scanner<'a> {
         Self {
             lexer: Lexer::new(sql, dialect.strings),
             dialect,
-            token: Token::NONE,
+            kind: Kind::End,
             written: None,
             pinned: None,
             unseen: false,
@@ -100,16 +101,23 @@ impl<'a> Scanner<'a> {
     /// The next token, which is then the current one.
     #[inline]
     pub(super) fn advance(&mut self) -> Token {
-        self.token = self.lexer.next();
-        if self.token.kind == Kind::Error {
+        self.kind = self.lexer.read();
+        if self.kind == Kind::Error {
             self.write(Reason::NotUnderstood);
         }
-        self.token
+        self.token()
+    }
+
+    /// Steps over a list of values behind the current token, which is one; whether there is one. The last of them is then the current
+    /// token, whose text is not known.
+    #[inline]
+    pub(super) fn skip_values(&mut self) -> bool {
+        self.lexer.skip_values()
     }
 
     #[inline]
     pub(super) fn token(&self) -> Token {
-        self.token
+        self.lexer.token(self.kind)
     }
 
     #[inline]
@@ -130,12 +138,12 @@ impl<'a> Scanner<'a> {
     /// Does the current statement end here?
     #[inline]
     pub(super) fn at_end(&self) -> bool {
-        matches!(self.token.kind, Kind::Semicolon | Kind::End | Kind::Error)
+        matches!(self.kind, Kind::Semicolon | Kind::End | Kind::Error)
     }
 
     /// Is the current token this word? Then steps over it.
     pub(super) fn accept(&mut self, word: Word) -> bool {
-        let found = self.token.kind == Kind::Word && self.token.word == word;
+        let found = self.kind == Kind::Word && self.token().word == word;
         if found {
             self.advance();
         }
@@ -218,7 +226,7 @@ impl<'a> Scanner<'a> {
     }
 
     pub(super) fn finish(self, hint: Hint) -> Classification {
-        let failed = self.token.kind == Kind::Error;
+        let failed = self.kind == Kind::Error;
         let transaction = match self.transaction {
             TransactionEffect::None => TransactionEffect::None,
             effect if self.statements == 1 && !failed => effect,

@@ -415,7 +415,7 @@ fn relation(scan: &mut Scanner<'_>) {
         let token = scan.token();
         match token.kind {
             Kind::Word if !column && matches!(token.word, Word::To | Word::From) => return,
-            Kind::Word | Kind::Quoted | Kind::Unicode => read.name(scan, token),
+            Kind::Word | Kind::Quoted | Kind::Unicode => read.name(scan),
             Kind::Open if !column => column = true,
             Kind::Close if column => column = false,
             Kind::Comma | Kind::Dot => {}

@@ -5,6 +5,8 @@
 // Each test binary uses its own part of this, and a test's set-up ends by a panic.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -23,20 +25,36 @@ const FORBIDDEN: [&str; 8] = [
     "CreateTableAsStmt {",
 ];
 
-/// The scripts of the corpus, one behind the other; `None` where it isn't.
-pub(crate) fn corpus() -> Option<String> {
+fn archive() -> Option<PathBuf> {
     let folder = std::env::var_os("PGSTEER_SQL_CORPUS")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpora"), PathBuf::from);
     let archive = folder.join("postgresql-15-regress-sql.tar.gz");
-    if !archive.exists() {
-        return None;
-    }
-    let mut child =
-        Command::new("tar").arg("-xzOf").arg(archive).stdout(Stdio::piped()).spawn().expect("tar starts");
+    archive.exists().then_some(archive)
+}
+
+fn tar(arguments: &[&OsStr]) -> String {
+    let mut child = Command::new("tar").args(arguments).stdout(Stdio::piped()).spawn().expect("tar starts");
     let mut bytes = Vec::new();
     child.stdout.take().expect("piped").read_to_end(&mut bytes).expect("tar answers");
     assert!(child.wait().expect("tar ends").success());
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The scripts of the corpus, one behind the other; `None` where it isn't.
+pub(crate) fn corpus() -> Option<String> {
+    Some(tar(&["-xzOf".as_ref(), archive()?.as_ref()]))
+}
+
+/// The same, by their names.
+pub(crate) fn scripts() -> Option<BTreeMap<String, String>> {
+    let archive = archive()?;
+    let list = tar(&["-tzf".as_ref(), archive.as_ref()]);
+    let paths = list.lines().filter(|path| path.ends_with(".sql"));
+    let named = paths.map(|path| {
+        let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".sql");
+        (name.to_owned(), tar(&["-xzOf".as_ref(), archive.as_ref(), path.as_ref()]))
+    });
+    Some(named.collect())
 }
 
 /// Drops psql's own lines and COPY data, and cuts the rest where a line ends with a semicolon and the text so far
