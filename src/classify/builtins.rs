@@ -211,6 +211,12 @@ impl<'a> Folded<'a> {
         self.text.first().is_some_and(|first| first | 0x20 == letter)
     }
 
+    /// Its first two letters in lower case.
+    #[inline]
+    pub(super) fn lower_pair(&self) -> Option<[u8; 2]> {
+        self.text.first_chunk().map(|pair: &[u8; 2]| pair.map(|letter| letter.to_ascii_lowercase()))
+    }
+
     /// Does it begin with `prefix` (which is lower case)?
     #[inline]
     pub(super) fn begins(&self, prefix: &[u8]) -> bool {
@@ -234,6 +240,13 @@ pub(super) fn is_builtin(name: &Folded<'_>, version: u8) -> bool {
 /// Is this a function of PostgreSQL whose effects are known?
 pub(super) fn is_writing(name: &Folded<'_>) -> bool {
     find(&WRITING_TABLE, [(0, WRITING)], name).is_some()
+}
+
+/// All names that `is_writing` and `is_node_local` know.
+#[cfg(test)]
+pub(super) fn unsafe_names() -> impl Iterator<Item = &'static str> {
+    let beginnings = ["pg_stat_get_x", "pg_last_x", "pg_current_wal_x"];
+    WRITING.split_ascii_whitespace().chain(LOCAL.split_ascii_whitespace()).chain(beginnings)
 }
 
 /// Is this an operator that only ParadeDB's extension has?

@@ -107,10 +107,16 @@ fn of_postgresql(own: bool, function: &Folded<'_>) -> (Verdict, Source) {
 }
 
 /// Functions of PostgreSQL that must not be called by the way of `alias.name`, which looks like a column.
+#[inline]
 pub(super) fn is_unsafe(name: &Folded<'_>) -> bool {
-    let letters = b"cilnpst";
-    letters.iter().any(|&letter| name.may_begin(letter))
-        && (builtins::is_writing(name) || builtins::is_node_local(name))
+    may_be_unsafe(name) && (builtins::is_writing(name) || builtins::is_node_local(name))
+}
+
+/// A quick look at how the name begins, before it is looked for: most names are columns.
+#[inline]
+fn may_be_unsafe(name: &Folded<'_>) -> bool {
+    const BEGINNINGS: [[u8; 2]; 8] = [*b"cu", *b"in", *b"la", *b"lo", *b"ne", *b"pg", *b"se", *b"tx"];
+    name.lower_pair().is_some_and(|pair| BEGINNINGS.contains(&pair))
 }
 
 /// The same for people.
@@ -124,4 +130,18 @@ pub(super) fn called(
     let name = function.spelt();
     let name = schema.map_or_else(|| name.clone(), |schema| format!("{}.{name}", schema.spelt()));
     Called { name, verdict, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quick_look_lets_no_unsafe_name_pass() {
+        for name in builtins::unsafe_names() {
+            assert!(is_unsafe(&Folded::quoted(name.as_bytes())), "{name}");
+            assert!(is_unsafe(&Folded::unquoted(name.to_ascii_uppercase().as_bytes())), "{name}");
+        }
+        assert!(!is_unsafe(&Folded::quoted(b"name")));
+    }
 }

@@ -166,7 +166,7 @@ impl Body {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn step(&mut self, scan: &mut Scanner<'_>, token: Token) {
         if self.argument != Argument::Any {
             self.setting_name(scan, token);
@@ -185,14 +185,23 @@ impl Body {
                 self.comma();
                 self.levels[self.depth].fresh = false;
             }
+            Kind::Word => {
+                self.word(scan);
+                self.levels[self.depth].fresh = false;
+            }
+            Kind::Open => self.open(scan),
+            Kind::Close => {
+                self.close(scan);
+                self.levels[self.depth].fresh = false;
+            }
             kind => self.step_on(scan, kind),
         }
     }
 
     /// The same for the current token, which has this kind, unless it is a parenthesis: that may have been stepped over.
+    #[inline(never)]
     fn step_on(&mut self, scan: &mut Scanner<'_>, kind: Kind) {
         match kind {
-            Kind::Word => self.word(scan),
             Kind::Quoted | Kind::Unicode => self.name(scan),
             Kind::Operator => {
                 let operator = scan.text(scan.token());
@@ -211,12 +220,11 @@ impl Body {
                 self.last = Last::Dot;
                 self.operand = false;
             }
-            Kind::Open => self.open(scan),
             Kind::OpenBracket => self.push(scan, Opened::Bracket, Clause::Expression),
-            Kind::Close | Kind::CloseBracket => self.close(scan),
+            Kind::CloseBracket => self.close(scan),
             _ => {}
         }
-        if kind != Kind::Open && kind != Kind::OpenBracket {
+        if kind != Kind::OpenBracket {
             self.levels[self.depth].fresh = false;
         }
     }
@@ -266,7 +274,7 @@ impl Body {
         self.set(Last::Comma, false);
     }
 
-    #[inline]
+    #[inline(never)]
     fn word(&mut self, scan: &mut Scanner<'_>) {
         let token = scan.token();
         if token.word == Word::Other || matches!(self.last, Last::Dot | Last::As) {
@@ -343,7 +351,7 @@ impl Body {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     pub(super) fn name(&mut self, scan: &mut Scanner<'_>) {
         let token = scan.token();
         let name = match (self.last, self.name) {
@@ -479,6 +487,7 @@ impl Body {
         self.set(Last::Close, true);
     }
 
+    #[inline(never)]
     fn open(&mut self, scan: &mut Scanner<'_>) {
         let inherited = match self.levels[self.depth].clause {
             Clause::From => Clause::From,
