@@ -95,6 +95,11 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("SELECT 1..evil(1)", false, false),
     // Lists of values.
     ("SELECT a IN (1, 2,3, 4.5, 6., $7, 'eight', '', -9) FROM t", true, true),
+    ("SELECT 1, NULL, true,FALSE, Null, nulls FROM t", true, true),
+    ("SELECT 1, null(1)", false, false),
+    ("SELECT 1, true(1)", false, false),
+    ("SELECT 1, falsely(1)", false, false),
+    ("SELECT 1, null.evil(1)", false, false),
     ("SELECT 1, 2, evil(1)", false, false),
     ("SELECT 1, 2 , 'a' , evil(1)", false, false),
     ("SELECT 1, 'a''), evil(1), (''b', 2", true, true),

@@ -93,7 +93,7 @@ const fn fill_all<const N: usize, const L: usize>(mut table: [u32; N], lists: [(
 }
 
 /// Adds the names in `text` to an open-addressed table; an entry is offset, list and length packed, 0 is free.
-const fn fill<const N: usize>(mut table: [u32; N], text: &str, list: u32) -> [u32; N] {
+pub(super) const fn fill<const N: usize>(mut table: [u32; N], text: &str, list: u32) -> [u32; N] {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
@@ -120,7 +120,7 @@ const LIST_BITS: u32 = 4;
 
 /// In which of the lists the name is.
 #[inline]
-fn find<const N: usize, const L: usize>(
+pub(super) fn find<const N: usize, const L: usize>(
     table: &[u32; N],
     lists: [(u8, &str); L],
     name: &Folded<'_>,

@@ -142,14 +142,33 @@ pub(super) fn line_comment(text: &[u8]) -> usize {
     memchr2(b'\n', b'\r', text).unwrap_or(text.len())
 }
 
-/// Where `byte` is. Most constants and names are too short for a call of `memchr` to be worth it.
+/// Shorter than this, a call of `memchr` is not worth it: most constants and names are.
+const SHORT: usize = 16;
+
+/// Where `byte` is.
 #[inline]
 fn find(byte: u8, text: &[u8]) -> Option<usize> {
-    const SHORT: usize = 16;
     match text.iter().take(SHORT).position(|&it| it == byte) {
         None if text.len() > SHORT => memchr(byte, &text[SHORT..]).map(|at| SHORT + at),
         found => found,
     }
+}
+
+/// Where the first of two bytes is.
+#[inline]
+fn find_either(one: u8, other: u8, text: &[u8]) -> Option<usize> {
+    match text.iter().take(SHORT).position(|&it| it == one || it == other) {
+        None if text.len() > SHORT => memchr2(one, other, &text[SHORT..]).map(|at| SHORT + at),
+        found => found,
+    }
+}
+
+/// The length of the reserved word for a value that `text` begins with.
+#[inline]
+fn keyword_value(text: &[u8]) -> Option<usize> {
+    let begins =
+        |word: &&str| text.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word.as_bytes()));
+    ["null", "true", "false"].iter().find(|word| begins(word)).map(|word| word.len())
 }
 
 /// Splits a text into tokens.
@@ -242,7 +261,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Steps over `, 1, 'a', $2` behind a value, as far as the text goes on so; whether it did. The token just read is then no
+    /// Steps over `, 1, 'a', $2, NULL` behind a value, as far as the text goes on so; whether it did. The token just read is then no
     /// longer known.
     pub(super) fn skip_values(&mut self) -> bool {
         let begin = self.at;
@@ -262,6 +281,10 @@ impl<'a> Lexer<'a> {
                 // With a quote inside it is no such thing, nor what goes on behind it.
                 Some(b'\'') if !self.plain_backslash => match find(b'\'', &rest[1..]) {
                     Some(quote) => quote + 2,
+                    None => break,
+                },
+                Some(b'n' | b'N' | b't' | b'T' | b'f' | b'F') => match keyword_value(rest) {
+                    Some(length) => length,
                     None => break,
                 },
                 _ => break,
@@ -378,7 +401,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         loop {
             let rest = &self.sql[self.at..];
-            let stop = if backslash { memchr2(b'\'', b'\\', rest) } else { find(b'\'', rest) };
+            let stop = if backslash { find_either(b'\'', b'\\', rest) } else { find(b'\'', rest) };
             let Some(stop) = stop else {
                 self.at = self.sql.len();
                 return Kind::Error;

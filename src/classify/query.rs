@@ -7,101 +7,13 @@ use super::builtins::{self, Folded};
 use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
 use super::names::{is_type, pin_of, set_config};
+use super::place::{Argument, Clause, LEVEL, Last, Level, Name, Opened, Paren, SettingsRule};
 use super::scan::Scanner;
 use super::words::Word;
 use super::{PinReason, Reason, SessionEffect, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
-
-/// Where in a query a level stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clause {
-    Expression,
-    Targets,
-    /// A table reference is expected or has just ended.
-    From,
-    JoinOn,
-    GroupBy,
-    /// Between WITH and the main query.
-    With,
-}
-
-/// What opened a level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opened {
-    Group,
-    /// `CAST(`: AS is followed by a type.
-    Cast,
-    /// `OPERATOR(`: a name, no operand.
-    Operator,
-    /// `DISTINCT ON (`: an expression follows the closing parenthesis.
-    DistinctOn,
-    /// `[`: the one place of a lone colon.
-    Bracket,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Level {
-    clause: Clause,
-    opened: Opened,
-    /// Nothing has been read at this level yet.
-    fresh: bool,
-    /// SELECT, VALUES, TABLE or WITH has been read at this level.
-    query: bool,
-}
-
-const LEVEL: Level = Level { clause: Clause::Expression, opened: Opened::Group, fresh: true, query: false };
-
-/// What was read last, as far as it matters for what comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
-    Nothing,
-    Name,
-    Keyword,
-    Value,
-    Close,
-    Open,
-    Comma,
-    Dot,
-    As,
-    Cast,
-    Operator,
-}
-
-/// The name just read: its last part, its qualifier, and what stood before it.
-#[derive(Debug, Clone, Copy)]
-struct Name {
-    token: Token,
-    qualifier: Option<Token>,
-    parts: u8,
-    after: Last,
-    after_word: Word,
-    after_operand: bool,
-}
-
-/// What a parenthesis after a word turned out to be.
-enum Paren {
-    Opens(Opened, Clause),
-    Call,
-}
-
-/// What is expected of the first argument of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Argument {
-    Any,
-    /// `current_setting(`: the name of a setting.
-    Setting,
-    /// `current_setting('name'`: nothing more, or it is not the name.
-    SettingEnd,
-}
-
-/// UPDATE of `pg_settings` is a SET in disguise.
-#[derive(Debug, Clone, Copy, Default)]
-struct SettingsRule {
-    updates: bool,
-    named: bool,
-}
 
 /// The state of one statement's body.
 pub(super) struct Body {

@@ -3,7 +3,7 @@
 //! Invariant: a setting that is not listed as the session's own belongs to the primary, by SHOW and by `current_setting`, and so does
 //! `current_setting` of a name that is not there to be read. Must not know: the values of settings.
 
-use super::builtins::Folded;
+use super::builtins::{Folded, fill, find};
 
 /// Settings whose value follows the client's session, and those that all nodes of a cluster have in common: what any role may set
 /// on servers of versions 14 to 18 without one for the connection's own socket, and what was fixed by initdb or the build.
@@ -38,6 +38,8 @@ const SESSION: &str = "\
     vacuum_freeze_min_age vacuum_freeze_table_age vacuum_max_eager_freeze_failure_rate vacuum_multixact_failsafe_age \
     vacuum_multixact_freeze_min_age vacuum_multixact_freeze_table_age vacuum_truncate wal_block_size wal_segment_size \
     wal_sender_timeout wal_skip_threshold work_mem xmlbinary xmloption";
+
+static SESSION_TABLE: [u32; 512] = fill([0; 512], SESSION, 0);
 
 /// Views on the node or the server process.
 const VIEWS: [&str; 25] = [
@@ -81,7 +83,7 @@ pub(super) fn may_be_node_local(constant: &[u8]) -> bool {
 
 /// Does SHOW of this setting answer with the session's own value?
 pub(super) fn is_session_setting(name: &Folded<'_>) -> bool {
-    SESSION.split_ascii_whitespace().any(|setting| name.is(setting.as_bytes()))
+    find(&SESSION_TABLE, [(0, SESSION)], name).is_some()
 }
 
 /// Setting one of these by name works on the transaction, as SET TRANSACTION does.
