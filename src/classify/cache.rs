@@ -129,7 +129,9 @@ mod tests {
         get(b"SELECT '\\'", &Dialect { version: 15, ..plain });
         assert_eq!(reads.get(), 5);
         let long = [b' '; TEXT_BYTES_MAX + 1];
-        (0..3).for_each(|_| drop(get(&long, &plain)));
+        for _ in 0..3 {
+            get(&long, &plain);
+        }
         assert_eq!(reads.get(), 8);
     }
 
@@ -138,8 +140,12 @@ mod tests {
         let cache = TextCache::new(7);
         let plain = Dialect::default();
         let get = |sql: &str| cache.get(sql.as_bytes(), &plain, || classify(sql.as_bytes(), &plain));
-        (0..2).for_each(|_| drop(get("SELECT 1")));
-        (0..100_000).for_each(|number| drop(get(&format!("SELECT {number} FROM t"))));
+        for _ in 0..2 {
+            get("SELECT 1");
+        }
+        for number in 0..100_000 {
+            get(&format!("SELECT {number} FROM t"));
+        }
         let mut read = false;
         cache.get(b"SELECT 1", &plain, || {
             read = true;
