@@ -179,6 +179,9 @@ impl Session {
         }
         for database in self.shard.pools.databases() {
             if named.iter().any(|name| name == database.as_bytes()) {
+                // Those in use, perhaps only for a question of pgsteer's own, are closed when they are given back: the server waits
+                // some seconds for that.
+                self.shard.pools.outdate_database(&database);
                 self.shard.pools.leave_database(&database).await;
                 self.altered_databases.push(database);
             }
