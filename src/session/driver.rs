@@ -160,6 +160,8 @@ pub struct Session {
     pub(super) scope: Rc<SettingValues>,
     /// What the client knows of reported parameters.
     pub(super) told: Reported,
+    /// What it was told at its login: where no setting was changed since, or all are reset, it is so still.
+    pub(super) welcome: Reported,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -197,6 +199,7 @@ impl Session {
         identity: Identity,
     ) -> Self {
         let settings = shard.intern_settings(identity.settings);
+        let welcome = shard.intern_told(Reported::new(identity.told));
         let mut session = Self {
             shard: Rc::clone(shard),
             client,
@@ -206,7 +209,8 @@ impl Session {
             secret: identity.secret,
             mode: identity.mode,
             role: identity.role,
-            told: shard.intern_told(Reported::new(identity.told)),
+            told: welcome.clone(),
+            welcome,
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),
