@@ -258,7 +258,9 @@ pub enum TransactionEffect {
         /// ISOLATION LEVEL SERIALIZABLE.
         serializable: bool,
     },
-    /// Anything else that touches the transaction: savepoints, AND CHAIN, 2PC, control inside a multi-statement string.
+    /// Exactly one COMMIT or ROLLBACK with AND CHAIN.
+    Chain,
+    /// Anything else that touches the transaction: savepoints, 2PC, control inside a multi-statement string.
     /// Sent as it is; what became of it is read from ReadyForQuery.
     Other,
 }

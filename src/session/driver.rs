@@ -22,7 +22,7 @@ use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings};
+use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
 use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
@@ -185,6 +185,8 @@ pub struct Session {
     pub(super) commit_bound: bool,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
+    /// A savepoint may have been set in this transaction.
+    pub(super) may_have_savepoints: bool,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -238,6 +240,7 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            may_have_savepoints: false,
             definition: None,
             altered_roles: None,
         };
@@ -405,6 +408,7 @@ impl Session {
             bytes
         };
         let in_batch = self.is_in_batch();
+        self.may_have_savepoints &= self.transaction.is_on_server();
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
@@ -418,6 +422,7 @@ impl Session {
                 return self.send_client(&reply).await;
             }
         }
+        self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
         if needs.session || needs.unseen {
             self.note_effects(window.filled().get(..bytes).unwrap_or_default());
         }
