@@ -445,7 +445,7 @@ const fn set(access: AccessMode, serializable: bool) -> TransactionEffect {
 #[test]
 fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
     use AccessMode::{Default, ReadOnly, ReadWrite};
-    use TransactionEffect::{Commit, None, Other, Rollback};
+    use TransactionEffect::{Chain, Commit, None, Other, Rollback};
     let table: &[(&str, TransactionEffect, bool)] = &[
         ("BEGIN", begin(Default, false), false),
         ("begin work;", begin(Default, false), false),
@@ -468,12 +468,16 @@ fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
         ("COMMIT", Commit, true),
         ("END WORK", Commit, true),
         ("COMMIT TRANSACTION AND NO CHAIN", Commit, true),
-        ("COMMIT AND CHAIN", Other, true),
+        ("COMMIT AND CHAIN", Chain, true),
+        ("COMMIT CHAIN", Other, true),
+        ("COMMIT AND CHAIN; SELECT 1", Other, true),
         ("COMMIT PREPARED 'x'", Other, true),
         ("PREPARE TRANSACTION 'x'", Other, true),
         ("ROLLBACK", Rollback, false),
         ("ABORT WORK AND NO CHAIN", Rollback, false),
-        ("ROLLBACK AND CHAIN", Other, true),
+        ("ROLLBACK AND CHAIN", Chain, true),
+        ("ABORT WORK AND CHAIN", Chain, true),
+        ("ROLLBACK AND", Other, false),
         ("ROLLBACK TO SAVEPOINT a", Other, false),
         ("ROLLBACK PREPARED 'x'", Other, false),
         ("SAVEPOINT a", Other, false),

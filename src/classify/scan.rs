@@ -7,7 +7,8 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Called, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
+    Access, Called, Classification, Dialect, Hint, PinReason, Reason, Resets, SessionEffect, Span,
+    TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
@@ -253,7 +254,11 @@ impl<'a> Scanner<'a> {
             names_prepared: self.names_prepared,
             search: self.search,
             asks_pins: self.asks_pins,
-            resets_before: self.resets_before,
+            resets: match self.resets {
+                _ if self.resets_before => Resets::Before,
+                true if self.statements > 1 => Resets::AtTheEnd,
+                _ => Resets::Alone,
+            },
             copies: self.copies,
             hint,
         }

@@ -99,6 +99,10 @@ impl Session {
                 }
                 Err(End::Client)
             }
+            Ended::Silent => {
+                let between = sent.fresh && matches!(self.transaction, Transaction::None);
+                Err(self.silent_for_too_long(between, sent.inside_frame))
+            }
             Ended::Stalled => Err(self.stalled(attached.node)),
         }
     }
