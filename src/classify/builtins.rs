@@ -49,12 +49,13 @@ const SAFE: [(u8, &str); 9] = [
     (18, HARMLESS_18),
 ];
 
-/// Read functions of ParadeDB, in the schemas `pdb` and `paradedb`.
+/// Read functions of ParadeDB, in the schemas `pdb` and `paradedb`, volatile ones among them.
 const SEARCH: &str = "\
-    agg all boolean boost const const_score disjunction_max empty exists fuzzy_phrase fuzzy_term match \
-    match_conjunction match_disjunction more_like_this parse parse_with_field phrase phrase_prefix prox_array \
-    prox_clause prox_regex prox_term_in_order range range_term regex regex_phrase score slop snippet \
-    snippet_positions snippets term term_set term_with_operator";
+    agg agg_fn aggregate all boolean boost const const_score disjunction_max empty exists fuzzy_phrase fuzzy_term \
+    index_info index_segments indexes match match_conjunction match_disjunction merge_info more_like_this page_info \
+    parse parse_with_field phrase phrase_prefix prox_array prox_clause prox_regex prox_term_in_order range range_term \
+    regex regex_phrase schema score slop snippet snippet_positions snippets storage_info term term_set \
+    term_with_operator tokenize tokenizer tokenizers vacuum_info verify_all_indexes verify_index version_info window_agg";
 
 /// What depends on the node or the server process: never a standby's business, and a reason of its own.
 const LOCAL: &str = "\

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::lex::block_comment;
+use super::lex::{block_comment, line_comment};
 use super::{Hint, Target};
 
 const PREFIX: &str = "pgsteer:";
@@ -24,8 +24,7 @@ pub(super) fn leading(sql: &[u8]) -> Hint {
             }
             rest = rest[length..].trim_ascii_start();
         } else if rest.starts_with(b"--") {
-            let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
-            rest = rest[end..].trim_ascii_start();
+            rest = rest[line_comment(rest)..].trim_ascii_start();
         } else {
             break;
         }

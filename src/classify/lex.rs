@@ -3,6 +3,8 @@
 //! Invariant: a token's extent is what the server's own lexer would see; what can't be lexed is `Kind::Error`, after
 //! which nothing more is read. Must not know: statements.
 
+use memchr::{memchr, memchr2};
+
 use super::StandardConformingStrings;
 use super::words::{Word, word};
 
@@ -118,23 +120,27 @@ const fn folded() -> [u8; 256] {
 pub(super) fn block_comment(text: &[u8]) -> Option<usize> {
     let mut depth = 1usize;
     let mut at = 2;
-    while at + 1 < text.len() {
-        match (text[at], text[at + 1]) {
-            (b'*', b'/') => {
-                depth -= 1;
-                at += 2;
-                if depth == 0 {
-                    return Some(at);
-                }
+    // Both what begins and what ends a comment have a slash; no byte counts for two of them.
+    loop {
+        let slash = at + memchr(b'/', text.get(at..)?)?;
+        if slash > at && text[slash - 1] == b'*' {
+            depth -= 1;
+            at = slash + 1;
+            if depth == 0 {
+                return Some(at);
             }
-            (b'/', b'*') => {
-                depth += 1;
-                at += 2;
-            }
-            _ => at += 1,
+        } else if text.get(slash + 1) == Some(&b'*') {
+            depth += 1;
+            at = slash + 2;
+        } else {
+            at = slash + 1;
         }
     }
-    None
+}
+
+/// The length of a comment that ends with its line, at the start of `text`.
+pub(super) fn line_comment(text: &[u8]) -> usize {
+    memchr2(b'\n', b'\r', text).unwrap_or(text.len())
 }
 
 /// Splits a text into tokens.
@@ -266,8 +272,31 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    /// `0x1F`, `0o17`, `0b1`: what servers before 16 read as a number and a name comes to the same.
+    #[inline]
+    fn radix(&mut self) -> bool {
+        let is_digit: fn(&u8) -> bool = match self.peek(1) | 0x20 {
+            b'x' => u8::is_ascii_hexdigit,
+            b'o' => |byte| matches!(byte, b'0'..=b'7'),
+            b'b' => |byte| matches!(byte, b'0' | b'1'),
+            _ => return false,
+        };
+        let first = 2 + usize::from(self.peek(2) == b'_');
+        if !is_digit(&self.peek(first)) {
+            return false;
+        }
+        self.at += first;
+        while is_digit(&self.peek(0)) || (self.peek(0) == b'_' && is_digit(&self.peek(1))) {
+            self.at += 1;
+        }
+        true
+    }
+
     #[inline]
     fn number(&mut self) -> Kind {
+        if self.peek(0) == b'0' && self.peek(1).is_ascii_alphabetic() && self.radix() {
+            return Kind::Number;
+        }
         self.digits();
         if self.peek(0) == b'.' && self.peek(1) != b'.' {
             self.at += 1;
@@ -288,11 +317,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         loop {
             let rest = &self.sql[self.at..];
-            let stop = if backslash {
-                rest.iter().position(|&b| b == b'\'' || b == b'\\')
-            } else {
-                rest.iter().position(|&b| b == b'\'')
-            };
+            let stop = if backslash { memchr2(b'\'', b'\\', rest) } else { memchr(b'\'', rest) };
             let Some(stop) = stop else {
                 self.at = self.sql.len();
                 return Kind::Error;
@@ -322,7 +347,7 @@ impl<'a> Lexer<'a> {
                 b' ' | b'\t' | 0x0b | 0x0c => {}
                 b'\'' if newline => return Some(at),
                 b'-' if self.sql.get(at + 1) == Some(&b'-') => {
-                    at += self.sql[at..].iter().position(|b| matches!(b, b'\n' | b'\r'))?;
+                    at += line_comment(&self.sql[at..]);
                     continue;
                 }
                 _ => return None,
@@ -335,7 +360,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         let first = self.at;
         loop {
-            let Some(stop) = self.sql[self.at..].iter().position(|&b| b == b'"') else {
+            let Some(stop) = memchr(b'"', &self.sql[self.at..]) else {
                 self.at = self.sql.len();
                 return Kind::Error;
             };
@@ -368,7 +393,7 @@ impl<'a> Lexer<'a> {
         }
         let tag = &self.sql[begin..=end];
         let mut at = end + 1;
-        while let Some(stop) = self.sql[at..].iter().position(|&b| b == b'$') {
+        while let Some(stop) = memchr(b'$', &self.sql[at..]) {
             at += stop;
             if self.sql[at..].starts_with(tag) {
                 self.at = at + tag.len();
@@ -384,8 +409,7 @@ impl<'a> Lexer<'a> {
     #[inline]
     fn operator(&mut self, byte: u8) -> Option<Kind> {
         if byte == b'-' && self.peek(1) == b'-' {
-            let rest = &self.sql[self.at..];
-            self.at += rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len());
+            self.at += line_comment(&self.sql[self.at..]);
             return None;
         }
         if byte == b'/' && self.peek(1) == b'*' {
@@ -400,6 +424,7 @@ impl<'a> Lexer<'a> {
                 }
             };
         }
+        let start = self.at;
         self.at += 1;
         while CLASS[usize::from(self.peek(0))] == Class::Operator {
             let comment = matches!((self.peek(0), self.peek(1)), (b'-', b'-') | (b'/', b'*'));
@@ -408,6 +433,20 @@ impl<'a> Lexer<'a> {
             }
             self.at += 1;
         }
+        if self.at - start > 1 && matches!(self.sql[self.at - 1], b'+' | b'-') {
+            self.give_back_signs(start);
+        }
         Some(Kind::Operator)
+    }
+
+    /// An operator of several characters ends in a sign only if it has a character that SQL's own operators don't have: `a <-1` is
+    /// `a < -1`.
+    fn give_back_signs(&mut self, start: usize) {
+        let own = |byte: &u8| matches!(byte, b'+' | b'-' | b'*' | b'/' | b'<' | b'>' | b'=');
+        if self.sql[start..self.at].iter().all(own) {
+            while self.at - start > 1 && matches!(self.sql[self.at - 1], b'+' | b'-') {
+                self.at -= 1;
+            }
+        }
     }
 }

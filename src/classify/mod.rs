@@ -4,7 +4,7 @@
 //! twice (contract P7). Must not know: nodes, sessions, sockets, clocks.
 //!
 //! The way of a text: `lex` splits it into tokens (`words` knows the keywords), `statement` tells the kind of each
-//! statement, `query` reads its body, `transaction` reads BEGIN and kin, `scan` holds what was found.
+//! statement, `query` reads its body, `calls` and `names` know what names in it mean, `transaction` reads BEGIN and kin, `scan` holds what was found.
 //!
 //! What a text can't show is looked up in the database's `catalogue`: users' functions, also those that have a built-in one's name
 //! or are called as `row.function`, and views, operators, casts and types that lead to volatile ones. Where no catalogue is known
@@ -18,6 +18,7 @@ mod hint;
 mod learned;
 mod lex;
 mod model;
+mod names;
 mod query;
 mod scan;
 mod settings;

@@ -6,9 +6,10 @@
 use super::builtins::{self, Folded};
 use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
+use super::names::{is_type, pin_of, set_config};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Span, Verdict};
+use super::{PinReason, Reason, SessionEffect, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -36,6 +37,8 @@ enum Opened {
     Operator,
     /// `DISTINCT ON (`: an expression follows the closing parenthesis.
     DistinctOn,
+    /// `[`: the one place of a lone colon.
+    Bracket,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -154,7 +157,8 @@ impl Body {
             }
             token = scan.advance();
         }
-        if self.depth > 0 || self.beyond > 0 {
+        // An open parenthesis, or a WITH without its statement.
+        if self.depth > 0 || self.beyond > 0 || self.levels[0].clause == Clause::With {
             scan.write(Reason::NotUnderstood);
         }
         if self.rule.updates && self.rule.named {
@@ -179,7 +183,10 @@ impl Body {
                 scan.search |= builtins::is_search_operator(operator);
                 self.set(Last::Operator, false);
             }
-            Kind::Colon => self.set(Last::Keyword, false),
+            Kind::Colon => {
+                self.colon(scan, token);
+                self.set(Last::Keyword, false);
+            }
             Kind::Cast => self.set(Last::Cast, false),
             Kind::Comma => self.comma(),
             Kind::Dot => {
@@ -187,12 +194,25 @@ impl Body {
                 self.operand = false;
             }
             Kind::Open => self.open(scan),
-            Kind::OpenBracket => self.push(scan, Opened::Group, Clause::Expression),
+            Kind::OpenBracket => self.push(scan, Opened::Bracket, Clause::Expression),
             Kind::Close | Kind::CloseBracket => self.close(scan),
             Kind::Semicolon | Kind::End | Kind::Error => {}
         }
         if token.kind != Kind::Open && token.kind != Kind::OpenBracket {
             self.levels[self.depth].fresh = false;
+        }
+    }
+
+    /// `:` stands in an array's bounds or behind a key of JSON, `:=` behind an argument's name. Elsewhere they are a client's own
+    /// (`:name`, `@a := 1`).
+    fn colon(&self, scan: &mut Scanner<'_>, token: Token) {
+        let understood = match scan.text(token) {
+            b":" => self.operand || self.levels[self.depth].opened == Opened::Bracket,
+            b":=" => self.depth > 0 && self.last == Last::Name,
+            _ => false,
+        };
+        if !understood {
+            scan.write(Reason::NotUnderstood);
         }
     }
 
@@ -231,6 +251,13 @@ impl Body {
     fn word(&mut self, scan: &mut Scanner<'_>, token: Token) {
         if token.word == Word::Other || matches!(self.last, Last::Dot | Last::As) {
             return self.name(scan, token);
+        }
+        // A keyword that is not reserved may be the name of a relation or a type.
+        if let Some(catalogue) = scan.dialect().catalogue
+            && !token.word.is_reserved()
+            && catalogue.is_primary_object(&scan.folded(token))
+        {
+            scan.write(Reason::Object);
         }
         let before = self.word;
         self.keyword(scan, token.word);
@@ -284,6 +311,8 @@ impl Body {
             }
             On if level.clause == Clause::From => level.clause = Clause::JoinOn,
             By if before == Group => level.clause = Clause::GroupBy,
+            // `COLLATION FOR (`: no locking clause goes on with a parenthesis.
+            For if scan.ahead().next().kind == Kind::Open => {}
             For if level.query => {
                 scan.write(Reason::Locks);
             }
@@ -423,7 +452,7 @@ impl Body {
             if opened == Opened::Operator && self.last != Last::Operator {
                 scan.write(Reason::Function);
             }
-            let operand = matches!(opened, Opened::Group | Opened::Cast);
+            let operand = matches!(opened, Opened::Group | Opened::Cast | Opened::Bracket);
             return self.set(if operand { Last::Close } else { Last::Operator }, operand);
         }
         self.set(Last::Close, true);
@@ -434,6 +463,7 @@ impl Body {
             Clause::From => Clause::From,
             _ => Clause::Expression,
         };
+        let after_parenthesis = self.last == Last::Close;
         let (opened, clause) = match (self.last, self.name) {
             (Last::Name, Some(name)) => match self.after_name(scan, name) {
                 Paren::Opens(opened, clause) => (opened, clause),
@@ -449,7 +479,14 @@ impl Body {
                     (Opened::Group, Clause::Expression)
                 }
             },
-            _ => (Opened::Group, inherited),
+            _ => {
+                // `WITH ... (query)`
+                let level = self.level();
+                if level.clause == Clause::With && after_parenthesis {
+                    level.clause = Clause::Expression;
+                }
+                (Opened::Group, inherited)
+            }
         };
         self.push(scan, opened, clause);
     }
@@ -466,19 +503,13 @@ impl Body {
         }
         let types = name.after == Last::Cast || (name.after == Last::As && level.opened == Opened::Cast);
         let open = if types {
-            is_type(scan, name)
+            is_type(scan, name.token, name.qualifier, name.parts)
         } else if name.parts > 1 {
             false
         } else if name.after == Last::As {
             true
         } else {
-            match level.clause {
-                Clause::From => name.after_operand,
-                Clause::With => {
-                    name.after == Last::Comma || matches!(name.after_word, Word::With | Word::Recursive)
-                }
-                _ => false,
-            }
+            is_alias(level.clause, name)
         };
         if open { Paren::Opens(Opened::Group, Clause::Expression) } else { Paren::Call }
     }
@@ -492,6 +523,7 @@ impl Body {
             if yes { Paren::Opens(Opened::Group, Clause::Expression) } else { Paren::Call }
         };
         match word {
+            _ if clause == Clause::With && is_alias(clause, name) => group(true),
             Cast => Paren::Opens(Opened::Cast, Clause::Expression),
             On if before == Distinct => Paren::Opens(Opened::DistinctOn, Clause::Expression),
             From | Lateral | Only => Paren::Opens(Opened::Group, inherited),
@@ -500,17 +532,19 @@ impl Body {
             Operator if operand => Paren::Opens(Opened::Operator, Clause::Expression),
             Over | Filter | Repeatable => group(name.after == Last::Close),
             Cube | Rollup if clause == Clause::GroupBy => {
-                group(before == By || matches!(name.after, Last::Comma | Last::Open))
+                group(matches!(before, By | All | Distinct) || matches!(name.after, Last::Comma | Last::Open))
             }
             Sets if before == Grouping => Paren::Opens(Opened::Group, Clause::GroupBy),
             By => group(matches!(before, Order | Group | Partition)),
             Zone => group(before == Time),
+            // `interval '1' minute TO second (3)`
+            Second => group(name.after == Last::Value || matches!(before, To | Interval)),
             Varying => group(matches!(before, Char | Character | Nchar | Bit)),
             System | Bernoulli => group(before == Tablesample),
             Materialized => group(clause == Clause::With),
             Set => group(self.rule.updates),
             Grouping => group(true),
-            _ => group(word.takes_parenthesis()),
+            _ => group(word.takes_parenthesis() || is_alias(clause, name)),
         }
     }
 
@@ -552,95 +586,18 @@ impl Body {
     }
 }
 
+/// Whether the name before a parenthesis is that of a table, whose columns follow: behind a relation, or in WITH.
+fn is_alias(clause: Clause, name: Name) -> bool {
+    match clause {
+        Clause::From => name.after_operand,
+        Clause::With => name.after == Last::Comma || matches!(name.after_word, Word::With | Word::Recursive),
+        _ => false,
+    }
+}
+
 fn is_join_prefix(word: Word) -> bool {
     matches!(
         word,
         Word::Inner | Word::Outer | Word::Left | Word::Right | Word::Full | Word::Cross | Word::Natural
     )
-}
-
-/// Types whose modifiers are known to be harmless.
-fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
-    const COMMON: [&str; 9] = [
-        "bpchar",
-        "varbit",
-        "timetz",
-        "timestamptz",
-        "vector",
-        "halfvec",
-        "sparsevec",
-        "geometry",
-        "geography",
-    ];
-    if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_modified_type(&scan.folded(name.token)))
-    {
-        return true;
-    }
-    const SEARCH: [&str; 4] = ["boost", "const", "fuzzy", "slop"];
-    let varying = name.token.word == Word::Varying;
-    let folded = scan.folded(name.token);
-    match (name.parts, name.qualifier) {
-        (1, _) => name.token.word.is_type() || varying || folded.is_one_of(&COMMON),
-        (2, Some(schema)) => {
-            let schema = scan.folded(schema);
-            (schema.is(b"pg_catalog") && (name.token.word.is_type() || folded.is_one_of(&COMMON)))
-                || (schema.is(b"pdb") && folded.is_one_of(&SEARCH))
-        }
-        _ => false,
-    }
-}
-
-/// `set_config(` with plain arguments says what it sets, and whether for this transaction only. The current token is the
-/// parenthesis.
-fn set_config(scan: &Scanner<'_>) -> SessionEffect {
-    let mut lexer = scan.ahead();
-    let name = lexer.next();
-    if name.kind != Kind::Text || lexer.next().kind != Kind::Comma {
-        return SessionEffect::Unknown;
-    }
-    let text = lexer.text(name);
-    let plain =
-        text.first() == Some(&b'\'') && !text.get(1..text.len() - 1).unwrap_or_default().contains(&b'\'');
-    if !matches!(lexer.next().kind, Kind::Text | Kind::Parameter | Kind::Number) {
-        return SessionEffect::Unknown;
-    }
-    let mut token = lexer.next();
-    if token.kind == Kind::Cast {
-        lexer.next();
-        token = lexer.next();
-    }
-    let (local, end) = (lexer.next(), lexer.next());
-    if token.kind != Kind::Comma || end.kind != Kind::Close {
-        return SessionEffect::Unknown;
-    }
-    match lexer.text(local).to_ascii_lowercase().as_slice() {
-        b"true" | b"'t'" | b"'true'" => SessionEffect::None,
-        b"false" | b"'f'" | b"'false'" if plain => {
-            SessionEffect::Set(Span { start: name.start + 1, end: name.end - 1 })
-        }
-        _ => SessionEffect::Unknown,
-    }
-}
-
-/// What a function leaves behind in its session.
-fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
-    if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
-        Some(PinReason::Sequence)
-    } else if function.is(b"setseed") {
-        Some(PinReason::Seed)
-    } else if (function.begins(b"pg_advisory_") || function.begins(b"pg_try_advisory_"))
-        && !function.begins(b"pg_advisory_xact_")
-        && !function.begins(b"pg_try_advisory_xact_")
-    {
-        // Unlocking is among them: whether anything is locked is asked of the server.
-        Some(PinReason::AdvisoryLock)
-    } else if function.is(b"lo_open") {
-        Some(PinReason::LargeObject)
-    } else if function.is(b"pg_export_snapshot") {
-        Some(PinReason::ExportedSnapshot)
-    } else if function.begins(b"dblink") || function.begins(b"pg_replication_origin_") {
-        Some(PinReason::Other)
-    } else {
-        None
-    }
 }

@@ -284,6 +284,19 @@ fn show(scan: &mut Scanner<'_>) {
             scan.advance();
             true
         }
+        // One with a prefix was set by a session or belongs to an extension.
+        _ if second.kind == Kind::Dot && first.kind == Kind::Word => {
+            let is_part = |part: Token| matches!(part.kind, Kind::Word | Kind::Quoted);
+            let mut fits = is_part(third) && !scan.folded(first).is(b"pgsteer");
+            while fits {
+                let dot = scan.advance();
+                if scan.at_end() {
+                    break;
+                }
+                fits = dot.kind == Kind::Dot && is_part(scan.advance());
+            }
+            fits
+        }
         _ => {
             second.start == third.start
                 && first.kind == Kind::Word
@@ -319,12 +332,26 @@ fn explain(scan: &mut Scanner<'_>) {
             read.step(scan, token);
             read.read(scan, first);
         }
+        (None, Word::Declare) => explained_cursor(scan),
         (None, Word::Explain) => write_body(scan, token, Reason::NotUnderstood),
         (None, _) if scan.at_end() => scan.write(Reason::NotUnderstood),
         (None, _) => command(scan, token),
     }
     if executes && before.is_none() {
         scan.written_inside();
+    }
+}
+
+/// `EXPLAIN ... DECLARE c CURSOR FOR query`: what is planned, or run, is the query alone.
+fn explained_cursor(scan: &mut Scanner<'_>) {
+    while !scan.at_end() && scan.token().word != Word::For {
+        scan.advance();
+    }
+    let first = if scan.at_end() { scan.token() } else { scan.advance() };
+    match first.kind {
+        Kind::Open => parenthesised(scan, first),
+        _ if is_query(first) => body(scan, first),
+        _ => write_body(scan, first, Reason::NotUnderstood),
     }
 }
 

@@ -19,7 +19,7 @@ words! {
     As "as" Asymmetric "asymmetric" Begin "begin" Bernoulli "bernoulli" Between "between" Bit "bit" Both "both"
     By "by" Call "call" Case "case" Cast "cast" Chain "chain" Char "char" Character "character"
     Characteristics "characteristics" Checkpoint "checkpoint" Close "close" Cluster "cluster" Coalesce "coalesce"
-    Collate "collate" Comment "comment" Commit "commit" Committed "committed" Constraints "constraints" Copy "copy"
+    Collate "collate" Collation "collation" Comment "comment" Commit "commit" Committed "committed" Constraints "constraints" Copy "copy"
     Create "create" Cross "cross" Cube "cube" CurrentTime "current_time" CurrentTimestamp "current_timestamp"
     Deallocate "deallocate" Dec "dec" Decimal "decimal" Declare "declare" Deferrable "deferrable" Delete "delete"
     Discard "discard" Distinct "distinct" Do "do" Drop "drop" Else "else" End "end" Escape "escape" Except "except"
@@ -35,7 +35,7 @@ words! {
     Outer "outer" Over "over" Overlaps "overlaps" Overlay "overlay" Partition "partition" Placing "placing"
     Position "position" Prepare "prepare" Prepared "prepared" Program "program" Read "read" Reassign "reassign"
     Recursive "recursive" Refresh "refresh" Reindex "reindex" Release "release" Repeatable "repeatable"
-    Reset "reset" Revoke "revoke" Right "right" Rollback "rollback" Rollup "rollup" Row "row" Savepoint "savepoint"
+    Reset "reset" Revoke "revoke" Right "right" Rollback "rollback" Rollup "rollup" Row "row" Savepoint "savepoint" Second "second"
     Security "security" Select "select" Serializable "serializable" Session "session" Set "set" Sets "sets"
     Share "share" Show "show" Similar "similar" Snapshot "snapshot" Some "some" Start "start" Stdin "stdin"
     Stdout "stdout" Substring "substring" Symmetric "symmetric" System "system" Table "table"
@@ -202,6 +202,71 @@ impl Word {
         )
     }
 
+    /// Words that can't name a relation or a type without quotes.
+    #[inline]
+    pub(super) fn is_reserved(self) -> bool {
+        use Word::*;
+        matches!(
+            self,
+            All | Analyse
+                | Analyze
+                | And
+                | Any
+                | Array
+                | As
+                | Asymmetric
+                | Both
+                | Case
+                | Cast
+                | Collate
+                | Create
+                | Cross
+                | CurrentTime
+                | CurrentTimestamp
+                | Deferrable
+                | Distinct
+                | Do
+                | Else
+                | End
+                | Except
+                | Fetch
+                | For
+                | From
+                | Grant
+                | Group
+                | Having
+                | In
+                | Intersect
+                | Into
+                | Lateral
+                | Leading
+                | Limit
+                | Localtime
+                | Localtimestamp
+                | Not
+                | Offset
+                | On
+                | Only
+                | Or
+                | Order
+                | Placing
+                | Select
+                | Some
+                | Symmetric
+                | Table
+                | Then
+                | To
+                | Trailing
+                | Union
+                | Using
+                | Variadic
+                | When
+                | Where
+                | Window
+                | With
+        )
+    }
+
     #[inline]
     fn is_xml(self) -> bool {
         use Word::*;
@@ -237,6 +302,7 @@ impl Word {
                 | Ordinality
                 | Key
                 | Level
+                | Second
                 | Session
                 | System
                 | Temp

@@ -1,0 +1,94 @@
+//! What a name stands for beside a call: a type, a setting that is set, something that is left in the session.
+//!
+//! Invariant: a name that is not known here stands for none of it. Must not know: where in a statement it stands.
+
+use super::builtins::Folded;
+use super::lex::{Kind, Token};
+use super::scan::Scanner;
+use super::words::Word;
+use super::{PinReason, SessionEffect, Span};
+
+/// Types whose modifiers are known to be harmless.
+pub(super) fn is_type(scan: &Scanner<'_>, token: Token, schema: Option<Token>, parts: u8) -> bool {
+    const COMMON: [&str; 9] = [
+        "bpchar",
+        "varbit",
+        "timetz",
+        "timestamptz",
+        "vector",
+        "halfvec",
+        "sparsevec",
+        "geometry",
+        "geography",
+    ];
+    if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_modified_type(&scan.folded(token))) {
+        return true;
+    }
+    const SEARCH: [&str; 4] = ["boost", "const", "fuzzy", "slop"];
+    let varying = token.word == Word::Varying;
+    let folded = scan.folded(token);
+    match (parts, schema) {
+        (1, _) => token.word.is_type() || varying || folded.is_one_of(&COMMON),
+        (2, Some(schema)) => {
+            let schema = scan.folded(schema);
+            (schema.is(b"pg_catalog") && (token.word.is_type() || folded.is_one_of(&COMMON)))
+                || (schema.is(b"pdb") && folded.is_one_of(&SEARCH))
+        }
+        _ => false,
+    }
+}
+
+/// `set_config(` with plain arguments says what it sets, and whether for this transaction only. The current token is the
+/// parenthesis.
+pub(super) fn set_config(scan: &Scanner<'_>) -> SessionEffect {
+    let mut lexer = scan.ahead();
+    let name = lexer.next();
+    if name.kind != Kind::Text || lexer.next().kind != Kind::Comma {
+        return SessionEffect::Unknown;
+    }
+    let text = lexer.text(name);
+    let plain =
+        text.first() == Some(&b'\'') && !text.get(1..text.len() - 1).unwrap_or_default().contains(&b'\'');
+    if !matches!(lexer.next().kind, Kind::Text | Kind::Parameter | Kind::Number) {
+        return SessionEffect::Unknown;
+    }
+    let mut token = lexer.next();
+    if token.kind == Kind::Cast {
+        lexer.next();
+        token = lexer.next();
+    }
+    let (local, end) = (lexer.next(), lexer.next());
+    if token.kind != Kind::Comma || end.kind != Kind::Close {
+        return SessionEffect::Unknown;
+    }
+    match lexer.text(local).to_ascii_lowercase().as_slice() {
+        b"true" | b"'t'" | b"'true'" => SessionEffect::None,
+        b"false" | b"'f'" | b"'false'" if plain => {
+            SessionEffect::Set(Span { start: name.start + 1, end: name.end - 1 })
+        }
+        _ => SessionEffect::Unknown,
+    }
+}
+
+/// What a function leaves behind in its session.
+pub(super) fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
+    if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
+        Some(PinReason::Sequence)
+    } else if function.is(b"setseed") {
+        Some(PinReason::Seed)
+    } else if (function.begins(b"pg_advisory_") || function.begins(b"pg_try_advisory_"))
+        && !function.begins(b"pg_advisory_xact_")
+        && !function.begins(b"pg_try_advisory_xact_")
+    {
+        // Unlocking is among them: whether anything is locked is asked of the server.
+        Some(PinReason::AdvisoryLock)
+    } else if function.is(b"lo_open") {
+        Some(PinReason::LargeObject)
+    } else if function.is(b"pg_export_snapshot") {
+        Some(PinReason::ExportedSnapshot)
+    } else if function.begins(b"dblink") || function.begins(b"pg_replication_origin_") {
+        Some(PinReason::Other)
+    } else {
+        None
+    }
+}
