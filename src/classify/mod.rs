@@ -20,6 +20,7 @@ mod lex;
 mod model;
 mod names;
 mod query;
+mod resets;
 mod scan;
 mod settings;
 mod shape;
@@ -33,6 +34,7 @@ pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
+pub use resets::{Reset, resets};
 pub use shape::{shape_hash, shape_text};
 
 use lex::Kind;

@@ -137,6 +137,7 @@ impl Session {
         }
         if between {
             self.pins.retain(|pin| !pin.ends_with_transaction());
+            self.names.drop_portals();
             self.definition = None;
         }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is

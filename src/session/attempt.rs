@@ -16,7 +16,7 @@ use super::transaction::Transaction;
 use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
-use crate::classify::{Dialect, Resets, TransactionEffect};
+use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -460,7 +460,7 @@ impl Session {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
         }
-        let may_reset = task.needs.session && server.defaults.id != self.startup.id;
+        let may_reset = (task.needs.session || self.names.resets()) && server.defaults.id != self.startup.id;
         let startup = may_reset.then(|| Rc::clone(&self.startup));
         let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
         let strings = self.strings;
@@ -493,12 +493,8 @@ impl Session {
                 return written;
             }
             written += frame::HEADER_BYTES + body.len();
-            if let (Some(startup), b'E') = (&startup, kind)
-                && let Some(sql) = translator.executed(body)
-            {
-                for sql in restoring(&startup.pairs, &sql, strings) {
-                    translator.put_within(&sql);
-                }
+            if let Some(startup) = &startup {
+                translator.restore(kind, body, &startup.pairs);
             }
         }
         if let (Some(startup), true) = (startup, simple) {
@@ -525,7 +521,7 @@ impl Session {
             return Some(refusal_on_standby(pin.as_str()));
         }
         // What follows the RESET would run under the server's settings instead of those of the session's startup packet.
-        let is_amiss = task.needs.resets == Resets::Before
+        let is_amiss = task.needs.needs_own_defaults()
             && server.defaults.pairs.is_empty()
             && self.has_startup_to_reset_to();
         is_amiss.then(|| RESET_IN_THE_MIDDLE.to_owned())

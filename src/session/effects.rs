@@ -10,7 +10,7 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, Refusal, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -257,7 +257,7 @@ impl Session {
     }
 }
 
-/// The statements that a statement needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
+/// The statements that a text needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
 /// own value there, and the session's is that of its packet. Of its settings, `startup` has the values.
 pub(super) fn restoring(
     startup: &[(String, String)],
@@ -267,20 +267,22 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, &strings.dialect()).session;
-    let is_reset = |name: &str| match session {
-        SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
-            reset.of(sql).eq_ignore_ascii_case(name.as_bytes())
-        }
-        SessionEffect::ResetAll => !settings::is_identity(name),
-        SessionEffect::DiscardAll => true,
-        _ => false,
-    };
-    let assign = match session {
-        SessionEffect::ResetLocal(_) => settings::local_assignment,
-        _ => settings::assignment,
-    };
-    startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)).collect()
+    let mut commands = Vec::new();
+    for reset in classify::resets(sql, strings) {
+        let is_reset = |name: &str| match &reset {
+            Reset::All => !settings::is_identity(name),
+            Reset::Everything => true,
+            Reset::One(reset) | Reset::Local(reset) => reset == name,
+        };
+        let assign = match reset {
+            Reset::Local(_) => settings::local_assignment,
+            _ => settings::assignment,
+        };
+        commands.extend(
+            startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)),
+        );
+    }
+    commands
 }
 
 /// Encodings are compared as PostgreSQL does (`pg_char_to_encoding`): by their letters and digits.
