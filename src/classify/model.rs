@@ -268,8 +268,10 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
-    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session.
     pub signals: bool,
+    /// It may name sessions by their process ids: those two, `pg_blocking_pids`, `pg_locks`, `pg_stat_activity` and its like.
+    pub names_processes: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.

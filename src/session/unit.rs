@@ -150,8 +150,10 @@ pub struct Needs {
     pub asks_last_value: bool,
     /// It may cancel or end any session, its own too.
     pub signals: bool,
+    /// It may name sessions by their process ids.
+    pub names_processes: bool,
     /// The process ids that it names are those of server processes by now.
-    pub signals_resolved: bool,
+    pub processes_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
     /// It asks why the session is pinned.
@@ -189,7 +191,8 @@ impl Default for Needs {
             roles: false,
             asks_last_value: false,
             signals: false,
-            signals_resolved: false,
+            names_processes: false,
+            processes_resolved: false,
             names_prepared: false,
             asks_pins: false,
             resets_before: false,
@@ -224,6 +227,7 @@ impl Needs {
         self.databases |= class.databases;
         self.roles |= class.roles;
         self.signals |= class.signals;
+        self.names_processes |= class.names_processes;
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.reason == Reason::Ddl;
         self.unseen |= class.unseen;
