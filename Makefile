@@ -3,12 +3,13 @@
 #   make demo ARGS="--help"        the demonstration, with its own arguments
 #   make test                      everything that must hold before a commit
 #   make bench                     the figures, see benches/README.md
+#   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
 #   make deny                      licences, advisories and sources of the crates in use
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo bench deny clean
+.PHONY: build setup test lint demo bench functions deny clean
 
 build:
 	@.ci/setup compiler
@@ -32,6 +33,9 @@ demo:
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)
+
+functions:
+	BINS="$(BINS)" $(CARGO) test --locked --test builtin_functions -- --ignored write_the_lists
 
 deny:
 	@$(CARGO) deny --version >/dev/null 2>&1 || \

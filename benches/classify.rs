@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pgsteer::classify::{StandardConformingStrings, classify, shape_hash};
+use pgsteer::classify::{Dialect, TextCache, classify, shape_hash};
 
 const ORM: &str = r#"SELECT "orders"."id" AS "t0_c0", "orders"."customer_id" AS "t0_c1", "customers"."name" AS "t1_c0",
     COUNT(DISTINCT "items"."id") FROM "orders" LEFT OUTER JOIN "customers" ON "customers"."id" = "orders"."customer_id"
@@ -37,8 +37,15 @@ fn bench(criterion: &mut Criterion) {
     for (name, text) in texts() {
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| classify(black_box(text.as_bytes()), StandardConformingStrings::On));
+            bencher.iter(|| classify(black_box(text.as_bytes()), &Dialect::default()));
         });
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("classify_cached");
+    let cache = TextCache::new(1);
+    let dialect = Dialect { cache: Some(&cache), ..Dialect::default() };
+    for (name, text) in texts().into_iter().filter(|(_, text)| text.len() < 1000) {
+        group.bench_function(name, |bencher| bencher.iter(|| classify(black_box(text.as_bytes()), &dialect)));
     }
     group.finish();
     criterion

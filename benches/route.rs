@@ -54,6 +54,7 @@ fn benches(c: &mut Criterion) {
                     need,
                     target: None,
                     max_lag: Duration::from_secs(1),
+                    others_wrote_at: None,
                     freshness,
                     excluded: &[],
                     load: &load,

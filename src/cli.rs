@@ -1,4 +1,4 @@
-//! The command line: `run`, `check`, `demo`, `sandbox`.
+//! The command line: `run`, `check`, `explain`, `demo`, `sandbox`.
 //!
 //! Must not know: how any of them works.
 
@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, CheckArgs, Faults, RunArgs};
 use crate::demo::{self, DemoArgs};
+use crate::explain::{self, ExplainArgs};
 use crate::sandbox::{self, SandboxArgs};
 
 /// A PostgreSQL proxy that steers each statement to the right node of a replicated cluster.
@@ -24,6 +25,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Check a configuration and report all its faults
     Check(CheckArgs),
+    /// Tell where statements go, and why
+    Explain(ExplainArgs),
     /// Show a failover of a real local cluster under load
     Demo(DemoArgs),
     /// Start a real local cluster to try things on
@@ -58,6 +61,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
             Err(faults) => Ok(report(&faults)),
         },
+        Command::Explain(args) => {
+            runtime()?.block_on(explain::run(args))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args))?.into()),
         Command::Sandbox(args) => {
             runtime()?.block_on(sandbox::run(args))?;

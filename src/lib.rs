@@ -35,6 +35,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod explain;
 
 // Real PostgreSQL clusters for the demo, the tests and the benches.
 pub mod sandbox;

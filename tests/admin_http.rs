@@ -59,6 +59,10 @@ impl Status for Fixed {
     fn pools(&self) -> serde_json::Value {
         pools::pools(&[], ClientReport { connected: 3, max_client_conn: 10 }, &[])
     }
+
+    fn learned(&self) -> serde_json::Value {
+        serde_json::json!({ "learned": [] })
+    }
 }
 
 async fn start(snapshot: Snapshot, now: Instant, limits: Limits) -> (std::net::SocketAddr, Arc<Fixed>) {

@@ -31,7 +31,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("backend", &["wire", "net", "auth", "relay", "telemetry", "topology::model"]),
     ("topology", &["telemetry", "shutdown"]),
     ("route", &["classify", "topology::model"]),
-    ("pool", &["wire", "net", "auth", "backend", "topology", "telemetry", "shutdown"]),
+    // What is known of a database is kept with its pools.
+    ("pool", &["wire", "net", "auth", "classify", "backend", "topology", "telemetry", "shutdown"]),
     (
         "session",
         &[
@@ -54,6 +55,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", ALL),
     ("sandbox", &[]),
     ("demo", &["sandbox"]),
+    // What the catalogue is asked is the sessions' question.
+    ("explain", &["classify", "session"]),
     // The composition root, and the arguments in front of it. That they do not import each other both ways is the
     // business of the check for cycles.
     ("app", ALL),
@@ -82,6 +85,7 @@ const PURE: &[&str] = &[
     "session/outcome",
     "session/transaction",
     "session/prepared",
+    "session/setting_names",
     "session/settings",
     "pool/state",
 ];

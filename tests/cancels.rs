@@ -5,36 +5,12 @@
 
 mod running;
 
-use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, errors, eventually, query, startup_frame, values};
-
-const CANCEL_REQUEST: i32 = 80_877_102;
-
-async fn start() -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--auth", "trust", "--shards", "2"]).await;
-    (sandbox, proxy)
-}
-
-/// A client, and the body of its BackendKeyData.
-async fn with_key(proxy: &Running) -> (RawClient, Vec<u8>) {
-    let mut raw = proxy.raw().await;
-    let welcome = raw.log_in("postgres", "postgres").await;
-    let key = welcome.iter().find(|message| message.kind == b'K').unwrap().body.clone();
-    (raw, key)
-}
-
-/// As PQcancel: the end of the connection is the answer.
-async fn cancel(proxy: &Running, key: &[u8]) {
-    let mut raw = proxy.raw().await;
-    raw.send(&startup_frame(CANCEL_REQUEST, key)).await;
-    raw.read_to_end().await;
-}
+use running::{Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, query, single, values};
 
 /// A statement and a cancel that meet somewhere; gives whether the cancel was first.
 async fn race(proxy: &Running, raw: &mut RawClient, key: &[u8]) -> bool {
     raw.send(&query("SELECT pg_sleep(0.002)")).await;
-    let ((), answer) = tokio::join!(cancel(proxy, key), raw.read_until(b'Z'));
+    let ((), answer) = tokio::join!(proxy.cancel(key), raw.read_until(b'Z'));
     let errors = errors(&answer);
     assert!(errors.iter().all(|code| code == "57014"), "{answer:?}");
     !errors.is_empty()
@@ -47,8 +23,8 @@ fn unharmed(messages: &[Message], round: usize) {
 /// The session keeps its server, so a cancel that is late would hit the statement after.
 #[tokio::test]
 async fn in_a_pinned_session_the_next_statement_is_not_hit() {
-    let (_sandbox, proxy) = start().await;
-    let (mut raw, key) = with_key(&proxy).await;
+    let (_sandbox, proxy) = single(&["--shards", "2"]).await;
+    let (mut raw, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
     unharmed(&raw.query("SET application_name = 'pinned'").await, 0);
     for round in 0..100 {
         race(&proxy, &mut raw, &key).await;
@@ -58,8 +34,8 @@ async fn in_a_pinned_session_the_next_statement_is_not_hit() {
 
 #[tokio::test]
 async fn in_a_transaction_the_next_statement_is_not_hit() {
-    let (_sandbox, proxy) = start().await;
-    let (mut raw, key) = with_key(&proxy).await;
+    let (_sandbox, proxy) = single(&["--shards", "2"]).await;
+    let (mut raw, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
     raw.query("BEGIN").await;
     for round in 0..100 {
         unharmed(&raw.query("SAVEPOINT a").await, round);
@@ -81,9 +57,9 @@ async fn in_a_transaction_the_next_statement_is_not_hit() {
 /// A statement that certainly runs is certainly cancelled, and the session goes on.
 #[tokio::test]
 async fn a_running_statement_is_cancelled() {
-    let (sandbox, proxy) = start().await;
+    let (sandbox, proxy) = single(&["--shards", "2"]).await;
     let direct = sandbox.connect(0).await.unwrap();
-    let (mut raw, key) = with_key(&proxy).await;
+    let (mut raw, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
     for (round, set_up) in ["SELECT 1", "SET application_name = 'pinned'"].iter().cycle().take(10).enumerate()
     {
         unharmed(&raw.query(set_up).await, round);
@@ -93,7 +69,7 @@ async fn a_running_statement_is_cancelled() {
             direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
         })
         .await;
-        cancel(&proxy, &key).await;
+        proxy.cancel(&key).await;
         assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
         assert_eq!(values(&raw.query("SELECT 1").await), ["1"]);
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, values,
+    Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, status, values,
+    wait_blocked,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -85,10 +86,6 @@ async fn wait_slow_runs_on(sandbox: &Sandbox, node: usize) {
         direct.query_one(sql, &[&SLOW]).await.unwrap().get::<_, i64>(0) == 1
     })
     .await;
-}
-
-fn status(answer: &[Message]) -> char {
-    char::from(answer.last().unwrap().body[0])
 }
 
 async fn retries(proxy: &Running, cause: &str) -> f64 {
@@ -223,8 +220,7 @@ async fn a_dropped_database_ends_its_reads() {
     let primary = sandbox.connect(0).await.unwrap();
     primary.batch_execute("CREATE DATABASE dd").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
-    let mut client = proxy.raw().await;
-    client.log_in(sandbox.user(), "dd").await;
+    let mut client = proxy.raw_as(sandbox.user(), "dd").await;
     client.send(&running::query("SELECT pg_sleep(600) AS slow")).await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     primary.batch_execute("DROP DATABASE dd WITH (FORCE)").await.unwrap();
@@ -251,20 +247,6 @@ async fn a_read_on_a_killed_standby_is_run_on_another_node() {
     assert_eq!(proxy.topology().await["epoch"], 1);
 }
 
-/// Waits until the read can send nothing more: blocked in every one of many looks.
-async fn wait_blocked(sandbox: &Sandbox, node: usize) {
-    let standby = sandbox.connect(node).await.unwrap();
-    let blocked =
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS slow%' AND wait_event = 'ClientWrite'";
-    let mut in_a_row = 0;
-    eventually("the read is blocked", async || {
-        let count: i64 = standby.query_one(blocked, &[]).await.unwrap().get(0);
-        in_a_row = if count == 1 { in_a_row + 1 } else { 0 };
-        in_a_row >= 50
-    })
-    .await;
-}
-
 /// M01: replay waits for a reader that does not read, without limit, unless its connection is closed.
 #[tokio::test]
 async fn a_client_that_does_not_read_does_not_stop_replay() {
@@ -273,7 +255,7 @@ async fn a_client_that_does_not_read_does_not_stop_replay() {
     client.send(&running::query("SELECT a.id, repeat('x', 10000) AS slow FROM c a, c b")).await;
     let node = runs_on(&sandbox, "AS slow").await;
     assert_ne!(node, 0, "it ran on the primary");
-    wait_blocked(&sandbox, node).await;
+    wait_blocked(&sandbox, node, "AS slow", "ClientWrite").await;
     conflict(&sandbox).await;
     let standby = sandbox.connect(node).await.unwrap();
     eventually("replay goes on", async || {

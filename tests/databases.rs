@@ -6,13 +6,7 @@
 mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{RawClient, Running, errors, eventually, values};
-
-async fn database_of(proxy: &Running, user: &str, database: &str) -> RawClient {
-    let mut client = proxy.raw().await;
-    client.log_in(user, database).await;
-    client
-}
+use running::{PROTOCOL_3_0, Running, errors, eventually, no_errors, run, startup, values};
 
 /// M19: idle connections of the pool, on any shard and node, are nobody's who uses the database.
 #[tokio::test]
@@ -20,14 +14,13 @@ async fn a_database_with_idle_connections_is_dropped_renamed_and_copied() {
     let sandbox = Sandbox::builder().auth(Auth::Trust).start().await.unwrap();
     let proxy = Running::start(&sandbox, &["--auth", "trust", "--shards", "2", "--max-lag", "1m"]).await;
     let mut admin = proxy.raw_logged_in().await;
-    let no_errors = |answer: Vec<running::Message>| assert_eq!(errors(&answer), [""; 0], "{answer:?}");
     for round in 0..3 {
-        no_errors(admin.query("CREATE DATABASE come").await);
+        run(&mut admin, "CREATE DATABASE come").await;
         sandbox.wait_caught_up().await.unwrap();
         // Four clients are on both shards; each leaves connections behind, on the primary and on standbys.
         for client in 0..4 {
-            let mut client_of = database_of(&proxy, sandbox.user(), "come").await;
-            no_errors(client_of.query(&format!("CREATE TABLE t{client} (i int)")).await);
+            let mut client_of = proxy.raw_as(sandbox.user(), "come").await;
+            run(&mut client_of, &format!("CREATE TABLE t{client} (i int)")).await;
             assert_eq!(values(&client_of.query("SELECT count(*) FROM pg_class WHERE false").await), ["0"]);
         }
         let direct = sandbox.connect(0).await.unwrap();
@@ -36,13 +29,13 @@ async fn a_database_with_idle_connections_is_dropped_renamed_and_copied() {
             direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) >= 1
         })
         .await;
-        no_errors(admin.query("CREATE DATABASE copied TEMPLATE come").await);
-        no_errors(admin.query("ALTER DATABASE copied RENAME TO gone").await);
+        run(&mut admin, "CREATE DATABASE copied TEMPLATE come").await;
+        run(&mut admin, "ALTER DATABASE copied RENAME TO gone").await;
         // Another database of the same name: nothing is remembered of the one before.
-        let mut anew = database_of(&proxy, sandbox.user(), "gone").await;
+        let mut anew = proxy.raw_as(sandbox.user(), "gone").await;
         assert_eq!(values(&anew.query("/* pgsteer: target=primary */ SELECT count(*) FROM t3").await), ["0"]);
         drop(anew);
-        no_errors(admin.query("DROP DATABASE gone").await);
+        run(&mut admin, "DROP DATABASE gone").await;
         if round == 2 {
             // Prepared by the protocol, in other words.
             let messages = [
@@ -50,13 +43,13 @@ async fn a_database_with_idle_connections_is_dropped_renamed_and_copied() {
                 running::bind("", "", &[]),
                 running::execute(""),
             ];
-            no_errors(admin.extended(&messages).await);
+            no_errors(&admin.extended(&messages).await);
         } else {
-            no_errors(admin.query("drop database Come").await);
+            run(&mut admin, "drop database Come").await;
         }
         let mut late = proxy.raw().await;
         let user = sandbox.user();
-        late.send(&running::startup(196_608, &[("user", user), ("database", "come")])).await;
+        late.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", "come")])).await;
         assert_eq!(errors(&late.read_to_end().await), ["3D000"]);
     }
 }

@@ -88,7 +88,7 @@ async fn a_running_statement_gets_its_answer() {
 async fn logins_do_not_hold_up_the_drain() {
     let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
     let patience = [("PGSTEER_LISTEN_LOGIN_TIMEOUT", "50s")];
-    let who = startup(196_608, &[("user", sandbox.user())]);
+    let who = startup(running::PROTOCOL_3_0, &[("user", sandbox.user())]);
     let args = ["--shutdown-timeout", "50s"];
     let mut proxy = Running::start_with(&sandbox, &args, &patience).await;
     let silent = proxy.raw().await;

@@ -204,7 +204,7 @@ async fn without_a_standby() {
     sandbox.node(1).stop_fast().await.unwrap();
     eventually("the standby is known to be gone", async || {
         let mut late = connect(at.standby).await;
-        late.send(&running::startup(196_608, &[("user", "postgres")])).await;
+        late.send(&running::startup(running::PROTOCOL_3_0, &[("user", "postgres")])).await;
         let answer = vec![late.read().await];
         errors(&answer) == ["57P03"] && answer[0].field(b'M').unwrap() == "pgsteer: no standby is available"
     })

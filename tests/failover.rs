@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
-use running::{Message, RawClient, Running, bind, errors, eventually, execute, in_time, parse, values};
+use running::{
+    Message, RawClient, Running, bind, errors, eventually, execute, in_time, parse, promote, status, values,
+};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
@@ -29,10 +31,6 @@ async fn cluster(sync: Sync) -> Sandbox {
 
 async fn proxy(sandbox: &Sandbox, extra: &[&str]) -> Running {
     Running::start(sandbox, &[&["--auth", "trust"], extra].concat()).await
-}
-
-fn status(answer: &[Message]) -> char {
-    char::from(answer.last().unwrap().body[0])
 }
 
 fn tag(answer: &[Message]) -> String {
@@ -197,19 +195,6 @@ fn report(what: &str, writes: &[Write], promoted: Instant) {
         count(Fate::Unknown),
         count(Fate::RolledBack)
     );
-}
-
-/// Promotes the best standby and makes the other follow it.
-async fn promote(sandbox: &Sandbox) -> (usize, Instant) {
-    let old = sandbox.primary().index();
-    let chosen = sandbox.most_advanced_standby().await.unwrap();
-    let promoted = sandbox.promote_wait(chosen).await.unwrap();
-    for node in sandbox.nodes() {
-        if node.index() != chosen && node.index() != old && node.is_running() {
-            sandbox.follow(node.index(), chosen).await.unwrap();
-        }
-    }
-    (chosen, promoted)
 }
 
 #[derive(Debug, Clone, Copy)]

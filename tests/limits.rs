@@ -9,11 +9,12 @@ mod running;
 use std::sync::Arc;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, errors, eventually, in_time, kinds, query, startup, values};
+use running::{
+    Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, in_time, kinds, no_errors, query, run,
+    startup, value, values,
+};
 use serde_json::Value;
 use tokio::sync::Barrier;
-
-const PROTOCOL_3_0: i32 = 196_608;
 
 /// One node, these roles and databases, and a proxy with this `[pool]` section and what follows it.
 async fn single(pool: &str, environment: &[(&str, &str)]) -> (Sandbox, Running) {
@@ -42,22 +43,12 @@ async fn start_as(auth: &str, sandbox: &Sandbox, pool: &str, environment: &[(&st
     running
 }
 
-async fn login(proxy: &Running, user: &str, database: &str) -> RawClient {
-    let mut client = proxy.raw().await;
-    client.log_in(user, database).await;
-    client
-}
-
 /// A client that has a transaction open, and so a server connection.
 async fn busy(proxy: &Running, user: &str, database: &str) -> RawClient {
-    let mut client = login(proxy, user, database).await;
-    assert_eq!(errors(&client.query("BEGIN").await), [""; 0]);
-    assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+    let mut client = proxy.raw_as(user, database).await;
+    run(&mut client, "BEGIN").await;
+    assert_eq!(value(&mut client, "SELECT 1").await, "1");
     client
-}
-
-fn no_errors(messages: &[Message]) {
-    assert_eq!(errors(messages), [""; 0], "{messages:?}");
 }
 
 /// The pool of this user and database on the first node, as `/pools` has it; null when there is none.
@@ -82,6 +73,19 @@ async fn backends(sandbox: &Sandbox, user: &str) -> i64 {
     let direct = sandbox.connect(0).await.unwrap();
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND pid <> pg_backend_pid()";
     direct.query_one(sql, &[&user]).await.unwrap().get(0)
+}
+
+/// With a table that keeps the order in which clients are served.
+async fn with_served(sandbox: &Sandbox) -> tokio_postgres::Client {
+    let direct = sandbox.connect(0).await.unwrap();
+    let sql = "CREATE TABLE served (place serial, who int); GRANT ALL ON served, served_place_seq TO PUBLIC";
+    direct.batch_execute(sql).await.unwrap();
+    direct
+}
+
+async fn served(direct: &tokio_postgres::Client) -> Vec<i32> {
+    let rows = direct.query("SELECT who FROM served ORDER BY place", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
 }
 
 // --- clients
@@ -182,15 +186,15 @@ async fn databases_and_users_have_limits_on_their_clients() {
         assert_eq!((words.kind, words.sqlstate()), (b'E', "53300".to_owned()), "{answer:?}");
         words.field(b'M').unwrap()
     };
-    let ann = login(&proxy, "ann", "shop").await;
+    let ann = proxy.raw_as("ann", "shop").await;
     assert!(refused("ann", "postgres").await.contains("max_user_client_connections"));
-    let _bobs = [login(&proxy, "bob", "shop").await, login(&proxy, "bob", "shop").await];
+    let _bobs = [proxy.raw_as("bob", "shop").await, proxy.raw_as("bob", "shop").await];
     assert!(refused("bob", "postgres").await.contains("max_user_client_connections"));
     assert!(refused("eve", "shop").await.contains("max_db_client_connections"));
-    let _eve = login(&proxy, "eve", "postgres").await;
+    let _eve = proxy.raw_as("eve", "postgres").await;
     drop(ann);
     eventually("ann's place is free", async || proxy.metric("pgsteer_clients_seated", &[]).await < 3.5).await;
-    let _eve = login(&proxy, "eve", "shop").await;
+    let _eve = proxy.raw_as("eve", "shop").await;
 }
 
 #[tokio::test]
@@ -211,20 +215,20 @@ async fn idle_clients_are_let_go() {
         .await
         .unwrap();
 
-    let mut untouched = login(&proxy, "bob", "postgres").await;
+    let mut untouched = proxy.raw_as("bob", "postgres").await;
     no_errors(&untouched.query("BEGIN").await);
     assert_eq!(values(&untouched.query("SELECT 1").await), ["1"]);
 
     // It has done nothing at all; it has done something; it is pinned.
-    assert_eq!(told(login(&proxy, "ann", "postgres").await.read_to_end().await), idle);
+    assert_eq!(told(proxy.raw_as("ann", "postgres").await.read_to_end().await), idle);
     for sql in ["SELECT 1", "CREATE TEMP TABLE pins (i int)", "LISTEN channel"] {
-        let mut client = login(&proxy, "ann", "postgres").await;
+        let mut client = proxy.raw_as("ann", "postgres").await;
         no_errors(&client.query(sql).await);
         assert_eq!(told(client.read_to_end().await), idle, "{sql}");
     }
     // In a transaction: put off, open, failed.
     for sql in ["SELECT 1", "INSERT INTO t VALUES (1)", "SELECT 1/0"] {
-        let mut client = login(&proxy, "ann", "postgres").await;
+        let mut client = proxy.raw_as("ann", "postgres").await;
         no_errors(&client.query("BEGIN").await);
         if sql != "SELECT 1" {
             client.query(sql).await;
@@ -235,7 +239,7 @@ async fn idle_clients_are_let_go() {
     direct.batch_execute("BEGIN; LOCK TABLE t; COMMIT").await.unwrap();
     assert_eq!(direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0), 0);
     // A statement that works is not idleness.
-    let mut client = login(&proxy, "ann", "postgres").await;
+    let mut client = proxy.raw_as("ann", "postgres").await;
     assert_eq!(values(&client.query("SELECT 'done' FROM pg_sleep(0.6)").await), ["done"]);
     assert_eq!(values(&untouched.query("SELECT 1").await), ["1"]);
 }
@@ -261,7 +265,7 @@ async fn a_crowd_gets_as_many_server_connections_as_each_limit_allows() {
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..CLIENTS {
             let user = if number % 4 < 2 { "ann" } else { "bob" };
-            let mut client = login(&proxy, user, "postgres").await;
+            let mut client = proxy.raw_as(user, "postgres").await;
             let (go_on, barrier) = (Arc::clone(&go_on), Arc::clone(&barrier));
             tasks.spawn(async move {
                 no_errors(&client.query("BEGIN").await);
@@ -297,24 +301,18 @@ async fn a_crowd_gets_as_many_server_connections_as_each_limit_allows() {
 #[tokio::test]
 async fn waiters_of_all_shards_are_served_in_the_order_of_their_arrival() {
     let (sandbox, proxy) = single("size = 1", &[]).await;
-    let direct = sandbox.connect(0).await.unwrap();
-    direct
-        .batch_execute(
-            "CREATE TABLE served (place serial, who int); GRANT ALL ON served, served_place_seq TO ann",
-        )
-        .await
-        .unwrap();
+    let direct = with_served(&sandbox).await;
     let mut first = busy(&proxy, "ann", "postgres").await;
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..12u64 {
-        let mut client = login(&proxy, "ann", "postgres").await;
+        let mut client = proxy.raw_as("ann", "postgres").await;
         tasks.spawn(async move {
             no_errors(&client.query(&format!("INSERT INTO served (who) VALUES ({number})")).await)
         });
         until_waiting(&proxy, "ann", "postgres", number + 1).await;
     }
     // One of them gives up: it must not take anything with it.
-    let mut leaves = login(&proxy, "ann", "postgres").await;
+    let mut leaves = proxy.raw_as("ann", "postgres").await;
     leaves.send(&query("SELECT 1")).await;
     until_waiting(&proxy, "ann", "postgres", 13).await;
     no_errors(&first.query("COMMIT").await);
@@ -322,13 +320,7 @@ async fn waiters_of_all_shards_are_served_in_the_order_of_their_arrival() {
         ended.unwrap();
     }
     assert_eq!(values(&leaves.read_until(b'Z').await), ["1"]);
-    let order: Vec<i32> = direct
-        .query("SELECT who FROM served ORDER BY place", &[])
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let order = served(&direct).await;
     assert_eq!(order, (0..12).collect::<Vec<i32>>());
     assert!(
         proxy.metric("pgsteer_cross_shard_handovers_total", &[]).await >= 1.0,
@@ -343,15 +335,9 @@ async fn room_goes_to_who_has_waited_longest() {
     let (sandbox, proxy) = single("max_db_connections = 2", &[]).await;
     let (mut ann, mut bob) = (busy(&proxy, "ann", "postgres").await, busy(&proxy, "bob", "postgres").await);
     let mut tasks = tokio::task::JoinSet::new();
-    let direct = sandbox.connect(0).await.unwrap();
-    direct
-        .batch_execute(
-            "CREATE TABLE served (place serial, who int); GRANT ALL ON served, served_place_seq TO PUBLIC",
-        )
-        .await
-        .unwrap();
+    let direct = with_served(&sandbox).await;
     for (number, user) in ["eve", "ann", "eve", "bob", "eve", "ann"].into_iter().enumerate() {
-        let mut client = login(&proxy, user, "postgres").await;
+        let mut client = proxy.raw_as(user, "postgres").await;
         tasks.spawn(async move {
             no_errors(&client.query(&format!("INSERT INTO served (who) VALUES ({number})")).await)
         });
@@ -374,13 +360,7 @@ async fn room_goes_to_who_has_waited_longest() {
         ended.unwrap();
     }
     no_errors(&bob.query("COMMIT").await);
-    let order: Vec<i32> = direct
-        .query("SELECT who FROM served ORDER BY place", &[])
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let order = served(&direct).await;
     println!("{order:?}");
     assert_eq!(order, (0..6).collect::<Vec<i32>>());
 }
@@ -396,7 +376,7 @@ async fn an_idle_connection_of_another_pool_makes_room() {
         // Clients go to the two shards by turns. Both connections become idle on the first shard; the first newcomer is on the other
         // shard, the second one is not.
         let mut one = busy(&proxy, first, database).await;
-        let _between = login(&proxy, "eve", "shop").await;
+        let _between = proxy.raw_as("eve", "shop").await;
         let mut two = busy(&proxy, first, database).await;
         no_errors(&one.query("COMMIT").await);
         no_errors(&two.query("COMMIT").await);
@@ -433,7 +413,7 @@ async fn whoever_waits_for_too_long_is_told_for_what() {
         );
         let (_sandbox, proxy) = single(&settings, &[]).await;
         let mut busy_one = busy(&proxy, "ann", "postgres").await;
-        let mut client = login(&proxy, "ann", "postgres").await;
+        let mut client = proxy.raw_as("ann", "postgres").await;
         let answer = client.query("SELECT 1").await;
         assert_eq!((kinds(&answer), errors(&answer)), ("EZ".to_owned(), vec!["53300".to_owned()]));
         assert!(answer[0].field(b'D').unwrap().contains(key), "{answer:?}");
@@ -457,7 +437,7 @@ async fn the_reserve_is_for_those_who_have_waited() {
     assert_eq!(backends(&sandbox, "ann").await, 2);
     assert!((proxy.metric("pgsteer_reserve_connections_total", &[]).await - 1.0).abs() < 0.5);
     // The reserve is used up: the next one waits for one of the two.
-    let mut third = login(&proxy, "ann", "postgres").await;
+    let mut third = proxy.raw_as("ann", "postgres").await;
     let waiter = tokio::spawn(async move { third.query("SELECT 3").await });
     until_waiting(&proxy, "ann", "postgres", 1).await;
     eventually("it has waited for longer", async || {
@@ -517,7 +497,7 @@ async fn connections_are_kept_ready_for_those_who_are_there() {
 #[tokio::test]
 async fn connections_that_are_kept_ready_are_replaced() {
     let (_sandbox, proxy) = single("min_pool_size = 3\nserver_lifetime = \"500ms\"", &[]).await;
-    let _client = login(&proxy, "ann", "postgres").await;
+    let _client = proxy.raw_as("ann", "postgres").await;
     eventually("all have been replaced", async || {
         proxy.metric("pgsteer_server_connections_closed_total", &[]).await > 5.5
     })
@@ -529,7 +509,7 @@ async fn connections_that_are_kept_ready_are_replaced() {
 #[tokio::test]
 async fn a_connection_does_not_outlive_its_lifetime() {
     let (_sandbox, proxy) = single("server_lifetime = \"0s\"", &[]).await;
-    let mut client = login(&proxy, "ann", "postgres").await;
+    let mut client = proxy.raw_as("ann", "postgres").await;
     let mut seen = std::collections::HashSet::new();
     for _ in 0..5 {
         let own = "SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()";
@@ -549,7 +529,7 @@ async fn nothing_is_lost_in_a_crowd() {
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..48usize {
         let (user, database) = (["ann", "bob", "eve"][number % 3], ["postgres", "shop"][number % 2]);
-        let (mut client, mut random) = (login(&proxy, user, database).await, random.fork());
+        let (mut client, mut random) = (proxy.raw_as(user, database).await, random.fork());
         tasks.spawn(async move {
             for _ in 0..30 {
                 match random.u8(..) {
@@ -587,7 +567,7 @@ async fn nothing_is_lost_in_a_crowd() {
         assert!(report["database_open"].as_u64().unwrap() <= 3 && report["user_open"].as_u64().unwrap() <= 3);
     }
     for (user, database) in [("ann", "postgres"), ("bob", "shop"), ("eve", "shop")] {
-        assert_eq!(values(&login(&proxy, user, database).await.query("SELECT 1").await), ["1"]);
+        assert_eq!(values(&proxy.raw_as(user, database).await.query("SELECT 1").await), ["1"]);
     }
     let evicted = proxy.metric("pgsteer_server_connections_evicted_total", &[]).await;
     println!("evicted {evicted}: {pools}");

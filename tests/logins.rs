@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, errors, eventually, frame, kinds, query, startup, startup_frame, values,
+    Message, PROTOCOL_3_0, PROTOCOL_3_2, RawClient, Running, errors, eventually, frame, kinds, query,
+    startup, startup_frame, values,
 };
 use tokio_postgres::error::DbError;
 
-const PROTOCOL_3_0: i32 = 196_608;
-const PROTOCOL_3_2: i32 = 196_610;
+/// Ends all server processes of ann's and waits for that.
+const END_ANN: &str = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'";
 const SSL_REQUEST: i32 = 80_877_103;
 const GSSENC_REQUEST: i32 = 80_877_104;
 
@@ -107,13 +108,7 @@ async fn sessions_outlive_a_change_of_the_password() {
     for password in ["one", "one", "two"] {
         let change = format!("ALTER ROLE ann PASSWORD '{password}'");
         direct.batch_execute(&change).await.unwrap();
-        direct
-            .execute(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
-                &[],
-            )
-            .await
-            .unwrap();
+        direct.execute(END_ANN, &[]).await.unwrap();
         // What is remembered of the password is of before: that is found out by the first who needs a server, and those who
         // come a second later at the latest are in.
         let started = Instant::now();
@@ -129,13 +124,7 @@ async fn sessions_outlive_a_change_of_the_password() {
         .await;
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
         for session in &old {
-            direct
-                .execute(
-                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'",
-                    &[],
-                )
-                .await
-                .unwrap();
+            direct.execute(END_ANN, &[]).await.unwrap();
             session.batch_execute("SELECT 1").await.unwrap();
         }
     }

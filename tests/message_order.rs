@@ -6,26 +6,15 @@
 
 mod running;
 
-use pgsteer::sandbox::{Auth, Sandbox};
+use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, Running, bind, close, errors, execute, flush, kinds, parse, query, sync, values,
+    Message, RawClient, bind, close, errors, execute, flush, kinds, parse, query, run, single, sync, values,
 };
 
 /// Larger than a unit may become in memory.
 const LARGE: usize = 1_500_000;
-
-async fn single() -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let args = ["--auth", "trust", "--shards", "1", "--pool-size", "1"];
-    let proxy = Running::start(&sandbox, &args).await;
-    (sandbox, proxy)
-}
-
-async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
-    let answer = client.query(sql).await;
-    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
-    answer
-}
+/// All clients of one shard share one connection.
+const ONE_SERVER: &[&str] = &["--shards", "1", "--pool-size", "1"];
 
 async fn answered(client: &mut RawClient, messages: &[Vec<u8>]) -> Vec<Message> {
     client.send(&messages.concat()).await;
@@ -43,7 +32,7 @@ async fn lose_server(sandbox: &Sandbox) {
 /// G05: the unnamed statement is each session's own, and where a session has none there is none.
 #[tokio::test]
 async fn another_session_s_unnamed_statement_is_not_to_be_had() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(ONE_SERVER).await;
     let mut one = proxy.raw_logged_in().await;
     let mut two = proxy.raw_logged_in().await;
     run(&mut one, "CREATE TABLE t (v text)").await;
@@ -65,7 +54,7 @@ async fn another_session_s_unnamed_statement_is_not_to_be_had() {
 /// G05: what pgsteer itself sends to the server leaves the client's unnamed statement alone.
 #[tokio::test]
 async fn the_unnamed_statement_survives_what_pgsteer_does() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     let runs = |name: &str| [bind("", name, &[]), execute(""), sync()];
     // A BEGIN that is put off is sent later, as a Query.
@@ -85,7 +74,7 @@ async fn the_unnamed_statement_survives_what_pgsteer_does() {
 /// G05, P07: an unnamed statement whose text is larger than a unit is there all the same, until the next one.
 #[tokio::test]
 async fn a_large_unnamed_statement_is_there() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     let large = format!("SELECT length('{}')", "x".repeat(LARGE));
     let expected = [LARGE.to_string()];
@@ -102,7 +91,7 @@ async fn a_large_unnamed_statement_is_there() {
 /// P07, X08: what belongs to a transaction whose server was lost runs nowhere, however large it is.
 #[tokio::test]
 async fn a_large_message_in_a_lost_transaction_is_not_run() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TABLE t (v text)").await;
     let large = "x".repeat(LARGE);
@@ -127,7 +116,7 @@ async fn a_large_message_in_a_lost_transaction_is_not_run() {
 /// P01, P07: after an error everything up to the Sync is skipped, large messages and Queries too.
 #[tokio::test]
 async fn what_follows_an_error_is_skipped_up_to_the_sync() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TABLE t (v text CHECK (v <> 'bad'))").await;
     let large = "x".repeat(LARGE);
@@ -164,7 +153,7 @@ async fn what_follows_an_error_is_skipped_up_to_the_sync() {
 /// G05: of statements in a batch that failed before them nothing has happened, in pgsteer's memory as on the server.
 #[tokio::test]
 async fn what_a_failed_batch_skipped_has_not_happened() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TEMP TABLE pins (i int)").await;
     let runs = |name: &str| [bind("", name, &[]), execute(""), sync()];
@@ -184,7 +173,7 @@ async fn what_a_failed_batch_skipped_has_not_happened() {
 /// S23, S26: a BEGIN that ends in a comment does not hide what is put behind it.
 #[tokio::test]
 async fn a_comment_behind_begin_hides_nothing() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "BEGIN -- it").await;
     run(&mut client, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ -- too").await;
@@ -196,7 +185,7 @@ async fn a_comment_behind_begin_hides_nothing() {
 /// not "rolled back".
 #[tokio::test]
 async fn what_follows_a_rollback_may_have_been_committed() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TABLE t (v text)").await;
     let body =
@@ -240,7 +229,7 @@ async fn what_follows_a_rollback_may_have_been_committed() {
 /// before the Sync is sent.
 #[tokio::test]
 async fn what_has_no_end_is_run_all_the_same() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(ONE_SERVER).await;
     let direct = sandbox.connect(0).await.unwrap();
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TABLE t (n int PRIMARY KEY)").await;
@@ -291,7 +280,7 @@ async fn what_has_no_end_is_run_all_the_same() {
 /// P1, P5: code that commits and then meets a plan that has changed under it has run, and is not run again.
 #[tokio::test]
 async fn code_that_has_committed_is_not_run_again() {
-    let (_sandbox, proxy) = single().await;
+    let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     run(&mut client, "CREATE TABLE shape (a int); CREATE TABLE once (n int)").await;
     let body = "LANGUAGE plpgsql AS $$ DECLARE n text := 'p' || (random() * 1e9)::int; BEGIN \

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
 use running::{
-    Message, Running, bind, errors, eventually, execute, flush, in_time, kinds, parse, query, sync, values,
+    Running, bind, errors, eventually, execute, flush, in_time, kinds, no_errors, parse, promote, query,
+    status, sync, values, wait_blocked,
 };
 use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncReadExt;
@@ -42,44 +43,10 @@ async fn proxy(sandbox: &Sandbox, environment: &[(&str, &str)]) -> Running {
     proxy
 }
 
-fn status(answer: &[Message]) -> char {
-    char::from(answer.last().unwrap().body[0])
-}
-
-fn no_errors(answer: &[Message]) {
-    assert_eq!(errors(answer), [""; 0], "{answer:?}");
-}
-
-/// Promotes the best standby and makes the other follow it.
-async fn promote(sandbox: &Sandbox) -> usize {
-    let old = sandbox.primary().index();
-    let chosen = sandbox.most_advanced_standby().await.unwrap();
-    sandbox.promote_wait(chosen).await.unwrap();
-    for node in sandbox.nodes() {
-        if node.index() != chosen && node.index() != old {
-            sandbox.follow(node.index(), chosen).await.unwrap();
-        }
-    }
-    chosen
-}
-
 async fn ledger(sandbox: &Sandbox, node: usize) -> Vec<i64> {
     let client = sandbox.connect(node).await.unwrap();
     let rows = client.query("SELECT id FROM ledger ORDER BY id", &[]).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
-}
-
-/// Waits until a statement with this beginning waits on a node for such an event, in every one of many looks.
-async fn wait_blocked(sandbox: &Sandbox, node: usize, beginning: &str, event: &str) {
-    let direct = sandbox.connect(node).await.unwrap();
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(query, $1) AND wait_event = $2";
-    let mut in_a_row = 0;
-    eventually(&format!("it is blocked by {event}"), async || {
-        let count: i64 = direct.query_one(sql, &[&beginning, &event]).await.unwrap().get(0);
-        in_a_row = if count == 1 { in_a_row + 1 } else { 0 };
-        in_a_row >= 50
-    })
-    .await;
 }
 
 /// F19, C11: a standby refuses what the text does not show, and the primary does it once.
@@ -104,7 +71,7 @@ async fn is_not_run_again(sql: &str) {
     client.send(&query(sql)).await;
     wait_blocked(&sandbox, 0, sql, "advisory").await;
     sandbox.node(0).kill9().await.unwrap();
-    let primary = promote(&sandbox).await;
+    let (primary, _) = promote(&sandbox).await;
     let answer = client.read_until(b'Z').await;
     assert_eq!((errors(&answer), status(&answer)), (vec!["08007".to_owned()], 'I'), "{answer:?}");
     no_errors(&client.query("INSERT INTO ledger VALUES (2)").await);
@@ -156,7 +123,7 @@ async fn is_told(parts: Parts) {
         (vec![parts.error.to_owned()], parts.status),
         "{answer:?}"
     );
-    let primary = promote(&sandbox).await;
+    let (primary, _) = promote(&sandbox).await;
     if parts.status == 'E' {
         assert_eq!(errors(&client.query("INSERT INTO ledger VALUES (8)").await), ["25P02"]);
         assert_eq!(status(&client.query("ROLLBACK").await), 'I');
@@ -310,7 +277,7 @@ async fn fails_over_promptly(proxy: &Running, sandbox: &Sandbox, address_drops: 
     old.kill9().await.unwrap();
     let _hole = if address_drops { Some(dropping(old.address()).await) } else { None };
     client.send(&query("INSERT INTO ledger VALUES (2)")).await;
-    let primary = promote(sandbox).await;
+    let (primary, _) = promote(sandbox).await;
     let promoted = Instant::now();
     no_errors(&client.read_until(b'Z').await);
     let took = promoted.elapsed();

@@ -11,14 +11,12 @@ use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    RawClient, Running, errors, eventually, free_address, in_time, query, startup, startup_frame, values,
+    CANCEL_REQUEST, PROTOCOL_3_0, PROTOCOL_3_2, RawClient, Running, errors, eventually, free_address,
+    in_time, query, startup, startup_frame, values,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
-const PROTOCOL_3_0: i32 = 196_608;
-const PROTOCOL_3_2: i32 = 196_610;
-const CANCEL_REQUEST: i32 = 80_877_102;
 /// What pgsteer processes say to each other (`wire/peer.rs`).
 const PEER_HELLO: i32 = 1234 << 16 | 28_001;
 const PEER_CANCEL: i32 = 1234 << 16 | 28_002;
@@ -54,22 +52,6 @@ async fn start<const N: usize>(sandbox: &Sandbox, besides: &[SocketAddr]) -> [Ru
     processes
 }
 
-/// A client, and the body of its BackendKeyData.
-async fn with_key(process: &Running, version: i32) -> (RawClient, Vec<u8>) {
-    let mut raw = process.raw().await;
-    raw.send(&startup(version, &[("user", "postgres")])).await;
-    let welcome = raw.read_until(b'Z').await;
-    let key = welcome.iter().find(|message| message.kind == b'K').unwrap().body.clone();
-    (raw, key)
-}
-
-/// As PQcancel: the end of the connection is the answer.
-async fn cancel(process: &Running, key: &[u8]) {
-    let mut raw = process.raw().await;
-    raw.send(&startup_frame(CANCEL_REQUEST, key)).await;
-    assert_eq!(raw.read_to_end().await, []);
-}
-
 /// The whole answer to one packet.
 async fn ask(process: &Running, packet: &[u8]) -> Vec<u8> {
     let mut raw = process.raw().await;
@@ -100,10 +82,10 @@ async fn a_running_statement_is_cancelled_whatever_process_is_asked() {
     let processes: [Running; 3] = start(&sandbox, &[]).await;
     for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
         for owner in &processes {
-            let (mut raw, key) = with_key(owner, version).await;
+            let (mut raw, key) = owner.raw_with_key(version).await;
             for asked in &processes {
                 begin_to_sleep(&sandbox, &mut raw).await;
-                cancel(asked, &key).await;
+                asked.cancel(&key).await;
                 assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
             }
         }
@@ -119,11 +101,11 @@ async fn a_running_statement_is_cancelled_whatever_process_is_asked() {
 async fn keys_are_not_logged() {
     let sandbox = sandbox().await;
     let processes: [Running; 2] = start(&sandbox, &[]).await;
-    let (_raw, key) = with_key(&processes[0], PROTOCOL_3_2).await;
+    let (_raw, key) = processes[0].raw_with_key(PROTOCOL_3_2).await;
     let mut forged = key.clone();
     forged[4] ^= 1;
-    cancel(&processes[1], &key).await;
-    cancel(&processes[1], &forged).await;
+    processes[1].cancel(&key).await;
+    processes[1].cancel(&forged).await;
     let process_id = i32::from_be_bytes(key[..4].try_into().unwrap()).to_string();
     let bytes = format!("{:?}", &key[5..]).replace(['[', ']'], "");
     let logs = processes.each_ref().map(Running::log).concat();
@@ -139,7 +121,7 @@ async fn the_next_statement_is_not_hit() {
     for set_up in ["SELECT 1", "SET application_name = 'pinned'"] {
         let mut clients = Vec::new();
         for process in &processes {
-            let (mut raw, key) = with_key(process, PROTOCOL_3_0).await;
+            let (mut raw, key) = process.raw_with_key(PROTOCOL_3_0).await;
             raw.query(set_up).await;
             clients.push((raw, key));
         }
@@ -148,7 +130,7 @@ async fn the_next_statement_is_not_hit() {
             let asked = &processes[(round + 1 + round / 3 % 2) % 3];
             let (raw, key) = &mut clients[round % 3];
             raw.send(&query("SELECT pg_sleep(0.004)")).await;
-            let ((), answer) = tokio::join!(cancel(asked, key), raw.read_until(b'Z'));
+            let ((), answer) = tokio::join!(asked.cancel(key), raw.read_until(b'Z'));
             let codes = errors(&answer);
             assert!(codes.iter().all(|code| code == "57014"), "{answer:?}");
             cancelled += codes.len();
@@ -171,15 +153,15 @@ async fn a_statement_that_waits_is_cancelled() {
     let peers = listed(&[owner, asked]);
     let owner = start_one(&sandbox, owner, &peers, &["--pool-size", "1"]).await;
     let asked = start_one(&sandbox, asked, &peers, &[]).await;
-    let (mut holds, _) = with_key(&owner, PROTOCOL_3_0).await;
+    let (mut holds, _) = owner.raw_with_key(PROTOCOL_3_0).await;
     holds.query("BEGIN").await;
     holds.query("SELECT 1").await;
-    let (mut waits, key) = with_key(&owner, PROTOCOL_3_0).await;
+    let (mut waits, key) = owner.raw_with_key(PROTOCOL_3_0).await;
     waits.send(&query("SELECT 1")).await;
     let answer = async {
         let cancels = async {
             loop {
-                cancel(&asked, &key).await;
+                asked.cancel(&key).await;
             }
         };
         // A request that comes before the statement does is for nothing.
@@ -200,7 +182,7 @@ async fn a_process_that_drains_takes_cancel_requests() {
     let [mut drains, other]: [Running; 2] = start(&sandbox, &[]).await;
     let mut clients = Vec::new();
     // Busy on one shard only: the other ends at once.
-    let (mut busy, key) = with_key(&drains, PROTOCOL_3_0).await;
+    let (mut busy, key) = drains.raw_with_key(PROTOCOL_3_0).await;
     busy.query("BEGIN").await;
     busy.query("SAVEPOINT a").await;
     begin_to_sleep(&sandbox, &mut busy).await;
@@ -214,12 +196,12 @@ async fn a_process_that_drains_takes_cancel_requests() {
         clients.push(drains.raw().await);
     }
     for asked in [&other, &drains, &other] {
-        cancel(asked, &key).await;
+        asked.cancel(&key).await;
         assert_eq!(errors(&busy.read_until(b'Z').await), ["57014"]);
         busy.query("ROLLBACK TO a").await;
         begin_to_sleep(&sandbox, &mut busy).await;
     }
-    cancel(&other, &key).await;
+    other.cancel(&key).await;
     busy.read_until(b'Z').await;
     busy.send(&query("ROLLBACK")).await;
     assert_eq!(errors(&busy.read_to_end().await), ["57P01"]);
@@ -242,11 +224,11 @@ async fn peers_that_do_not_answer_delay_nobody() {
     for owner in owners {
         // It is there only now: nobody has heard of it.
         let owner = start_one(&sandbox, owner, &peers, &[]).await;
-        let (mut raw, key) = with_key(&owner, PROTOCOL_3_0).await;
+        let (mut raw, key) = owner.raw_with_key(PROTOCOL_3_0).await;
         for round in 0..2 {
             begin_to_sleep(&sandbox, &mut raw).await;
             let started = Instant::now();
-            cancel(&asked, &key).await;
+            asked.cancel(&key).await;
             let elapsed = started.elapsed();
             assert!(elapsed < CANCEL_LIMIT);
             if round == 0 {
@@ -257,7 +239,7 @@ async fn peers_that_do_not_answer_delay_nobody() {
         // A key of a process that has gone.
         drop(owner);
         let started = Instant::now();
-        cancel(&asked, &key).await;
+        asked.cancel(&key).await;
         assert!(started.elapsed() < CANCEL_LIMIT);
     }
     assert!(fastest < PEER_LIMIT, "{fastest:?}");
@@ -269,14 +251,14 @@ async fn peers_that_do_not_answer_delay_nobody() {
 async fn forged_keys_cost_little() {
     let sandbox = sandbox().await;
     let [asked, peer]: [Running; 2] = start(&sandbox, &[]).await;
-    let (mut raw, key) = with_key(&peer, PROTOCOL_3_0).await;
+    let (mut raw, key) = peer.raw_with_key(PROTOCOL_3_0).await;
     begin_to_sleep(&sandbox, &mut raw).await;
     // The right token, the wrong secret or number.
     for index in [3, 4, 7] {
         let mut forged = key.clone();
         forged[index] ^= 1;
-        cancel(&asked, &forged).await;
-        cancel(&peer, &forged).await;
+        asked.cancel(&forged).await;
+        peer.cancel(&forged).await;
     }
     let known = peer.metric("pgsteer_clients_total", &[]).await;
     let mut flood = tokio::task::JoinSet::new();
@@ -299,7 +281,7 @@ async fn forged_keys_cost_little() {
     assert!(asked_since < 30.0, "{asked_since}");
     assert_eq!(sleepers(&sandbox).await, 1);
     assert_eq!(forwarded(&asked).await, 0.0);
-    cancel(&asked, &key).await;
+    asked.cancel(&key).await;
     assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
 }
 
@@ -308,7 +290,7 @@ async fn forged_keys_cost_little() {
 async fn what_was_forwarded_is_not_forwarded_again() {
     let sandbox = sandbox().await;
     let [one, other]: [Running; 2] = start(&sandbox, &[]).await;
-    let (mut raw, key) = with_key(&other, PROTOCOL_3_0).await;
+    let (mut raw, key) = other.raw_with_key(PROTOCOL_3_0).await;
     begin_to_sleep(&sandbox, &mut raw).await;
     assert_eq!(ask(&one, &startup_frame(PEER_CANCEL, &key)).await, b"N");
     assert_eq!(sleepers(&sandbox).await, 1);
@@ -333,16 +315,16 @@ async fn a_process_does_not_ask_itself() {
     // By name, as a Service has one.
     let peers = format!("localhost:{}", address.port());
     let process = start_one(&sandbox, address, &peers, &[]).await;
-    let (mut raw, key) = with_key(&process, PROTOCOL_3_2).await;
+    let (mut raw, key) = process.raw_with_key(PROTOCOL_3_2).await;
     begin_to_sleep(&sandbox, &mut raw).await;
     let mut forged = key.clone();
     forged[0] ^= 0x40;
-    cancel(&process, &forged).await;
+    process.cancel(&forged).await;
     forged[0] ^= 0x40;
     forged[9] ^= 1;
-    cancel(&process, &forged).await;
+    process.cancel(&forged).await;
     assert_eq!(sleepers(&sandbox).await, 1);
     assert_eq!(forwarded(&process).await, 0.0);
-    cancel(&process, &key).await;
+    process.cancel(&key).await;
     assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
 }

@@ -7,26 +7,15 @@ mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, query, values,
+    PROTOCOL_3_0, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, query, run,
+    value, values,
 };
-
-const PROTOCOL_3_0: i32 = 196_608;
 
 async fn cluster(standbys: usize, shards: &str, args: &[&str]) -> (Sandbox, Running) {
     let sandbox = Sandbox::builder().standbys(standbys).auth(Auth::Trust).start().await.unwrap();
     let args = [&["--auth", "trust", "--shards", shards, "--pool-mode", "session"], args].concat();
     let proxy = Running::start(&sandbox, &args).await;
     (sandbox, proxy)
-}
-
-async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
-    let answer = client.query(sql).await;
-    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
-    answer
-}
-
-async fn value(client: &mut RawClient, sql: &str) -> String {
-    values(&run(client, sql).await).pop().unwrap()
 }
 
 /// Says goodbye and goes.
@@ -193,8 +182,7 @@ async fn databases_and_users_have_modes_of_their_own() {
         ("bob", "shop", false),
         ("bob", "postgres", false),
     ] {
-        let mut one = proxy.raw().await;
-        one.log_in(user, database).await;
+        let mut one = proxy.raw_as(user, database).await;
         run(&mut one, "SELECT 1").await;
         let mut two = proxy.raw().await;
         two.send(&running::startup(PROTOCOL_3_0, &[("user", user), ("database", database)])).await;

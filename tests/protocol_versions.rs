@@ -9,10 +9,11 @@ mod running;
 use std::net::SocketAddr;
 
 use pgsteer::sandbox::{Auth, Node, Sandbox};
-use running::{Message, RawClient, Running, errors, eventually, query, startup_frame, values};
+use running::{
+    CANCEL_REQUEST, Message, RawClient, Running, errors, eventually, query, startup_frame, values,
+};
 use tokio::net::TcpStream;
 
-const CANCEL_REQUEST: i32 = 80_877_102;
 /// The first major version of PostgreSQL that knows protocol 3.2.
 const KNOWS_3_2: u32 = 18;
 
@@ -226,16 +227,10 @@ async fn a_long_key_cancels() {
         let mut other = key.clone();
         *other.last_mut().unwrap() ^= 1;
         for wrong in [&other[..], &key[..key.len() - 1], &[&key[..], b"x"].concat(), &key[..5]] {
-            cancel(&proxy, wrong).await;
+            proxy.cancel(wrong).await;
         }
         assert_eq!(proxy.metric("pgsteer_cancels_total", &[]).await, cancelled_before);
-        cancel(&proxy, &key).await;
+        proxy.cancel(&key).await;
         assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
     }
-}
-
-async fn cancel(proxy: &Running, key: &[u8]) {
-    let mut raw = proxy.raw().await;
-    raw.send(&startup_frame(CANCEL_REQUEST, key)).await;
-    assert_eq!(raw.read_to_end().await, []);
 }

@@ -10,16 +10,13 @@ use std::process::Stdio;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, errors, eventually, frame, in_time, kinds, query, startup, startup_frame,
-    values,
+    CANCEL_REQUEST, Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, frame, in_time, kinds,
+    query, startup, startup_frame, values,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_postgres::Client;
-
-const CANCEL_REQUEST: i32 = 80_877_102;
-const PROTOCOL_3_0: i32 = 196_608;
 
 const LOGICAL: (&str, &str) = ("replication", "database");
 const PHYSICAL: (&str, &str) = ("replication", "true");

@@ -19,6 +19,11 @@ async fn to_primary(proxy: &Running) -> f64 {
     proxy.metric(ROUTED, &[("side", "primary")]).await
 }
 
+/// Where standbys are paused, what others have just written is not to be waited for.
+async fn start_apart(sandbox: &Sandbox) -> Running {
+    Running::start_with(sandbox, &["--max-lag", "1h"], &[("PGSTEER_ROUTING_RECENT_WRITES", "0s")]).await
+}
+
 async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
@@ -39,7 +44,7 @@ async fn told_apart(sandbox: &Sandbox, more: &str) -> Client {
 #[tokio::test]
 async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
     let sandbox = Sandbox::builder().start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--max-lag", "1h"]).await;
+    let proxy = start_apart(&sandbox).await;
     let functions = "
         CREATE FUNCTION unknown_to_pgsteer() RETURNS bigint LANGUAGE sql AS 'SELECT i FROM t';
         CREATE UNLOGGED TABLE unlogged (i bigint); INSERT INTO unlogged VALUES (5)";
@@ -99,7 +104,7 @@ async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
 #[tokio::test]
 async fn a_session_sees_its_own_writes() {
     let sandbox = Sandbox::builder().start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--max-lag", "1h"]).await;
+    let proxy = start_apart(&sandbox).await;
     let client = proxy.client().await;
     client.batch_execute("CREATE TABLE w (i bigint); INSERT INTO w VALUES (0)").await.unwrap();
     for value in 1..=200i64 {
@@ -183,14 +188,15 @@ async fn beyond_the_lag_budget_reads_go_to_the_primary() {
 #[tokio::test]
 async fn what_a_standby_refuses_runs_on_the_primary_and_is_remembered() {
     let sandbox = Sandbox::builder().standbys(1).start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--max-lag", "1h", "--shards", "1"]).await;
+    let proxy = start_apart(&sandbox).await;
     let direct = sandbox.connect(0).await.unwrap();
     // A view hides the function, whose STABLE is a lie: the reads of it look harmless.
     direct
         .batch_execute(
             "CREATE TABLE log (i int);
-             CREATE FUNCTION lies() RETURNS bigint LANGUAGE plpgsql AS
+             CREATE FUNCTION writes() RETURNS bigint LANGUAGE plpgsql AS
                  'BEGIN INSERT INTO log VALUES (1); RETURN 4; END';
+             CREATE FUNCTION lies() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN writes(); END';
              CREATE VIEW harmless AS SELECT lies() AS i",
         )
         .await
@@ -212,4 +218,36 @@ async fn what_a_standby_refuses_runs_on_the_primary_and_is_remembered() {
     }
     // Each ran exactly once.
     assert_eq!(number(&direct, "SELECT count(*) FROM log").await, 5);
+    // T05: what is not there is not asked for at a standby again and again.
+    for _ in 0..3 {
+        let error = client.batch_execute("SELECT * FROM missing WHERE i = 1").await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42P01");
+    }
+    let (_, page) = proxy.get("/learned").await.unwrap();
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let told = |at: usize, key: &str| page["learned"][at][key].clone();
+    assert_eq!((told(0, "shape"), told(0, "reason")), ("select i from harmless".into(), "writes".into()));
+    assert_eq!(told(0, "refused"), 1);
+    assert!(told(0, "sent_to_primary").as_u64().unwrap() >= 4, "{page:#}");
+    assert_eq!(
+        (told(1, "shape"), told(1, "reason")),
+        ("select * from missing where i = ?".into(), "missing".into())
+    );
+    assert_eq!((told(1, "refused"), told(1, "sent_to_primary")), (1.into(), 2.into()), "{page:#}");
+}
+
+/// R01: what one session has written the next one sees, as long as the primary can be spared for it.
+#[tokio::test]
+async fn another_session_sees_what_was_just_written() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--shards", "2"]).await;
+    let writer = proxy.client().await;
+    writer.batch_execute("CREATE TABLE t (i bigint); INSERT INTO t VALUES (0)").await.unwrap();
+    for round in 1..=100 {
+        writer.batch_execute("UPDATE t SET i = i + 1").await.unwrap();
+        // Who has read nothing yet has no bounds of its own.
+        let reader = proxy.client().await;
+        assert_eq!(number(&reader, "SELECT i FROM t").await, round);
+    }
+    assert!(proxy.metric(ROUTED, &[("reason", "others_writes")]).await > 0.0);
 }

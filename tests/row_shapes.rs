@@ -8,7 +8,8 @@ mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, frame, kinds, parse, sync, values,
+    Message, RawClient, Running, bind, describe, errors, eventually, execute, flush, frame, kinds, parse,
+    status, sync, values,
 };
 use tokio_postgres::Client;
 
@@ -48,10 +49,6 @@ impl Stage {
     async fn add_column(&self) {
         self.direct.batch_execute("ALTER TABLE t ADD COLUMN more text DEFAULT 'x'").await.unwrap();
     }
-}
-
-fn describe(kind: u8, name: &str) -> Vec<u8> {
-    frame(b'D', &[&[kind], name.as_bytes(), b"\0"].concat())
 }
 
 /// What drivers know the error by.
@@ -214,5 +211,198 @@ async fn the_shape_of_a_portal_is_that_of_its_statement() {
             stage.lose_the_connection().await;
         }
         assert_eq!(values(&stage.one.query("SELECT count(*) FROM t").await), count);
+    }
+}
+
+/// A batch whose parts are sent apart: what the server says before its end is read before it is ended.
+impl Stage {
+    /// A statement that is told, and a connection that has not prepared it.
+    async fn with_told(name: &str, sql: &str) -> Self {
+        let mut stage = Self::start().await;
+        let told = [parse(name, sql), describe(b'S', name), parse("w", "INSERT INTO t (n) VALUES (5)")];
+        assert_eq!(kinds(&stage.one.extended(&told).await), "1tT1Z");
+        stage.lose_the_connection().await;
+        stage
+    }
+
+    async fn send(&mut self, messages: &[Vec<u8>]) {
+        self.one.send(&messages.concat()).await;
+    }
+
+    /// A first part that writes.
+    async fn begin_batch(&mut self) {
+        self.send(&[bind("", "w", &[]), execute(""), flush()]).await;
+        assert_eq!(kinds(&self.one.read_until(b'C').await), "2C");
+    }
+
+    async fn count(&self) -> i64 {
+        self.direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0)
+    }
+}
+
+/// S04: bound behind a Flush, where the server would be told of it too late.
+#[tokio::test]
+async fn in_a_later_part_of_a_batch_rows_do_not_change_their_shape() {
+    for (name, sql) in [("s", READ), ("", READ), ("s", WRITE), ("", WRITE)] {
+        let mut stage = Stage::with_told(name, sql).await;
+        stage.add_column().await;
+        for end in [sync(), flush()] {
+            stage.begin_batch().await;
+            stage.send(&[bind("", name, &[]), execute(""), end.clone()]).await;
+            let mut answer = stage.one.read_until(b'E').await;
+            if end == flush() {
+                // Nothing counts now but the Sync.
+                stage.send(&[bind("", "w", &[]), execute(""), flush(), sync()]).await;
+            }
+            answer.extend(stage.one.read_until(b'Z').await);
+            assert_eq!(kinds(&answer), "EZ", "{name} {sql}: {answer:?}");
+            assert!(is_plan_changed(&answer) && status(&answer) == 'I', "{answer:?}");
+            assert_eq!(stage.count().await, 1, "the first part is rolled back, and the rest not run");
+            stage.lose_the_connection().await;
+        }
+        assert_eq!(values(&stage.one.query("SELECT count(*) FROM t").await), ["1"]);
+    }
+}
+
+/// S04: the same in a transaction block, which fails by it.
+#[tokio::test]
+async fn in_a_later_part_in_a_transaction_it_fails() {
+    for sql in [READ, WRITE] {
+        let mut stage = Stage::with_told("s", sql).await;
+        stage.add_column().await;
+        stage.one.query("BEGIN").await;
+        stage.begin_batch().await;
+        stage.send(&[bind("", "s", &[]), execute(""), sync()]).await;
+        let answer = stage.one.read_until(b'Z').await;
+        assert!(is_plan_changed(&answer) && kinds(&answer) == "EZ" && status(&answer) == 'E', "{answer:?}");
+        assert_eq!(errors(&stage.one.query("SELECT 1").await), ["25P02"]);
+        assert_eq!(stage.one.query("COMMIT").await[0].body, b"ROLLBACK\0");
+        assert_eq!(stage.count().await, 1);
+    }
+}
+
+/// S04: what stands before it in the same part has run, and is answered; where nothing has changed all of it is.
+#[tokio::test]
+async fn what_stands_before_it_in_its_part_is_answered() {
+    let mut stage = Stage::with_told("s", READ).await;
+    let part = [bind("", "w", &[]), execute(""), bind("", "s", &[]), execute(""), sync()];
+    stage.begin_batch().await;
+    stage.send(&part).await;
+    assert_eq!(kinds(&stage.one.read_until(b'Z').await), "2C2DDDCZ");
+    stage.lose_the_connection().await;
+    stage.add_column().await;
+    stage.begin_batch().await;
+    stage.send(&part).await;
+    let answer = stage.one.read_until(b'Z').await;
+    assert_eq!(kinds(&answer), "2CEZ", "{answer:?}");
+    assert!(is_plan_changed(&answer));
+    assert_eq!(stage.count().await, 3);
+}
+
+/// S04: the column is added by the batch itself, on a connection that learns the statement only behind that.
+#[tokio::test]
+async fn a_batch_that_changes_the_rows_itself_is_refused() {
+    for apart in [true, false] {
+        let mut stage = Stage::with_told("s", READ).await;
+        stage.begin_batch().await;
+        let mut alter = vec![parse("", "ALTER TABLE t ADD COLUMN more int"), bind("", "", &[]), execute("")];
+        if apart {
+            alter.push(flush());
+            stage.send(&alter).await;
+            assert_eq!(kinds(&stage.one.read_until(b'C').await), "12C");
+            alter.clear();
+        }
+        stage.send(&[alter.concat(), bind("", "s", &[]), execute(""), sync()]).await;
+        let answer = stage.one.read_until(b'Z').await;
+        assert_eq!(kinds(&answer), if apart { "EZ" } else { "12CEZ" }, "{answer:?}");
+        assert!(is_plan_changed(&answer), "{answer:?}");
+        assert_eq!(stage.count().await, 1);
+    }
+}
+
+/// S04: a part that was cut by a pause of its client, while the statement before it still runs.
+#[tokio::test]
+async fn behind_a_pause_rows_do_not_change_their_shape() {
+    let mut stage = Stage::with_told("s", READ).await;
+    stage.add_column().await;
+    stage.direct.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+    let waits = "SELECT 'waits' FROM pg_advisory_xact_lock(7)";
+    stage.send(&[parse("", waits), bind("", "", &[]), execute("")]).await;
+    eventually("the first part runs", async || {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%waits%' AND wait_event = 'advisory'";
+        stage.direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    stage.send(&[bind("", "s", &[]), execute(""), sync()]).await;
+    stage.direct.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+    let answer = stage.one.read_until(b'Z').await;
+    assert_eq!(kinds(&answer), "12DCEZ", "{answer:?}");
+    assert!(is_plan_changed(&answer), "{answer:?}");
+    assert_eq!(kinds(&stage.one.extended(&[bind("", "w", &[]), execute("")]).await), "2CZ");
+}
+
+/// S04: what can't be prepared any more fails where it is bound, by the server's own error.
+#[tokio::test]
+async fn what_is_gone_fails_in_a_later_part_as_ever() {
+    let mut stage = Stage::with_told("s", READ).await;
+    stage.direct.batch_execute("CREATE TABLE u (n int); ALTER TABLE t RENAME TO gone").await.unwrap();
+    stage.send(&[parse("", "INSERT INTO u VALUES (1)"), bind("", "", &[]), execute(""), flush()]).await;
+    stage.one.read_until(b'C').await;
+    stage.send(&[bind("", "s", &[]), execute(""), sync()]).await;
+    let answer = stage.one.read_until(b'Z').await;
+    assert_eq!((kinds(&answer), errors(&answer)), ("EZ".to_owned(), vec!["42P01".to_owned()]));
+    assert_eq!(values(&stage.one.query("SELECT count(*) FROM u").await), ["0"]);
+}
+
+/// S04: a Bind that is larger than a unit may become in memory, alone and behind a Flush.
+#[tokio::test]
+async fn a_large_bind_gets_no_rows_of_another_shape() {
+    let large = "x".repeat(3_000_000);
+    for later in [false, true] {
+        let mut stage = Stage::start().await;
+        let sql = "SELECT *, length($1::text) FROM t";
+        let told = [parse("s", sql), describe(b'S', "s"), parse("w", "INSERT INTO t (n) VALUES (5)")];
+        assert_eq!(kinds(&stage.one.extended(&told).await), "1tT1Z");
+        for changed in [false, true] {
+            stage.lose_the_connection().await;
+            if changed {
+                stage.add_column().await;
+            }
+            let count = stage.count().await;
+            if later {
+                stage.begin_batch().await;
+            }
+            stage.send(&[bind("", "s", &[&large]), execute(""), sync()]).await;
+            let answer = stage.one.read_until(b'Z').await;
+            if changed {
+                assert_eq!(kinds(&answer), "EZ", "{later}: {answer:?}");
+                assert!(is_plan_changed(&answer), "{answer:?}");
+                assert_eq!(stage.count().await, count);
+            } else {
+                let rows = count + i64::from(later);
+                assert_eq!(kinds(&answer), format!("2{}CZ", "D".repeat(usize::try_from(rows).unwrap())));
+                // By then the server has been asked what so large a message may have left there.
+                assert_eq!(values(&stage.one.query("SELECT 1").await), ["1"]);
+            }
+        }
+    }
+}
+
+/// S04: behind COPY data that came before the server had asked for it.
+#[tokio::test]
+async fn behind_copy_data_in_the_same_batch() {
+    for changed in [false, true] {
+        let mut stage = Stage::with_told("s", READ).await;
+        if changed {
+            stage.add_column().await;
+        }
+        stage.begin_batch().await;
+        let copy = [parse("", "COPY t (n) FROM STDIN"), bind("", "", &[]), execute("")];
+        let data = [frame(b'd', b"6\n7\n"), frame(b'c', b"")];
+        stage.send(&[copy.concat(), data.concat(), bind("", "s", &[]), execute(""), sync()]).await;
+        let answer = stage.one.read_until(b'Z').await;
+        assert_eq!(kinds(&answer), if changed { "12GCEZ" } else { "12GC2DDDDCZ" }, "{answer:?}");
+        assert_eq!(stage.count().await, if changed { 1 } else { 4 });
     }
 }

@@ -8,57 +8,8 @@
 
 mod running;
 
-use pgsteer::sandbox::{Auth, Sandbox};
-use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, values,
-};
-
-struct Two {
-    sandbox: Sandbox,
-    proxy: Running,
-    one: RawClient,
-    two: RawClient,
-}
-
-impl Two {
-    async fn start() -> Self {
-        Self::start_with(&[]).await
-    }
-
-    async fn start_with(parameters: &[(&str, &str)]) -> Self {
-        Self::start_sized("1", parameters).await
-    }
-
-    async fn start_sized(pool_size: &str, parameters: &[(&str, &str)]) -> Self {
-        let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-        let args = ["--auth", "trust", "--shards", "1", "--pool-size", pool_size];
-        let proxy = Running::start(&sandbox, &args).await;
-        let mut one = proxy.raw().await;
-        one.log_in_with(&[&[("user", sandbox.user()), ("database", "postgres")], parameters].concat()).await;
-        let two = proxy.raw_logged_in().await;
-        Self { sandbox, proxy, one, two }
-    }
-
-    async fn pins(&self, reason: &str) -> f64 {
-        self.proxy.metric("pgsteer_pins_total", &[("reason", reason)]).await
-    }
-
-    /// Another client gets the connection, and finds it as new.
-    async fn two_gets_through(&mut self) {
-        assert_eq!(show(&mut self.two, "work_mem").await, "4MB");
-    }
-}
-
-async fn run(client: &mut RawClient, sql: &str) -> Vec<Message> {
-    let answer = client.query(sql).await;
-    assert_eq!(errors(&answer), [""; 0], "{sql}: {answer:?}");
-    answer
-}
-
-async fn show(client: &mut RawClient, name: &str) -> String {
-    let answer = run(client, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await;
-    values(&answer).pop().unwrap()
-}
+use running::two::{Two, show};
+use running::{RawClient, bind, errors, eventually, execute, flush, frame, kinds, parse, run, values};
 
 /// G01, G04, F04: however a setting is made, it stays with its client.
 #[tokio::test]
@@ -597,15 +548,25 @@ async fn hidden_questions_for_a_sequences_value_are_answered_from_ones_own() {
     let direct = all.sandbox.connect(0).await.unwrap();
     for sql in [
         "CREATE TABLE parent (id serial, who text)",
-        "CREATE TABLE child (parent int DEFAULT currval('parent_id_seq'), who text)",
         "CREATE FUNCTION last() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RETURN lastval(); END $$",
     ] {
         direct.batch_execute(sql).await.unwrap();
     }
     run(&mut all.one, "INSERT INTO parent (who) VALUES ('one')").await;
-    for sql in ["INSERT INTO child (who) VALUES ('two')", "SELECT last()"] {
-        assert_eq!(errors(&all.two.query(sql).await), ["55000"], "{sql}");
+    assert_eq!(errors(&all.two.query("SELECT last()").await), ["55000"]);
+    // A default that asks keeps whoever writes where it has written.
+    let mut all = Two::start_sized("2", &[]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE TABLE parent (id serial, who text)").await.unwrap();
+    let child = "CREATE TABLE child (parent int DEFAULT currval('parent_id_seq'), who text)";
+    direct.batch_execute(child).await.unwrap();
+    run(&mut all.one, "INSERT INTO parent (who) VALUES ('one')").await;
+    for _ in 0..2 {
+        assert_eq!(errors(&all.two.query("INSERT INTO child (who) VALUES ('two')").await), ["55000"]);
+        run(&mut all.one, "INSERT INTO child (who) VALUES ('one')").await;
     }
+    let parents = run(&mut all.one, "SELECT DISTINCT parent FROM child").await;
+    assert_eq!(values(&parents), ["1"]);
 }
 
 /// G05: a batch that binds the unnamed statement and then parses another runs the one and the other, wherever it runs.
@@ -775,4 +736,21 @@ async fn a_client_is_told_its_pins() {
     run(&mut all.one, "BEGIN").await;
     assert_eq!(errors(&all.one.query("SELECT 1/0").await), ["22012"]);
     assert_eq!(errors(&all.one.query("SHOW pgsteer.pins").await), ["25P02"]);
+}
+
+/// Large objects are open, and snapshots exported, until the transaction ends: so long they pin.
+#[tokio::test]
+async fn what_ends_with_the_transaction_pins_no_longer() {
+    let mut all = Two::start().await;
+    let object = values(&run(&mut all.one, "SELECT lo_create(0)").await).remove(0);
+    for (sql, reason) in [
+        (format!("SELECT lo_open({object}, 262144)"), "large_object"),
+        ("SELECT pg_export_snapshot()".to_owned(), "exported_snapshot"),
+    ] {
+        run(&mut all.one, "BEGIN").await;
+        run(&mut all.one, &sql).await;
+        assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), [reason]);
+        run(&mut all.one, "COMMIT").await;
+        all.two_gets_through().await;
+    }
 }

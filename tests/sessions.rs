@@ -7,30 +7,13 @@ mod running;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, close, errors, eventually, execute, flush, frame, kinds, parse, query,
-    startup_frame, sync, values,
+    PROTOCOL_3_0, Running, bind, close, errors, eventually, execute, flush, frame, kinds, no_errors, parse,
+    query, single, status, sync, values,
 };
-
-const CANCEL_REQUEST: i32 = 80_877_102;
-
-async fn single(args: &[&str]) -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let args = [&["--auth", "trust", "--shards", "1"], args].concat();
-    let proxy = Running::start(&sandbox, &args).await;
-    (sandbox, proxy)
-}
-
-fn no_errors(messages: &[Message]) {
-    assert_eq!(errors(messages), [""; 0], "{messages:?}");
-}
-
-fn status(messages: &[Message]) -> u8 {
-    messages.last().unwrap().body[0]
-}
 
 #[tokio::test]
 async fn prepared_statements_over_one_shared_server() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let mut one = proxy.raw_logged_in().await;
     let mut two = proxy.raw_logged_in().await;
     // The same name, different texts.
@@ -103,25 +86,25 @@ async fn prepared_statements_of_many_clients_over_changing_nodes() {
 
 #[tokio::test]
 async fn transactions() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let mut one = proxy.raw_logged_in().await;
     let mut two = proxy.raw_logged_in().await;
     no_errors(&one.query("CREATE TABLE t (i int PRIMARY KEY)").await);
     // Both are in a transaction; there is one server.
-    assert_eq!(status(&one.query("BEGIN").await), b'T');
-    assert_eq!(status(&two.query("BEGIN").await), b'T');
+    assert_eq!(status(&one.query("BEGIN").await), 'T');
+    assert_eq!(status(&two.query("BEGIN").await), 'T');
     no_errors(&one.query("INSERT INTO t VALUES (1)").await);
-    assert_eq!(status(&one.query("COMMIT").await), b'I');
+    assert_eq!(status(&one.query("COMMIT").await), 'I');
     assert_eq!(values(&two.query("SELECT count(*) FROM t").await), ["1"]);
-    assert_eq!(status(&two.query("ROLLBACK").await), b'I');
+    assert_eq!(status(&two.query("ROLLBACK").await), 'I');
     // Savepoints and errors.
     one.query("BEGIN").await;
     one.query("INSERT INTO t VALUES (2)").await;
-    assert_eq!(status(&one.query("SAVEPOINT a").await), b'T');
+    assert_eq!(status(&one.query("SAVEPOINT a").await), 'T');
     let failed = one.query("INSERT INTO t VALUES (2)").await;
-    assert_eq!((errors(&failed), status(&failed)), (vec!["23505".to_owned()], b'E'));
+    assert_eq!((errors(&failed), status(&failed)), (vec!["23505".to_owned()], 'E'));
     assert_eq!(errors(&one.query("SELECT 1").await), ["25P02"]);
-    assert_eq!(status(&one.query("ROLLBACK TO a").await), b'T');
+    assert_eq!(status(&one.query("ROLLBACK TO a").await), 'T');
     no_errors(&one.query("INSERT INTO t VALUES (3)").await);
     no_errors(&one.query("COMMIT").await);
     // COMMIT of a failed transaction is a rollback.
@@ -133,9 +116,9 @@ async fn transactions() {
     assert_eq!(values(&two.query("SELECT count(*) FROM t").await), ["3"]);
     // Several statements in one message.
     let many = one.query("INSERT INTO t VALUES (5); SELECT 1; BEGIN; INSERT INTO t VALUES (6)").await;
-    assert_eq!((kinds(&many), status(&many)), ("CTDCCCZ".to_owned(), b'T'));
+    assert_eq!((kinds(&many), status(&many)), ("CTDCCCZ".to_owned(), 'T'));
     let many = one.query("COMMIT; BEGIN; INSERT INTO t VALUES (7); ROLLBACK; SELECT count(*) FROM t").await;
-    assert_eq!((values(&many), status(&many)), (vec!["5".to_owned()], b'I'));
+    assert_eq!((values(&many), status(&many)), (vec!["5".to_owned()], 'I'));
     // Without BEGIN such a message is one transaction.
     assert_eq!(errors(&one.query("INSERT INTO t VALUES (8); SELECT 1/0").await), ["22012"]);
     assert_eq!(values(&two.query("SELECT count(*) FROM t").await), ["5"]);
@@ -153,7 +136,7 @@ async fn transactions() {
 
 #[tokio::test]
 async fn session_state_does_not_leak() {
-    let (_sandbox, proxy) = single(&["--pool-size", "2"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "2"]).await;
     let mut pinned = proxy.raw_logged_in().await;
     no_errors(&pinned.query("SET work_mem = '77kB'").await);
     no_errors(&pinned.query("CREATE TEMP TABLE mine (i int)").await);
@@ -175,7 +158,7 @@ async fn session_state_does_not_leak() {
 
 #[tokio::test]
 async fn startup_settings_follow_their_client() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let base = [("user", "postgres"), ("database", "postgres")];
     let mut plain = proxy.raw().await;
     plain.log_in_with(&base).await;
@@ -203,7 +186,7 @@ async fn startup_settings_follow_their_client() {
 
 #[tokio::test]
 async fn copy_both_ways() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let mut raw = proxy.raw_logged_in().await;
     no_errors(&raw.query("CREATE TABLE c (i int)").await);
     let data = |text: &str| frame(b'd', text.as_bytes());
@@ -242,20 +225,6 @@ async fn copy_both_ways() {
     assert_eq!(values(&other.query("SELECT count(*) FROM c").await), ["0"]);
 }
 
-/// The body of BackendKeyData.
-async fn with_key(proxy: &Running) -> (RawClient, Vec<u8>) {
-    let mut raw = proxy.raw().await;
-    let welcome = raw.log_in("postgres", "postgres").await;
-    let key = welcome.iter().find(|message| message.kind == b'K').unwrap().body.clone();
-    (raw, key)
-}
-
-async fn cancel(proxy: &Running, key: &[u8]) {
-    let mut raw = proxy.raw().await;
-    raw.send(&startup_frame(CANCEL_REQUEST, key)).await;
-    raw.read_to_end().await;
-}
-
 #[tokio::test]
 async fn cancel_requests() {
     let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
@@ -264,8 +233,8 @@ async fn cancel_requests() {
         &["--auth", "trust", "--max-lag", "1h", "--pool-size", "1", "--shards", "1"],
     )
     .await;
-    let (mut one, key) = with_key(&proxy).await;
-    let (mut two, other_key) = with_key(&proxy).await;
+    let (mut one, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
+    let (mut two, other_key) = proxy.raw_with_key(PROTOCOL_3_0).await;
     // On the primary (by a hint) and on the standby (a long pure read).
     for (node, sql) in [
         (0, "/* pgsteer: target=primary */ SELECT pg_sleep(50)"),
@@ -285,23 +254,23 @@ async fn cancel_requests() {
             direct.query_one(running, &[&sql]).await.unwrap().get::<_, i64>(0) == 1
         })
         .await;
-        cancel(&proxy, &key).await;
+        proxy.cancel(&key).await;
         assert_eq!(errors(&one.read_until(b'Z').await), ["57014"], "node {node}");
         assert_eq!(values(&one.query("SELECT 1").await), ["1"]);
     }
     // One that is idle has nothing to cancel, and a wrong key cancels nothing. Who has the server next is never hit.
     for _ in 0..30 {
-        cancel(&proxy, &key).await;
+        proxy.cancel(&key).await;
         let mut wrong = other_key.clone();
         wrong[5] ^= 1;
-        cancel(&proxy, &wrong).await;
+        proxy.cancel(&wrong).await;
         no_errors(&two.query("CREATE TABLE IF NOT EXISTS harmless (i int)").await);
         no_errors(&two.query("SELECT 1").await);
     }
     // A cancel at any moment of a short statement hits that statement or none.
     for _ in 0..50 {
         one.send(&query("SELECT pg_sleep(0.002)")).await;
-        cancel(&proxy, &key).await;
+        proxy.cancel(&key).await;
         let (first, second) = tokio::join!(one.read_until(b'Z'), two.query("SELECT pg_sleep(0.001)"));
         assert!(errors(&first).iter().all(|code| code == "57014"), "{first:?}");
         no_errors(&second);
@@ -310,7 +279,7 @@ async fn cancel_requests() {
     two.query("BEGIN").await;
     no_errors(&two.query("INSERT INTO harmless VALUES (1)").await);
     one.send(&query("INSERT INTO harmless VALUES (2)")).await;
-    cancel(&proxy, &key).await;
+    proxy.cancel(&key).await;
     let mut settled = None;
     // The cancel may come before the statement does; then it is sent again, as a person would.
     while settled.is_none() {
@@ -330,7 +299,7 @@ async fn cancel_requests() {
 /// Cancels until somebody drops this.
 async fn cancel_again(proxy: &Running, key: &[u8]) {
     eventually("the cancel has an effect", async || {
-        cancel(proxy, key).await;
+        proxy.cancel(key).await;
         false
     })
     .await;
@@ -338,7 +307,7 @@ async fn cancel_again(proxy: &Running, key: &[u8]) {
 
 #[tokio::test]
 async fn pipelines_and_flush() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let mut raw = proxy.raw_logged_in().await;
     no_errors(&raw.query("CREATE TABLE p (i int)").await);
     // Several groups in one write; one of them fails and the next is not touched by it.
@@ -368,13 +337,13 @@ async fn pipelines_and_flush() {
     for _ in 0..4 {
         statuses.push(status(&raw.read_until(b'Z').await));
     }
-    assert_eq!(statuses, b"ITTI");
+    assert_eq!(statuses, ['I', 'T', 'T', 'I']);
 }
 
 #[tokio::test]
 async fn large_values_stream() {
     const LARGE: usize = 100 << 20;
-    let (_sandbox, proxy) = single(&["--pool-size", "2"]).await;
+    let (_sandbox, proxy) = single(&["--shards", "1", "--pool-size", "2"]).await;
     let client = proxy.client().await;
     client.batch_execute("CREATE TABLE l (b bytea)").await.unwrap();
     // Any read warms up the buffers that stay.

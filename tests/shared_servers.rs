@@ -9,26 +9,12 @@ mod running;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use pgsteer::sandbox::{Auth, Sandbox};
+use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, Running, bind, close, errors, eventually, execute, in_time, kinds, parse, query,
-    sync, values,
+    RawClient, Running, bind, close, errors, eventually, execute, in_time, kinds, no_errors, parse, query,
+    single, status, sync, values,
 };
 use tokio_postgres::NoTls;
-
-async fn single(args: &[&str]) -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let proxy = Running::start(&sandbox, &[&["--auth", "trust"], args].concat()).await;
-    (sandbox, proxy)
-}
-
-fn no_errors(messages: &[Message]) {
-    assert_eq!(errors(messages), [""; 0], "{messages:?}");
-}
-
-fn status(messages: &[Message]) -> char {
-    char::from(messages.last().unwrap().body[0])
-}
 
 /// G01, G03, G22: what was valid at the login is not any more. Nothing runs under other settings instead.
 #[tokio::test]
@@ -213,18 +199,15 @@ fn plays() -> Vec<(&'static str, [Vec<Vec<u8>>; 3])> {
     ]
 }
 
-/// G05, P10: as on a server of one's own.
-#[tokio::test]
-async fn names_in_a_failed_transaction_are_those_of_postgresql() {
+/// All of it is played beside a session that has prepared the same on the same server, and directly.
+async fn as_on_a_server_of_ones_own(steps: impl Fn([Vec<Vec<u8>>; 3]) -> Vec<Vec<u8>>) {
     let (sandbox, proxy) = single(&["--pool-size", "1", "--shards", "1"]).await;
     let mut other = proxy.raw_logged_in().await;
     no_errors(&other.extended(&[parse("other", SHARED)]).await);
     let mut client = proxy.raw_logged_in().await;
     let mut direct = RawClient::direct(sandbox.node(0)).await;
-    for (what, [before, within, after]) in plays() {
-        let steps =
-            [before, vec![query("BEGIN"), query("SELECT 1/0")], within, vec![query("ROLLBACK")], after]
-                .concat();
+    for (what, parts) in plays() {
+        let steps = steps(parts);
         let seen = play(&mut client, &steps).await;
         let right = play(&mut direct, &steps).await;
         assert_eq!(seen, right, "{what}");
@@ -232,17 +215,21 @@ async fn names_in_a_failed_transaction_are_those_of_postgresql() {
     }
 }
 
+/// G05, P10: as on a server of one's own.
+#[tokio::test]
+async fn names_in_a_failed_transaction_are_those_of_postgresql() {
+    as_on_a_server_of_ones_own(|[before, within, after]| {
+        [before, vec![query("BEGIN"), query("SELECT 1/0")], within, vec![query("ROLLBACK")], after].concat()
+    })
+    .await;
+}
+
 /// G05: the same, in a transaction that fails by what it prepares.
 #[tokio::test]
 async fn names_of_a_transaction_that_they_fail_are_those_of_postgresql() {
-    let (sandbox, proxy) = single(&["--pool-size", "1", "--shards", "1"]).await;
-    let mut other = proxy.raw_logged_in().await;
-    no_errors(&other.extended(&[parse("other", SHARED)]).await);
-    let mut client = proxy.raw_logged_in().await;
-    let mut direct = RawClient::direct(sandbox.node(0)).await;
-    for (what, [before, within, after]) in plays() {
+    as_on_a_server_of_ones_own(|[before, within, after]| {
         let taken = batch(&[parse("taken", "SELECT 'taken'")]);
-        let steps = [
+        [
             vec![batch(&[close("taken"), close("x")]), taken.clone()],
             before,
             vec![query("BEGIN"), batch(&[parse("x", SHARED)]), taken],
@@ -250,11 +237,9 @@ async fn names_of_a_transaction_that_they_fail_are_those_of_postgresql() {
             vec![query("ROLLBACK"), run("x"), batch(&[parse("x", SHARED)])],
             after,
         ]
-        .concat();
-        let seen = play(&mut client, &steps).await;
-        let right = play(&mut direct, &steps).await;
-        assert_eq!(seen, right, "{what}");
-    }
+        .concat()
+    })
+    .await;
 }
 
 /// P14, X17, X18: so many that the server has no room for any at first. None of the passwords is known yet.

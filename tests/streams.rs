@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, query, sync, values,
+    RawClient, Running, bind, errors, eventually, execute, flush, frame, kinds, parse, query, single, sync,
+    values,
 };
 
-async fn single(args: &[&str]) -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let args = [&["--auth", "trust", "--shards", "1"], args].concat();
-    let proxy = Running::start(&sandbox, &args).await;
+/// All clients share one connection; and an empty table.
+async fn with_table() -> (Sandbox, Running) {
+    let (sandbox, proxy) = single(&["--shards", "1", "--pool-size", "1"]).await;
     let direct = sandbox.connect(0).await.unwrap();
     direct.batch_execute("CREATE TABLE t (i int)").await.unwrap();
     (sandbox, proxy)
@@ -72,7 +72,7 @@ async fn copy_in_pieces(client: &mut RawClient, extended: bool, bad: BadRow) -> 
 }
 
 async fn fails_in_order(extended: bool, bad: BadRow) {
-    let (sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (sandbox, proxy) = with_table().await;
     let mut client = proxy.raw_logged_in().await;
     let seen = copy_in_pieces(&mut client, extended, bad).await;
     let mut direct = RawClient::direct(sandbox.node(0)).await;
@@ -141,7 +141,7 @@ async fn wait_nothing_open(sandbox: &Sandbox) {
 /// P07, G19.
 #[tokio::test]
 async fn the_query_of_a_client_that_vanishes_is_cancelled_and_its_transaction_undone() {
-    let (sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (sandbox, proxy) = with_table().await;
     for how in [Goes::Reset, Goes::Closed] {
         for begun in [&["BEGIN", "INSERT INTO t VALUES (1)"][..], &[]] {
             let mut client = proxy.raw_logged_in().await;
@@ -183,7 +183,7 @@ async fn the_read_of_a_client_that_vanishes_is_cancelled_on_its_standby() {
 /// P07: with one server for all, whoever is in the middle of a message must not hold it.
 #[tokio::test]
 async fn half_a_message_holds_no_server() {
-    let (_sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (_sandbox, proxy) = with_table().await;
     let mut other = proxy.raw_logged_in().await;
     let large = query(&format!("INSERT INTO t SELECT length('{}')", "x".repeat(600_000)));
     let batch = [parse("", "INSERT INTO t VALUES (1)"), bind("", "", &[]), execute(""), sync()].concat();
@@ -201,7 +201,7 @@ async fn half_a_message_holds_no_server() {
 /// P07, G19: what is too large to be kept is on its way to the server already.
 #[tokio::test]
 async fn half_a_message_of_a_client_that_vanishes_is_not_carried_out() {
-    let (sandbox, proxy) = single(&["--pool-size", "1"]).await;
+    let (sandbox, proxy) = with_table().await;
     let mut other = proxy.raw_logged_in().await;
     let small = query("INSERT INTO t VALUES (1)");
     let large = query(&format!("INSERT INTO t SELECT length('{}')", "x".repeat(3_000_000)));

@@ -11,15 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{RawClient, Running, errors, eventually, frame, kinds, query, values};
+use running::{RawClient, Running, errors, eventually, frame, kinds, query, single, values};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-async fn single() -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
-    (sandbox, proxy)
-}
 
 /// Runs all but the last statement, sends the last, and reads to the end: its kinds, and severity, SQLSTATE and text of the
 /// last message.
@@ -37,7 +31,7 @@ async fn is_ended(client: &mut RawClient, statements: &[&str]) -> (String, [Stri
 }
 
 async fn is_ended_as_by_the_server(code: &str, statements: &[&str]) {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(&[]).await;
     let mut direct = RawClient::direct(sandbox.node(0)).await;
     let right = is_ended(&mut direct, statements).await;
     assert_eq!(right.1[..2], ["FATAL".to_owned(), code.to_owned()], "the server itself");
@@ -63,7 +57,7 @@ async fn an_idle_transaction_of_a_pinned_session_is_ended_in_the_servers_words()
 /// G21.
 #[tokio::test]
 async fn an_idle_transaction_is_ended_by_a_startup_option_in_the_servers_words() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(&[]).await;
     let parameters = [("user", "postgres"), ("options", "-c idle_in_transaction_session_timeout=200ms")];
     let mut direct =
         RawClient { stream: tokio::net::TcpStream::connect(sandbox.node(0).address()).await.unwrap() };
@@ -107,7 +101,7 @@ async fn a_long_transaction_is_ended_in_the_servers_words() {
 /// G21: a server connection that ended so is nobody's loss. Its session holds none while it is idle, and gets another.
 #[tokio::test]
 async fn a_session_time_out_of_an_idle_server_connection_is_not_seen() {
-    let (sandbox, proxy) = single().await;
+    let (sandbox, proxy) = single(&[]).await;
     let mut client = proxy.raw_logged_in().await;
     let direct = sandbox.connect(0).await.unwrap();
     // Of the servers' own configuration: it is meant for connections that nobody uses.

@@ -1,4 +1,4 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology` and `/pools`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/pools` and `/learned`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
 //! peer does costs at most that. GET and HEAD only: nothing here changes anything. Must not know: what the answers
@@ -31,6 +31,7 @@ pgsteer
 /readyz    200 while a primary is known and no drain has begun
 /topology  the cluster as pgsteer sees it, JSON
 /pools     server connections, their limits, and who waits, JSON
+/learned   reads that standbys refuse, by shape, JSON
 ";
 
 /// How long to wait after `accept` failed, usually for want of file descriptors.
@@ -55,6 +56,8 @@ pub trait Status: Send + Sync + 'static {
     fn topology(&self) -> serde_json::Value;
     /// The answer of `/pools`.
     fn pools(&self) -> serde_json::Value;
+    /// The answer of `/learned`.
+    fn learned(&self) -> serde_json::Value;
 }
 
 /// What a peer may use up.
@@ -144,6 +147,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
         }
         "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
         "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
+        "/learned" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.learned())),
         _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),
     }
 }

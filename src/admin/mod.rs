@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod json;
+pub mod learned;
 pub mod pools;
 
 pub use http::{Limits, Readiness, Status, serve};

@@ -15,7 +15,7 @@ use super::house::{House, ShardDoor};
 use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
 use crate::backend::Server;
-use crate::classify::StandardConformingStrings;
+use crate::classify::{SUPPORTED_VERSIONS, StandardConformingStrings};
 use crate::client::{self, Granted, LoggedIn, Outcome};
 use crate::net;
 use crate::pool::{self, Mail, Pools, Registry};
@@ -354,6 +354,7 @@ fn let_in(shard: &Shard, logged_in: LoggedIn, mode: Mode) -> (Identity, i32, Vec
         secret: keys.map(|(client_key, server_key)| Secret::keys(&client_key, &server_key)),
         settings,
         strings: strings(&parameters),
+        version: version(&parameters),
         opaque_encoding: settings::is_opaque_encoding(parameter(&parameters, "client_encoding")),
         read_only: parameter(&parameters, "default_transaction_read_only") == "on",
         told: parameters,
@@ -377,6 +378,13 @@ async fn drain_begins(shard: &Shard, control: &Control, door: &ShardDoor<'_>, pa
 
 fn parameter<'p>(parameters: &'p [(String, String)], name: &str) -> &'p str {
     parameters.iter().find(|(other, _)| other == name).map_or("", |(_, value)| value.as_str())
+}
+
+/// The major version; the oldest where it is not told.
+fn version(parameters: &[(String, String)]) -> u8 {
+    let told = parameter(parameters, "server_version");
+    let digits = told.find(|c: char| !c.is_ascii_digit()).unwrap_or(told.len());
+    told.get(..digits).and_then(|it| it.parse().ok()).unwrap_or(*SUPPORTED_VERSIONS.start())
 }
 
 fn strings(parameters: &[(String, String)]) -> StandardConformingStrings {

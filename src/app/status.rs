@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::seats::{ClientLimit, Seats};
 use crate::admin::http::{Readiness, Status};
 use crate::admin::json;
+use crate::admin::learned;
 use crate::admin::pools::{self, ClientReport};
 use crate::classify::PinReason;
 use crate::config::Config;
@@ -82,6 +83,10 @@ impl Status for ProxyStatus {
     fn pools(&self) -> serde_json::Value {
         let (connected, max_client_conn) = self.seats.taken();
         pools::pools(&self.registry.report(), ClientReport { connected, max_client_conn }, &self.names)
+    }
+
+    fn learned(&self) -> serde_json::Value {
+        learned::learned(&self.registry.lessons(Instant::now()))
     }
 
     fn readiness(&self) -> Readiness {

@@ -13,7 +13,7 @@ use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
 use crate::wire::reply;
 
-/// The longest message in an answer to a question of pgsteer's own.
+/// The longest message in an answer to a question of pgsteer's own that is read.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Most rows of one.
 const ROWS_MAX: usize = 16 * 1024;
@@ -27,6 +27,9 @@ pub enum CommandError {
     /// The server refused; its ErrorResponse.
     #[error("the server refused: {}", reply::error_message(.0.get(5..).unwrap_or_default()))]
     Refused(Vec<u8>),
+    /// It answered, but nobody wants to read so much.
+    #[error("the answer is too long")]
+    TooLong,
 }
 
 /// Has the server forget everything but what DISCARD ALL leaves (loaded libraries, the random seed).
@@ -55,6 +58,8 @@ pub async fn run(server: &mut Server, commands: &[String]) -> Result<Vec<u8>, Co
 pub struct Asked {
     /// Rows of columns, as text.
     pub rows: Vec<Vec<Option<String>>>,
+    /// There were more or longer ones, which are left out.
+    is_too_long: bool,
     /// Notifications that came meanwhile, whole messages, for the client.
     pub notifications: Vec<u8>,
 }
@@ -62,7 +67,8 @@ pub struct Asked {
 /// Runs one query of pgsteer's own and gives its rows. The connection must be idle outside of a transaction.
 /// Not cancel-safe: dropped in the middle, the connection must be closed.
 pub async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
-    converse(server, &[sql.to_owned()]).await
+    let asked = converse(server, &[sql.to_owned()]).await?;
+    if asked.is_too_long { Err(CommandError::TooLong) } else { Ok(asked) }
 }
 
 /// Sends messages of pgsteer's own, in groups each of which is answered by one ReadyForQuery, and waits for all of them, also
@@ -94,27 +100,40 @@ async fn exchange(server: &mut Server, bytes: &[u8], mut answer: Conversation) -
     net::write_all(&server.link.stream, bytes).await?;
     let mut received = Vec::new();
     let mut chunk = vec![0u8; 8192];
+    // Of a message that is too long, what is still to come.
+    let mut skipped = 0;
     loop {
         let mut taken = 0;
-        while let Some(header) =
-            frame::header(received.get(taken..).unwrap_or_default()).map_err(io::Error::other)?
-            && let Some(whole) = received.get(taken..taken + header.frame_bytes)
+        while skipped == 0
+            && let Some(header) =
+                frame::header(received.get(taken..).unwrap_or_default()).map_err(io::Error::other)?
         {
-            answer.on(header.kind, whole, &mut server.reported)?;
-            taken += header.frame_bytes;
+            if header.frame_bytes > ANSWER_BYTES_MAX && header.kind == b'D' {
+                answer.asked.is_too_long = true;
+                skipped = taken + header.frame_bytes - received.len().min(taken + header.frame_bytes);
+            } else if let Some(whole) = received.get(taken..taken + header.frame_bytes) {
+                answer.on(header.kind, whole, &mut server.reported)?;
+            } else {
+                break;
+            }
+            taken = received.len().min(taken + header.frame_bytes);
         }
         received.drain(..taken);
         // Behind the last answer there may be the beginning of a notification, which is nobody's to throw away.
         if answer.left == 0 && received.is_empty() {
             return Ok(answer);
         }
-        if received.len() > ANSWER_BYTES_MAX || answer.asked.rows.len() > ROWS_MAX {
+        if received.len() > ANSWER_BYTES_MAX {
             return Err(io::Error::other("the answer is too long"));
         }
         net::readable(&server.link.stream).await?;
         match net::try_read(&server.link.stream, &mut chunk) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => received.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Ok(count) => {
+                let rest = skipped.min(count);
+                skipped -= rest;
+                received.extend_from_slice(chunk.get(rest..count).unwrap_or_default());
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -138,6 +157,7 @@ impl Conversation {
     fn on(&mut self, kind: u8, whole: &[u8], reported: &mut Reported) -> io::Result<()> {
         let body = whole.get(HEADER_BYTES..).unwrap_or_default();
         match kind {
+            b'D' if self.asked.rows.len() >= ROWS_MAX => self.asked.is_too_long = true,
             b'D' => self.asked.rows.push(row(body).ok_or_else(|| io::Error::other("a malformed row"))?),
             b'S' => {
                 if let Some((name, value)) = reply::parameter_status(body) {

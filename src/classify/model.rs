@@ -1,6 +1,6 @@
 //! What a classification says: access, session effects, transaction effects, hints, and the reason.
 //!
-//! Invariant: small and `Copy`; "not understood" is always `Access::Write` (contract P7). Must not know: nodes, sessions.
+//! Invariant: small and `Copy`; whatever is not a known read is for the primary, once (contract P7). Must not know: nodes, sessions.
 
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use std::time::Duration;
 pub enum Access {
     /// Known to be safe on a standby, and safe to run twice.
     Read,
-    /// Everything else, the not-understood included: primary only, never run twice.
+    /// It writes, locks, or changes the session: primary only, never run twice.
     Write,
+    /// It is not understood, or calls what nothing is known of: as a write.
+    Unknown,
 }
 
 /// Why. One word of metrics and logs for each.
@@ -37,6 +39,9 @@ pub enum Reason {
     Function,
     /// A function of PostgreSQL itself that writes, locks or keeps state, and nothing beyond that.
     WritingFunction,
+    /// A relation, type or operator that leads to what only the primary can do: foreign and unlogged tables, views over volatile
+    /// functions.
+    Object,
     /// CALL or DO.
     Procedure,
     /// LISTEN, NOTIFY, UNLISTEN.
@@ -67,6 +72,7 @@ impl Reason {
             Self::Maintenance => "maintenance",
             Self::Function => "function",
             Self::WritingFunction => "writing_function",
+            Self::Object => "object",
             Self::Procedure => "procedure",
             Self::Notification => "notification",
             Self::SessionState => "session_state",
@@ -102,7 +108,15 @@ pub enum PinReason {
     Unseen,
     /// The client has asked for its server process: it may cancel, end or watch what it was told.
     BackendPid,
-    /// Anything else of the kind (dblink connections, replication origin, exported snapshots ...).
+    /// Large objects that are open until the transaction ends.
+    LargeObject,
+    /// A snapshot that others may take over until the transaction ends.
+    ExportedSnapshot,
+    /// A statement too large to be prepared elsewhere.
+    LargeStatement,
+    /// A setting whose name is not known: no server lists those with a prefix.
+    UnnamedSetting,
+    /// Anything else of the kind (dblink connections, replication origins).
     Other,
     /// No statement: the pool is in mode `session`.
     PoolMode,
@@ -110,7 +124,7 @@ pub enum PinReason {
 
 impl PinReason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::TempObject,
         Self::AdvisoryLock,
         Self::HoldCursor,
@@ -121,9 +135,23 @@ impl PinReason {
         Self::Sequence,
         Self::Unseen,
         Self::BackendPid,
+        Self::LargeObject,
+        Self::ExportedSnapshot,
+        Self::LargeStatement,
+        Self::UnnamedSetting,
         Self::Other,
         Self::PoolMode,
     ];
+
+    /// Its cause is gone when the transaction is over.
+    pub fn ends_with_transaction(self) -> bool {
+        matches!(self, Self::LargeObject | Self::ExportedSnapshot)
+    }
+
+    /// DISCARD ALL does not end its cause.
+    pub fn outlives_discard_all(self) -> bool {
+        matches!(self, Self::Load | Self::Seed | Self::Other | Self::PoolMode)
+    }
 
     /// The label in metrics, logs and error DETAILs.
     pub fn as_str(self) -> &'static str {
@@ -138,6 +166,10 @@ impl PinReason {
             Self::Sequence => "sequence",
             Self::Unseen => "unseen",
             Self::BackendPid => "backend_pid",
+            Self::LargeObject => "large_object",
+            Self::ExportedSnapshot => "exported_snapshot",
+            Self::LargeStatement => "large_statement",
+            Self::UnnamedSetting => "unnamed_setting",
             Self::Other => "other",
             Self::PoolMode => "pool_mode",
         }
@@ -268,6 +300,8 @@ pub struct Classification {
     pub databases: bool,
     /// CREATE, ALTER or DROP ROLE, USER or GROUP among them: what is known of those it names may be wrong from then on.
     pub roles: bool,
+    /// It defines something that may run code beside other statements from then on: a table, a view, a trigger, a function ...
+    pub defines: bool,
     /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session.
     pub signals: bool,
     /// It may name sessions by their process ids: those two, `pg_blocking_pids`, `pg_locks`, `pg_stat_activity` and its like.
@@ -276,6 +310,8 @@ pub struct Classification {
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
     pub names_prepared: bool,
+    /// It uses operators or functions of ParadeDB's search.
+    pub search: bool,
     /// SHOW pgsteer.pins: only pgsteer knows.
     pub asks_pins: bool,
     /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.

@@ -4,10 +4,11 @@
 //! recognised errs towards "call". Must not know: which statements exist beyond their first word.
 
 use super::builtins::{self, Folded};
+use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Span};
+use super::{PinReason, Reason, SessionEffect, Span, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -170,7 +171,14 @@ impl Body {
             Kind::Word => self.word(scan, token),
             Kind::Quoted | Kind::Unicode => self.name(scan, token),
             Kind::Text | Kind::Number | Kind::Parameter => self.set(Last::Value, true),
-            Kind::Operator => self.set(Last::Operator, false),
+            Kind::Operator => {
+                let operator = scan.text(token);
+                if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_writing_operator(operator)) {
+                    scan.write(Reason::Object);
+                }
+                scan.search |= builtins::is_search_operator(operator);
+                self.set(Last::Operator, false);
+            }
             Kind::Colon => self.set(Last::Keyword, false),
             Kind::Cast => self.set(Last::Cast, false),
             Kind::Comma => self.comma(),
@@ -312,6 +320,8 @@ impl Body {
         };
         if name.parts == u8::MAX || (name.parts > 1 && is_unsafe(&scan.folded(token))) {
             self.attribute(scan, token);
+        } else if name.parts > 1 {
+            self.column(scan, token);
         }
         if token.kind == Kind::Unicode {
             scan.write(Reason::NotUnderstood);
@@ -330,10 +340,30 @@ impl Body {
     /// `(expression).name`: a field, or a call of the function of that name, which need no parenthesis then.
     fn attribute(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let function = scan.folded(token);
-        if !builtins::is_builtin(&function) {
+        let dialect = scan.dialect();
+        let is_read = match dialect.catalogue {
+            // Whatever is no function is a field.
+            Some(catalogue) => {
+                let verdict = catalogue.function(&function);
+                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !is_unsafe(&function)
+            }
+            None => builtins::is_builtin(&function, dialect.version),
+        };
+        if !is_read {
             if let Some(pin) = pin_of(&function) {
                 scan.pin(pin);
             }
+            scan.write(Reason::Function);
+        }
+    }
+
+    /// `name.name`: a column, unless a function of the user's is called so.
+    fn column(&mut self, scan: &mut Scanner<'_>, token: Token) {
+        if let Some(catalogue) = scan.dialect().catalogue
+            && catalogue.function(&scan.folded(token)) == Some(Verdict::Write)
+            // Behind a schema a call is looked up as such.
+            && scan.ahead().next().kind != Kind::Open
+        {
             scan.write(Reason::Function);
         }
     }
@@ -352,6 +382,9 @@ impl Body {
     #[inline]
     fn system_name(&mut self, scan: &mut Scanner<'_>, token: Token) {
         let name = scan.folded(token);
+        if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_primary_object(&name)) {
+            scan.write(Reason::Object);
+        }
         if !name.may_begin(b'p') || !name.begins(b"pg_") {
             return;
         }
@@ -485,23 +518,19 @@ impl Body {
 
     fn call(&mut self, scan: &mut Scanner<'_>, name: Name) {
         let function = scan.folded(name.token);
-        let known = match (name.parts, name.qualifier) {
-            (1, _) => builtins::is_builtin(&function),
-            (2, Some(schema)) => {
-                let schema = scan.folded(schema);
-                (schema.is(b"pg_catalog") && builtins::is_builtin(&function))
-                    || ((schema.is(b"pdb") || schema.is(b"paradedb")) && builtins::is_search(&function))
-            }
-            _ => false,
-        };
-        if known {
+        let (dialect, schema) = (scan.dialect(), name.qualifier.map(|schema| scan.folded(schema)));
+        scan.search |= schema.as_ref().is_some_and(|schema| schema.is(b"pdb") || schema.is(b"paradedb"));
+        scan.called(|| calls::called(dialect, name.parts, schema.as_ref(), &function));
+        if calls::judge(dialect, name.parts, schema.as_ref(), &function).0 == Verdict::Read {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
             return;
         }
         let local = builtins::is_node_local(&function);
-        if function.is(b"set_config") {
+        if scan.defines_only {
+            // Nothing of it runs now.
+        } else if function.is(b"set_config") {
             let effect = set_config(scan);
             if effect != SessionEffect::None {
                 scan.session(effect);
@@ -509,7 +538,7 @@ impl Body {
         } else if function.is(b"set_limit") {
             scan.session(SessionEffect::Unknown);
         }
-        if let Some(pin) = pin_of(&function) {
+        if let Some(pin) = pin_of(&function).filter(|_| !scan.defines_only) {
             scan.pin(pin);
             scan.asks_last_value |= function.is_one_of(&["currval", "lastval"]);
         }
@@ -532,13 +561,6 @@ fn is_join_prefix(word: Word) -> bool {
     )
 }
 
-/// Functions of PostgreSQL that must not be called by the way of `alias.name`, which looks like a column.
-fn is_unsafe(name: &Folded<'_>) -> bool {
-    let letters = b"cilnpst";
-    letters.iter().any(|&letter| name.may_begin(letter))
-        && (builtins::is_writing(name) || builtins::is_node_local(name))
-}
-
 /// Types whose modifiers are known to be harmless.
 fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
     const COMMON: [&str; 9] = [
@@ -552,6 +574,10 @@ fn is_type(scan: &Scanner<'_>, name: Name) -> bool {
         "geometry",
         "geography",
     ];
+    if scan.dialect().catalogue.is_some_and(|catalogue| catalogue.is_modified_type(&scan.folded(name.token)))
+    {
+        return true;
+    }
     const SEARCH: [&str; 4] = ["boost", "const", "fuzzy", "slop"];
     let varying = name.token.word == Word::Varying;
     let folded = scan.folded(name.token);
@@ -600,7 +626,6 @@ fn set_config(scan: &Scanner<'_>) -> SessionEffect {
 
 /// What a function leaves behind in its session.
 fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
-    const OTHER: [&str; 2] = ["pg_export_snapshot", "lo_open"];
     if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
         Some(PinReason::Sequence)
     } else if function.is(b"setseed") {
@@ -611,10 +636,11 @@ fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
     {
         // Unlocking is among them: whether anything is locked is asked of the server.
         Some(PinReason::AdvisoryLock)
-    } else if function.begins(b"dblink")
-        || function.begins(b"pg_replication_origin_")
-        || function.is_one_of(&OTHER)
-    {
+    } else if function.is(b"lo_open") {
+        Some(PinReason::LargeObject)
+    } else if function.is(b"pg_export_snapshot") {
+        Some(PinReason::ExportedSnapshot)
+    } else if function.begins(b"dblink") || function.begins(b"pg_replication_origin_") {
         Some(PinReason::Other)
     } else {
         None

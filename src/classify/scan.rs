@@ -7,14 +7,14 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Classification, Hint, PinReason, Reason, SessionEffect, Span, StandardConformingStrings,
-    TransactionEffect,
+    Access, Called, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
 #[expect(clippy::struct_excessive_bools, reason = "independent findings")]
 pub(super) struct Scanner<'a> {
     lexer: Lexer<'a>,
+    dialect: &'a Dialect<'a>,
     token: Token,
     written: Option<Reason>,
     pinned: Option<PinReason>,
@@ -27,21 +27,28 @@ pub(super) struct Scanner<'a> {
     pub(super) copies: bool,
     pub(super) databases: bool,
     pub(super) roles: bool,
+    pub(super) defines: bool,
     pub(super) signals: bool,
     pub(super) names_processes: bool,
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
+    pub(super) search: bool,
     pub(super) asks_pins: bool,
+    /// What the statement calls is only defined by it, and runs later if at all.
+    pub(super) defines_only: bool,
     /// A setting was reset by a statement so far.
     pub(super) resets: bool,
     resets_before: bool,
     statements: u16,
+    /// The calls, where they are asked for.
+    called: Option<Vec<Called>>,
 }
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(sql: &'a [u8], strings: StandardConformingStrings) -> Self {
+    pub(super) fn new(sql: &'a [u8], dialect: &'a Dialect<'a>) -> Self {
         Self {
-            lexer: Lexer::new(sql, strings),
+            lexer: Lexer::new(sql, dialect.strings),
+            dialect,
             token: Token::NONE,
             written: None,
             pinned: None,
@@ -53,15 +60,43 @@ impl<'a> Scanner<'a> {
             copies: false,
             databases: false,
             roles: false,
+            defines: false,
             signals: false,
             names_processes: false,
             asks_last_value: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
+            defines_only: false,
             resets: false,
             resets_before: false,
             statements: 0,
+            called: None,
         }
+    }
+
+    /// Calls are to be noted.
+    pub(super) fn note_calls(&mut self) {
+        self.called = Some(Vec::new());
+    }
+
+    /// Notes a call, where that is asked for.
+    #[inline]
+    pub(super) fn called(&mut self, call: impl FnOnce() -> Called) {
+        if let Some(called) = &mut self.called {
+            called.push(call());
+        }
+    }
+
+    /// The calls noted.
+    pub(super) fn take_called(&mut self) -> Vec<Called> {
+        self.called.take().unwrap_or_default()
+    }
+
+    /// How the text is to be read.
+    #[inline]
+    pub(super) fn dialect(&self) -> &'a Dialect<'a> {
+        self.dialect
     }
 
     /// The next token, which is then the current one.
@@ -111,6 +146,7 @@ impl<'a> Scanner<'a> {
 
     pub(super) fn begin_statement(&mut self) {
         self.statements = self.statements.saturating_add(1);
+        self.defines_only = false;
     }
 
     /// A statement begins that sees the session's settings.
@@ -120,7 +156,8 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     pub(super) fn write(&mut self, reason: Reason) {
-        self.unseen |= matches!(reason, Reason::Function | Reason::Procedure | Reason::NotUnderstood);
+        let runs = !(self.defines_only && reason == Reason::Function);
+        self.unseen |= runs && matches!(reason, Reason::Function | Reason::Procedure | Reason::NotUnderstood);
         if self.written.is_none() {
             self.written = Some(reason);
         }
@@ -190,6 +227,7 @@ impl<'a> Scanner<'a> {
             _ => TransactionEffect::Other,
         };
         let (access, reason) = match self.written {
+            Some(reason @ (Reason::Function | Reason::NotUnderstood)) => (Access::Unknown, reason),
             Some(reason) => (Access::Write, reason),
             None if self.statements == 0 => (Access::Read, Reason::Empty),
             None => (Access::Read, Reason::ReadOnly),
@@ -211,10 +249,12 @@ impl<'a> Scanner<'a> {
             statements: self.statements,
             databases: self.databases,
             roles: self.roles,
+            defines: self.defines,
             signals: self.signals,
             names_processes: self.names_processes,
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
+            search: self.search,
             asks_pins: self.asks_pins,
             resets_before: self.resets_before,
             copies: self.copies,

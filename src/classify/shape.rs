@@ -53,3 +53,71 @@ pub fn shape_hash(sql: &[u8]) -> u64 {
         after_value = value;
     }
 }
+
+/// The shape of `sql` for people: values as `?`, lists of them as `?, ...`, words in lower case; cut off at `bytes_max`.
+pub fn shape_text(sql: &[u8], bytes_max: usize) -> String {
+    let mut lexer = Lexer::new(sql, StandardConformingStrings::On);
+    let mut text = String::new();
+    let (mut end, mut values, mut comma) = (0, 0usize, false);
+    loop {
+        let token = lexer.next();
+        if matches!(token.kind, Kind::End | Kind::Error) {
+            return text;
+        }
+        let is_value = matches!(token.kind, Kind::Text | Kind::Number | Kind::Parameter);
+        if token.kind == Kind::Comma && values > 0 && !comma {
+            comma = true;
+            continue;
+        }
+        let is_listed = comma && is_value;
+        if comma && (!is_listed || values == 1) {
+            text.push(',');
+        }
+        let piece = match is_value {
+            true if is_listed && values == 1 => " ...".into(),
+            true if is_listed => "".into(),
+            true => "?".into(),
+            false => String::from_utf8_lossy(lexer.text(token)),
+        };
+        let spaced = token.start > end && !text.is_empty() && !is_listed;
+        if spaced || (comma && !is_listed) {
+            text.push(' ');
+        }
+        if token.kind == Kind::Word {
+            text.push_str(&piece.to_lowercase())
+        } else {
+            text.push_str(&piece)
+        }
+        end = token.end;
+        values = if is_value { values + 1 } else { 0 };
+        comma = false;
+        if text.len() > bytes_max {
+            let cut = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+            text.truncate(cut);
+            text.push_str(" ...");
+            return text;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_for_people_have_no_values() {
+        for (sql, text) in [
+            (
+                "SELECT  A,\n b FROM \"T\" -- x\n WHERE i IN (1, 2,3) AND t='s' /* ? */",
+                "select a, b from \"T\" where i in (?, ...) and t=?",
+            ),
+            ("select $1::text, E'a\\'b', $$x$$", "select ?::text, ?, ..."),
+            ("", ""),
+            ("select 'open", "select"),
+        ] {
+            assert_eq!(shape_text(sql.as_bytes(), 100), text, "{sql}");
+        }
+        assert_eq!(shape_text("SELECT äöü".as_bytes(), 8), "select  ...");
+        assert_eq!(shape_hash(b"select 1, 2"), shape_hash(b"SELECT 5, 6, 7"));
+    }
+}

@@ -113,6 +113,7 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
             scan.write(Reason::Ddl);
         }
         Grant | Revoke | Comment | Security | Reassign | Import | Refresh => {
+            scan.defines |= head.word == Import;
             write_body(scan, head, Reason::Ddl);
         }
         Vacuum | Analyze | Analyse | Cluster | Reindex | Checkpoint => {
@@ -453,22 +454,49 @@ fn create(scan: &mut Scanner<'_>) {
     while matches!(token.word, Word::Or | Word::Global | Word::Local) || scan.folded(token).is(b"replace") {
         token = scan.advance();
     }
-    if matches!(token.word, Word::Temp | Word::Temporary) {
+    let temporary = matches!(token.word, Word::Temp | Word::Temporary);
+    if temporary {
         scan.pin(PinReason::TempObject);
     }
-    note_shared_object(scan, token);
+    let shared = note_shared_object(scan, token);
+    scan.defines |= !temporary && !shared;
+    if temporary {
+        token = scan.advance();
+    }
+    let is = |word: &[u8]| token.kind == Kind::Word && scan.folded(token).is(word);
+    let is_view = is(b"view") || is(b"recursive");
+    scan.defines_only = is_view || (token.word == Word::Table && !is_filled(scan));
+}
+
+/// Whether a CREATE TABLE may have a query behind AS. Nothing is moved.
+fn is_filled(scan: &Scanner<'_>) -> bool {
+    let mut ahead = scan.ahead();
+    let mut behind_as = false;
+    loop {
+        let token = ahead.next();
+        let query = is_query(token) || token.word == Word::Execute || token.kind == Kind::Open;
+        match token.kind {
+            Kind::Semicolon | Kind::End => return false,
+            Kind::Error => return true,
+            _ if behind_as && query => return true,
+            _ => behind_as = token.word == Word::As,
+        }
+    }
 }
 
 /// Databases and roles are not in a database: what is known of them beside the server may be wrong from then on.
-fn note_shared_object(scan: &mut Scanner<'_>, token: Token) {
+/// Whether it is one.
+fn note_shared_object(scan: &mut Scanner<'_>, token: Token) -> bool {
     let is = |word: &[u8]| token.kind == Kind::Word && scan.folded(token).is(word);
     let (database, role) = (is(b"database"), is(b"role") || is(b"user") || is(b"group"));
     scan.databases |= database;
     scan.roles |= role;
+    database || role
 }
 
 fn alter(scan: &mut Scanner<'_>) {
     let token = scan.advance();
-    note_shared_object(scan, token);
+    let shared = note_shared_object(scan, token);
+    scan.defines |= !shared && token.word != Word::System;
     scan.write(if token.word == Word::System { Reason::Maintenance } else { Reason::Ddl });
 }

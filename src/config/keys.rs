@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::model::{AuthMethod, Config, Node, Secret};
 use super::{nodes, overrides, units};
+use crate::classify::Pattern;
 use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
@@ -188,8 +189,11 @@ const fn custom(expected: &'static str, set: fn(&mut Draft, &Given) -> Option<()
 /// What the keys of listeners take.
 const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\"";
 
+/// What the keys of functions take.
+const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
+
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 51] = [
+pub(super) const KEYS: [Key; 54] = [
     flagged(
         "listen.address",
         "--listen",
@@ -243,6 +247,15 @@ pub(super) const KEYS: [Key; 51] = [
     key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
+    key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
+    key(
+        "routing.read_functions",
+        custom(FUNCTIONS, |draft, given| functions(&mut draft.config.routing.functions.read, given)),
+    ),
+    key(
+        "routing.write_functions",
+        custom(FUNCTIONS, |draft, given| functions(&mut draft.config.routing.functions.write, given)),
+    ),
     flagged("pool.mode", "--pool-mode", custom(overrides::POOL_MODE, pool_mode)),
     flagged("pool.size", "--pool-size", Kind::Count { least: 1, field: |c| &mut c.pool.size }),
     key("pool.min_pool_size", Kind::Count { least: 0, field: |c| &mut c.pool.min_pool_size }),
@@ -279,6 +292,11 @@ pub(super) const KEYS: [Key; 51] = [
 fn addresses(field: &mut Vec<SocketAddr>, given: &Given) -> Option<()> {
     let parsed: Result<Vec<SocketAddr>, _> = given.list()?.into_iter().map(str::parse).collect();
     *field = parsed.ok().filter(|addresses| !addresses.is_empty())?;
+    Some(())
+}
+
+fn functions(field: &mut Vec<Pattern>, given: &Given) -> Option<()> {
+    *field = given.list()?.into_iter().map(|text| Pattern::parse(text).ok()).collect::<Option<_>>()?;
     Some(())
 }
 

@@ -193,6 +193,21 @@ impl Session {
         Ok(Self { client, statement, driver })
     }
 
+    /// The same, and the record has it. After a failure the next try is put off for a moment.
+    async fn open_noted(endpoint: &Config, sql: &str, record: &Shared) -> Option<Self> {
+        match Self::open(endpoint, sql).await {
+            Ok(session) => {
+                lock(record).prepared += 1;
+                Some(session)
+            }
+            Err(error) => {
+                lock(record).failed(&error);
+                tokio::time::sleep(AFTER_ERROR).await;
+                None
+            }
+        }
+    }
+
     /// Whether the connection has ended; after an error it gets a moment to do so.
     async fn has_ended(&self) -> bool {
         tokio::time::sleep(AFTER_ERROR).await;
@@ -203,15 +218,7 @@ impl Session {
 async fn write(endpoint: Config, writer: i32, stop: Stop, record: Shared) {
     let mut seq = 0i64;
     while !*stop.borrow() {
-        let session = match Session::open(&endpoint, INSERT).await {
-            Ok(session) => session,
-            Err(error) => {
-                lock(&record).failed(&error);
-                tokio::time::sleep(AFTER_ERROR).await;
-                continue;
-            }
-        };
-        lock(&record).prepared += 1;
+        let Some(session) = Session::open_noted(&endpoint, INSERT, &record).await else { continue };
         while !*stop.borrow() {
             if let Some(journal) = lock(&record).journals.last_mut() {
                 journal.attempt(seq);
@@ -241,15 +248,7 @@ async fn write(endpoint: Config, writer: i32, stop: Stop, record: Shared) {
 
 async fn read(endpoint: Config, writer: i32, stop: Stop, record: Shared) {
     while !*stop.borrow() {
-        let session = match Session::open(&endpoint, READ).await {
-            Ok(session) => session,
-            Err(error) => {
-                lock(&record).failed(&error);
-                tokio::time::sleep(AFTER_ERROR).await;
-                continue;
-            }
-        };
-        lock(&record).prepared += 1;
+        let Some(session) = Session::open_noted(&endpoint, READ, &record).await else { continue };
         let mut highest = None;
         while !*stop.borrow() {
             let answer = session.client.query_one(&session.statement, &[&writer]).await;

@@ -4,7 +4,9 @@
 //! is dropped closes its connection. Idle ones are reused last-in first-out; waiters are served first come, first served.
 //! Must not know: sessions, routing, SQL.
 
+mod group;
 mod handover;
+mod hidden;
 pub mod keys;
 pub mod lease;
 pub mod limits;
@@ -14,8 +16,10 @@ pub mod state;
 mod tend;
 mod wait;
 
+pub use group::{CustomSettings, PoolGroup};
+pub use hidden::{Definition, Found, Hidden};
 pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use limits::{Limits, Mode, OwnLimits, Settings};
-pub use set::{Fit, Hidden, PoolGroup, Pools, Wanted};
-pub use shared::{Limit, Mail, PoolKey, PoolReport, Registry};
+pub use set::{Fit, Pools, Wanted};
+pub use shared::{DatabaseLessons, Limit, Mail, PoolKey, PoolReport, Registry};

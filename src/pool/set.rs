@@ -5,7 +5,7 @@
 //! SQL.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::group::PoolGroup;
 use super::handover::{assemble, take_apart};
 use super::lease::{Lease, LeaseError};
-use super::limits::{Limits, Settings};
+use super::limits::Settings;
 use super::shared::{Claimant, Limit, Mail, PoolKey, PoolShared, Registry};
 use super::state::PoolState;
 use super::wait::{Grant, Room, Waiting};
@@ -91,58 +92,6 @@ impl Pool {
     }
 }
 
-/// The pools of one (database, user), by node: what a session keeps, so that a lease costs no look-up by name.
-#[derive(Debug)]
-pub struct PoolGroup {
-    database: Arc<str>,
-    user: Arc<str>,
-    limits: Limits,
-    by_node: RefCell<Vec<Option<Rc<Pool>>>>,
-    /// Names of settings with a prefix that sessions of this group may make; the server does not list them.
-    pub custom_settings: RefCell<CustomSettings>,
-    /// What a write may do that its text does not show.
-    pub hidden: RefCell<Hidden>,
-    /// Sessions of this group ask what sequences gave last: what an INSERT may have made one give pins them.
-    pub asks_last_values: Cell<bool>,
-}
-
-/// What triggers and column defaults of a database do beside writing, as far as the catalogue shows.
-#[derive(Debug, Default)]
-pub struct Hidden {
-    /// A column's default asks what a sequence gave last.
-    pub asks_last_values: bool,
-    /// A trigger may change the session.
-    pub touches_session: bool,
-    /// When the catalogue was last looked through; `None`: never, or something was defined since.
-    pub looked_at: Option<Instant>,
-}
-
-/// Names of settings with a prefix (`app.tenant`), as far as they were met in statements and in the bodies of functions.
-#[derive(Debug, Default)]
-pub struct CustomSettings {
-    /// In lower case.
-    pub names: BTreeSet<String>,
-    /// When the bodies of functions were last looked through.
-    pub looked_at: Option<Instant>,
-}
-
-impl PoolGroup {
-    /// The database.
-    pub fn database(&self) -> &Arc<str> {
-        &self.database
-    }
-
-    /// The user.
-    pub fn user(&self) -> &Arc<str> {
-        &self.user
-    }
-
-    /// What holds for its pools.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-}
-
 /// A shard's groups, by database and user; as long as a session has one.
 type Groups = HashMap<(Arc<str>, Arc<str>), Weak<PoolGroup>>;
 
@@ -211,15 +160,8 @@ impl Pools {
         if groups.len() >= GROUPS_SWEEP_AT {
             groups.retain(|_, group| group.strong_count() > 0);
         }
-        let group = Rc::new(PoolGroup {
-            database: Arc::clone(database),
-            user: Arc::clone(user),
-            limits: self.settings.limits_of(database, user),
-            by_node: RefCell::default(),
-            custom_settings: RefCell::default(),
-            hidden: RefCell::default(),
-            asks_last_values: Cell::new(false),
-        });
+        let limits = self.settings.limits_of(database, user);
+        let group = Rc::new(PoolGroup::new(database, user, limits, self.registry.hidden(database)));
         groups.insert(key, Rc::downgrade(&group));
         group
     }
@@ -244,8 +186,8 @@ impl Pools {
         }
         let pool = self.pool(&PoolKey {
             node,
-            database: Arc::clone(&group.database),
-            user: Arc::clone(&group.user),
+            database: Arc::clone(group.database()),
+            user: Arc::clone(group.user()),
         });
         if by_node.len() <= node.index() {
             by_node.resize(node.index() + 1, None);

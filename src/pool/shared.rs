@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handover::Parts;
+use super::hidden::Hidden;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
-use crate::auth::Users;
+use crate::classify::LessonReport;
 use crate::topology::model::NodeId;
 
 /// A connection given back goes to a session of its own pool, unless one of another pool that it could make room for has been
@@ -26,6 +27,9 @@ const GRAIN: Duration = Duration::from_millis(50);
 
 /// Nobody waits.
 const NOBODY: u64 = u64::MAX;
+
+/// Of so many databases it is remembered what their statements do, before those without sessions are forgotten.
+const HIDDEN_SWEEP_AT: usize = 1024;
 
 /// What makes a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -430,11 +434,23 @@ pub struct PoolReport {
 
 type Tallies = HashMap<(Limit, NodeId, Arc<str>), Arc<Tally>>;
 
+/// What was learned of one database.
+#[derive(Debug, Clone)]
+pub struct DatabaseLessons {
+    /// The database.
+    pub database: Arc<str>,
+    /// Statements that its standbys refuse.
+    pub lessons: Vec<LessonReport>,
+}
+
 /// All pools' shared parts, and the shards' mailboxes.
 #[derive(Debug)]
 pub struct Registry {
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
     tallies: Mutex<Tallies>,
+    /// By database. Kept without a session, too: clients that come for one statement each are not to pay for it.
+    hidden: Mutex<HashMap<Arc<str>, Arc<Hidden>>>,
+    catalogues: Arc<AtomicU64>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
     pub(super) keys: LoginKeys,
     clock: Instant,
@@ -448,6 +464,8 @@ impl Registry {
         let registry = Self {
             pools: Mutex::default(),
             tallies: Mutex::default(),
+            hidden: Mutex::default(),
+            catalogues: Arc::default(),
             mailboxes,
             keys,
             clock: Instant::now(),
@@ -455,10 +473,10 @@ impl Registry {
         (Arc::new(registry), receivers)
     }
 
-    /// Outdates every connection of these users.
-    pub(super) fn outdate(&self, users: &Users) {
+    /// Outdates every connection of these pools.
+    pub(super) fn outdate(&self, of: impl Fn(&PoolKey) -> bool) {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, shared) in pools.iter().filter(|(key, _)| users.include(&key.user)) {
+        for (_, shared) in pools.iter().filter(|(key, _)| of(key)) {
             shared.generation.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -511,6 +529,16 @@ impl Registry {
         }
     }
 
+    /// What is known of the statements of a database.
+    pub(super) fn hidden(&self, database: &Arc<str>) -> Arc<Hidden> {
+        let mut by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_database.len() >= HIDDEN_SWEEP_AT && !by_database.contains_key(database) {
+            by_database.retain(|_, hidden| Arc::strong_count(hidden) > 1);
+        }
+        let new = || Arc::new(Hidden::new(&self.catalogues));
+        Arc::clone(by_database.entry(Arc::clone(database)).or_insert_with(new))
+    }
+
     /// Databases to which there are pools.
     pub(super) fn databases(&self) -> Vec<Arc<str>> {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
@@ -518,6 +546,17 @@ impl Registry {
         databases.sort();
         databases.dedup();
         databases
+    }
+
+    /// What was learned of each database.
+    pub fn lessons(&self, now: Instant) -> Vec<DatabaseLessons> {
+        let by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let lessons = by_database
+            .into_iter()
+            .map(|(database, hidden)| DatabaseLessons { database, lessons: hidden.learned.report(now) });
+        let mut lessons: Vec<_> = lessons.collect();
+        lessons.sort_by(|a, b| a.database.cmp(&b.database));
+        lessons
     }
 
     /// Every pool as it is now, by node, database and user.

@@ -128,8 +128,17 @@ impl Pools {
     /// No connection of these users is used again, idle or leased, on any node or shard: their roles have been created, altered or
     /// dropped.
     pub fn outdate(self: &Rc<Self>, users: &Users) {
+        self.outdate_pools(|key| users.include(&key.user));
+    }
+
+    /// The same of a database, whose defaults have changed.
+    pub fn outdate_database(self: &Rc<Self>, database: &str) {
+        self.outdate_pools(|key| *key.database == *database);
+    }
+
+    fn outdate_pools(self: &Rc<Self>, of: impl Fn(&PoolKey) -> bool) {
         let registry = self.registry();
-        registry.outdate(users);
+        registry.outdate(of);
         self.sweep(Instant::now());
         for shard in (0..registry.mailboxes.len()).filter(|shard| *shard != self.shard) {
             // A shard that has ended has none.

@@ -9,7 +9,7 @@ pub mod policy;
 
 use std::time::{Duration, Instant};
 
-use crate::classify::Target;
+use crate::classify::{Overrides, Target};
 use crate::topology::model::{NodeId, Snapshot};
 
 pub use policy::route;
@@ -67,11 +67,20 @@ pub struct Settings {
     pub mode: Mode,
     /// Lag budget of reads on standbys.
     pub max_lag: Duration,
+    /// For so long after a write of any session the others are to see it; zero: never.
+    pub recent_writes: Duration,
+    /// Functions that are reads or writes whatever the catalogue says.
+    pub functions: Overrides,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mode: Mode::Split, max_lag: Duration::from_secs(1) }
+        Self {
+            mode: Mode::Split,
+            max_lag: Duration::from_secs(1),
+            recent_writes: Duration::from_secs(1),
+            functions: Overrides::default(),
+        }
     }
 }
 
@@ -84,6 +93,8 @@ pub struct Question<'a> {
     pub target: Option<Target>,
     /// Lag budget in force for this statement.
     pub max_lag: Duration,
+    /// When another session's write was answered last, where reads are to see it.
+    pub others_wrote_at: Option<Instant>,
     /// The session's own bounds.
     pub freshness: &'a freshness::Freshness,
     /// Nodes that this statement already failed on: not chosen again.
@@ -112,6 +123,8 @@ pub enum Reason {
     NoStandby,
     /// Standbys are up, none within the lag budget.
     LagBudget,
+    /// No standby has (provably) replayed what another session has just written.
+    OthersWrites,
     /// No standby has (provably) replayed what this session wrote or saw.
     OwnWrites,
     /// Every node that qualifies has already failed for this statement.
@@ -122,12 +135,13 @@ pub enum Reason {
 
 impl Reason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NeedsPrimary,
         Self::StandbyWithinBudget,
         Self::Asked,
         Self::NoStandby,
         Self::LagBudget,
+        Self::OthersWrites,
         Self::OwnWrites,
         Self::Excluded,
         Self::NoPrimary,
@@ -141,6 +155,7 @@ impl Reason {
             Self::Asked => "asked",
             Self::NoStandby => "no_standby",
             Self::LagBudget => "lag_budget",
+            Self::OthersWrites => "others_writes",
             Self::OwnWrites => "own_writes",
             Self::Excluded => "excluded",
             Self::NoPrimary => "no_primary",

@@ -72,6 +72,7 @@ enum Obstacle {
     NoStandby,
     Excluded,
     LagBudget,
+    OthersWrites,
     OwnWrites,
 }
 
@@ -81,6 +82,7 @@ impl Obstacle {
             Self::NoStandby => Reason::NoStandby,
             Self::Excluded => Reason::Excluded,
             Self::LagBudget => Reason::LagBudget,
+            Self::OthersWrites => Reason::OthersWrites,
             Self::OwnWrites => Reason::OwnWrites,
         }
     }
@@ -99,6 +101,10 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
     }
     if !question.freshness.admits(node, question.snapshot) {
         return Some(Obstacle::OwnWrites);
+    }
+    let is_seen = |wrote_at| node.fresh_as_of.is_some_and(|as_of| as_of > wrote_at);
+    if !question.others_wrote_at.is_none_or(is_seen) {
+        return Some(Obstacle::OthersWrites);
     }
     None
 }

@@ -20,6 +20,7 @@ struct Cluster {
     excluded: Vec<NodeId>,
     load: [NodeLoad; 3],
     max_lag: Duration,
+    others_wrote_at: Option<Instant>,
     target: Option<Target>,
 }
 
@@ -37,6 +38,7 @@ impl Cluster {
             excluded: Vec::new(),
             load: [NodeLoad::default(); 3],
             max_lag: Duration::from_secs(1),
+            others_wrote_at: None,
             target: None,
         };
         it.snapshot.epoch = Epoch(1);
@@ -79,6 +81,7 @@ impl Cluster {
             need,
             target: self.target,
             max_lag: self.max_lag,
+            others_wrote_at: self.others_wrote_at,
             freshness: &self.freshness,
             excluded: &self.excluded,
             load: &self.load,
@@ -210,6 +213,21 @@ fn r01_p3_after_a_write_only_a_standby_that_has_it() {
     assert_eq!(it.read().0, Destination::Standby(C));
     it.sample(200, 2500, [2000, 2400]);
     assert!(it.admits(B) && it.admits(C), "one sample is enough; newer writes of others do not count");
+}
+
+#[test]
+fn r01_what_others_wrote_is_seen_where_it_is_asked_for() {
+    let mut it = Cluster::healthy();
+    it.others_wrote_at = Some(it.at(10));
+    assert_eq!(
+        it.read(),
+        (Destination::Primary(A), Reason::OthersWrites),
+        "the sample is older than the write"
+    );
+    it.sample(100, 2000, [1999, 2000]);
+    assert_eq!(it.read().0, Destination::Standby(C));
+    it.others_wrote_at = None;
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
 }
 
 #[test]

@@ -38,8 +38,7 @@ impl Binaries {
     /// None is installed, or `PGSTEER_PG_BIN` is set to a directory without one.
     pub fn find() -> Result<Self, Error> {
         if let Some(path) = std::env::var_os("PGSTEER_PG_BIN").filter(|it| !it.is_empty()) {
-            let path = PathBuf::from(path);
-            return Self::inspect(&path).map_err(|problem| Error::BadServer { path, problem });
+            return Self::of(Path::new(&path));
         }
         in_path()
             .into_iter()
@@ -47,6 +46,14 @@ impl Binaries {
             .find_map(|directory| Self::inspect(&directory).ok())
             .or_else(|| from_pg_config().and_then(|directory| Self::inspect(&directory).ok()))
             .ok_or(Error::NoServer)
+    }
+
+    /// Those in this directory.
+    ///
+    /// # Errors
+    /// It has not all of them, or they are too old.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        Self::inspect(path).map_err(|problem| Error::BadServer { path: path.to_owned(), problem })
     }
 
     /// The major version, for example 17.

@@ -1,5 +1,6 @@
 //! What a sandbox can be asked for. It must not touch the machine: `start` hands it on to the cluster.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Error, Sandbox};
@@ -26,6 +27,8 @@ pub enum Auth {
 
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
+    /// The directory of the server's programs; found unless told.
+    pub(super) binaries: Option<PathBuf>,
     pub(super) standbys: usize,
     pub(super) sync: Sync,
     pub(super) auth: Auth,
@@ -44,6 +47,7 @@ pub struct Builder(Settings);
 impl Default for Builder {
     fn default() -> Self {
         Self(Settings {
+            binaries: None,
             standbys: 2,
             sync: Sync::Async,
             auth: Auth::Scram,
@@ -57,6 +61,12 @@ impl Default for Builder {
 }
 
 impl Builder {
+    /// The directory with the server's programs; looked for unless told.
+    pub fn binaries(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.binaries = Some(path.into());
+        self
+    }
+
     /// The number of standbys; 2 unless told.
     pub fn standbys(mut self, count: usize) -> Self {
         self.0.standbys = count;

@@ -37,7 +37,7 @@ pub(super) struct Site {
 impl Site {
     /// Makes the directory.
     pub(super) fn open(settings: Settings) -> Result<Self, Error> {
-        let binaries = Binaries::find()?;
+        let binaries = settings.binaries.as_deref().map_or_else(Binaries::find, Binaries::of)?;
         let account = Account::choose()?;
         let token = random_hex()?;
         let directory =

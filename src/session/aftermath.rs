@@ -20,7 +20,7 @@ use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::carried::Carried;
-use crate::classify::{PinReason, TransactionEffect};
+use crate::classify::{PinReason, Refusal};
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -120,11 +120,21 @@ impl Session {
         self.answered(&attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
+        }
         if self.altered_roles.is_some() {
             // The client knows by now: others must, before anything else is waited for.
             self.settle_roles();
         }
         let between = !self.transaction.is_on_server();
+        if between && !task.needs.repeatable && attached.side == Side::Primary {
+            self.group.hidden.note_write(now);
+        }
+        if between {
+            self.pins.retain(|pin| !pin.ends_with_transaction());
+            self.definition = None;
+        }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is
         // executed may be rolled back in the same batch.
         let told = sent.fresh && task.kind == Kind::Simple && task.needs.statements == 1;
@@ -179,7 +189,7 @@ impl Session {
     }
 
     /// A part of a batch is out, and answered as far as it will be now.
-    fn settled(
+    pub(super) fn settled(
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
@@ -230,23 +240,6 @@ impl Session {
         self.note_state(task, attached);
     }
 
-    /// What sequences gave last on this server is the session's now. Where it is asked for, the session stays there.
-    fn note_write(&mut self, needs: &Needs, attached: &mut Attached) {
-        let key = self.key();
-        if let Some(server) = attached.lease.server() {
-            server.last_writer = Some(key);
-        }
-        if needs.asks_last_value {
-            self.group.asks_last_values.set(true);
-        }
-        let Needs { repeatable, session, transaction, statements, .. } = *needs;
-        let may_insert = !repeatable && !session && statements > 0 && transaction == TransactionEffect::None;
-        let asks = self.group.asks_last_values.get();
-        if asks && may_insert {
-            self.add_pin(PinReason::Sequence);
-        }
-    }
-
     /// What the unit may have left in its session: a pin, or a question to the server at the end of the transaction.
     fn note_state(&mut self, task: &Task<'_>, attached: &mut Attached) {
         if attached.side == Side::Primary {
@@ -254,10 +247,7 @@ impl Session {
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
-        let hidden = match attached.side {
-            Side::Primary => self.hidden_effects(&task.needs),
-            Side::Standby => Inspect::Nothing,
-        };
+        let hidden = self.hidden_effects(&task.needs, task.now);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
             _ if unseen => Inspect::All,
@@ -318,6 +308,9 @@ impl Session {
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        if code == sqlstate::INSUFFICIENT_PRIVILEGE {
+            self.settings_order = self.settings_order.other();
+        }
         let elsewhere = !self.is_for_standbys() || task.tries < self.shard.shared.settings.retry_attempts;
         if side == Side::Standby && whole && elsewhere && code != sqlstate::QUERY_CANCELED {
             task.excluded.push(node);
@@ -354,14 +347,15 @@ impl Session {
         // What the standby refused may write, whatever its text looks like.
         task.needs.need = Need::Primary;
         task.needs.repeatable = false;
-        // What has only not arrived on the standby yet (class 42) is not remembered.
-        if &code.class() != b"42" {
-            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            let shapes: Vec<u64> = self.shapes(unit).collect();
-            for shape in shapes {
-                self.shard.learn(shape);
-            }
-        }
+        let refusal = match code {
+            sqlstate::READ_ONLY_SQL_TRANSACTION => Refusal::Writes,
+            sqlstate::FEATURE_NOT_SUPPORTED if task.needs.search => Refusal::Search,
+            // It may only not have arrived there yet.
+            code if &code.class() == b"42" => Refusal::Missing,
+            _ => Refusal::Recovery,
+        };
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        self.learn(unit, refusal, task.now);
         RetryCause::Refused
     }
 

@@ -20,7 +20,7 @@ use crate::backend::{ConnectError, Endpoint};
 use crate::classify::PinReason;
 use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
-use crate::route::{self, Destination, Mode, Need, Question};
+use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId};
 use crate::wire::sqlstate;
@@ -252,17 +252,35 @@ impl Session {
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
         let excluded = task.excluded.as_slice();
-        let decision = route::route(&Question {
-            need,
-            target: task.needs.target.filter(|_| !self.is_for_standbys()),
-            max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
-            freshness: &self.freshness,
-            excluded,
-            load: &self.shard.load.borrow(),
-            snapshot: &snapshot,
-            now: task.now,
-            dice: fastrand::u64(..),
-        });
+        let load = self.shard.load.borrow();
+        let dice = fastrand::u64(..);
+        let decide = |others_wrote_at| {
+            route::route(&Question {
+                need,
+                target: task.needs.target.filter(|_| !self.is_for_standbys()),
+                max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
+                others_wrote_at,
+                freshness: &self.freshness,
+                excluded,
+                load: &load,
+                snapshot: &snapshot,
+                now: task.now,
+                dice,
+            })
+        };
+        // What others have just written is to be seen, as long as that costs little and nobody waits for it.
+        let recent = self.shard.shared.settings.routing.recent_writes;
+        let is_split = need == Need::Read && self.mode == Mode::Split;
+        let others = (is_split && !recent.is_zero()).then(|| self.group.hidden.last_write());
+        let others = others.flatten().filter(|at| task.now.saturating_duration_since(*at) < recent);
+        let mut decision = decide(others);
+        let is_spared = match decision.reason {
+            Reason::OthersWrites => self.shard.spare.take(task.now),
+            _ => decision.destination != Destination::Hold,
+        };
+        if others.is_some() && !is_spared {
+            decision = decide(None);
+        }
         let (node, side) = match decision.destination {
             Destination::Primary(node) if self.shard.is_doubted(node, &snapshot) => return None,
             Destination::Primary(node) => (node, Side::Primary),

@@ -9,18 +9,18 @@ use super::driver::{Attached, Flow, Session};
 use super::effects::restoring;
 use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
 use super::journal::Journal;
-use super::row_shapes::Asked;
+use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
-use super::settings::{Touched, difference};
+use super::settings::{Touched, difference, is_identity};
 use super::transaction::Transaction;
-use super::translate::{Doubt, Shapes, Translator};
+use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
-use crate::classify::TransactionEffect;
+use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
-use crate::wire::{extended, reply};
+use crate::wire::{extended, frame, reply};
 
 /// What had happened when an exchange ended.
 #[derive(Debug, Clone, Copy)]
@@ -51,11 +51,14 @@ pub(super) struct Sent {
 }
 
 /// A part of a batch on its way: what is written for the server, what its answer is to be, what can be undone.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about what was sent before")]
 pub(super) struct Part {
     /// It is the first.
     fresh: bool,
     /// An error was passed on in an earlier one.
     failed: bool,
+    /// A ROLLBACK was sent in an earlier one.
+    rolled_back: bool,
     copies_ended: isize,
     pub(super) answer: Box<Answer>,
     pub(super) journal: Journal,
@@ -68,6 +71,22 @@ impl Part {
     /// Whether nothing of its batch was sent before.
     pub(super) fn is_first(&self) -> bool {
         self.fresh
+    }
+
+    /// Whether a question can be put in: no COPY waits for its data, and no failed block for its end.
+    pub(super) fn may_be_asked(&self, transaction: &Transaction) -> bool {
+        self.copies_ended >= 0 && (self.rolled_back || !matches!(transaction, Transaction::Failed))
+    }
+
+    /// How far it is written.
+    pub(super) fn mark(&self) -> Mark {
+        Mark::new(&self.out, &self.answer, &self.journal)
+    }
+
+    /// So much has become of it.
+    pub(super) fn note(&mut self, sent: &Sent) {
+        self.failed |= sent.failed;
+        self.copies_ended = sent.copies_ended;
     }
 
     /// As it was before anything of its unit was written.
@@ -137,20 +156,15 @@ impl Session {
             self.put_settings(task, &mut attached, &mut part);
         }
         let shapes = self.row_shapes(task, &part, rules);
-        let before = (part.out.len(), part.answer.expected());
+        let since = part.mark();
         let mut doubts = Vec::new();
-        self.translate(task, &mut attached, &mut part, shapes, &mut doubts);
+        let written = self.translate(task, &mut attached, &mut part, shapes, &mut doubts);
         if !doubts.is_empty() {
-            part.out.truncate(before.0);
-            part.answer.expect_only(before.1);
-            if let Some(server) = attached.lease.server() {
-                part.journal.take_back(&mut self.names, &mut server.carried);
-            }
-            (attached, part) = match self.ask_shapes(task, attached, part, &doubts).await? {
+            let draft = Draft { shapes, since, written, doubts };
+            (attached, part) = match self.settle_doubts(task, attached, part, draft).await? {
                 Asked::Same(attached, part) => (attached, part),
                 Asked::Over(tried) => return Ok(tried),
             };
-            self.translate(task, &mut attached, &mut part, Shapes::Trust, &mut Vec::new());
         }
         let goal = match task.kind {
             Kind::Simple | Kind::Synced => Goal::Ready,
@@ -171,6 +185,7 @@ impl Session {
             return Part {
                 fresh: true,
                 failed: false,
+                rolled_back: false,
                 copies_ended: 0,
                 answer,
                 journal: Journal::default(),
@@ -185,6 +200,7 @@ impl Session {
         Part {
             fresh: false,
             failed: batch.failed,
+            rolled_back: batch.rolls_back,
             copies_ended: batch.copies_ended,
             answer: batch.answer,
             journal: batch.journal,
@@ -300,6 +316,12 @@ impl Session {
         }
     }
 
+    /// Takes back what was written since.
+    pub(super) fn take_back(&mut self, attached: &mut Attached, part: &mut Part, since: &Mark) {
+        let Some(server) = attached.lease.server() else { return };
+        self.translator(server, part, (&[], Shapes::Trust), &mut Vec::new()).take_back(since);
+    }
+
     /// Puts questions for the shapes of rows before the unit.
     pub(super) fn put_questions(&mut self, attached: &mut Attached, part: &mut Part, doubts: &[Doubt]) {
         let Some(server) = attached.lease.server() else { return };
@@ -322,7 +344,14 @@ impl Session {
             names: &mut self.names,
             table: &self.shard.statements,
             prepared_max: self.shard.pools.settings().max_prepared_statements,
-            strings: self.strings,
+            dialect: Dialect {
+                strings: self.strings,
+                version: self.first.version,
+                catalogue: self.catalogue.as_deref(),
+                catalogue_stamp: self.catalogue_stamp,
+                overrides: &self.shard.shared.settings.routing.functions,
+                cache: Some(&self.shard.texts),
+            },
             journal: &mut part.journal,
             unit,
             shapes,
@@ -346,8 +375,17 @@ impl Session {
             commands.extend(reset::EVERY_SETTING.map(str::to_owned));
             server.left_by = None;
         }
-        let applied = if foreign { &[] } else { applied.pairs.as_slice() };
-        commands.extend(difference(applied, &self.settings.pairs));
+        let acted = applied.id != self.settings.id && applied.pairs.iter().any(|(name, _)| is_identity(name));
+        let applied = match (foreign, acted) {
+            (true, _) => &[],
+            // Who it is by then may not be allowed to reset what was set as another. RESET ALL asks nobody.
+            (false, true) => {
+                commands.extend(reset::EVERY_SETTING.iter().take(3).map(|sql| (*sql).to_owned()));
+                server.defaults.pairs.as_slice()
+            }
+            (false, false) => applied.pairs.as_slice(),
+        };
+        commands.extend(difference(applied, &self.settings.pairs, self.settings_order));
         commands
     }
 
@@ -358,9 +396,7 @@ impl Session {
         let Some(server) = attached.lease.server() else { return };
         let foreign = server.left_by.is_some_and(|session| session != key);
         // What sequences gave another session there must not be taken for this one's.
-        let asks = task.needs.asks_last_value
-            || task.needs.unseen
-            || (!task.needs.repeatable && self.group.hidden.borrow().asks_last_values);
+        let asks = self.may_ask_last_value(&task.needs);
         let others_values = asks && server.last_writer.is_some_and(|writer| writer != key);
         if !foreign && !others_values && server.applied.id == self.settings.id {
             return;
@@ -383,17 +419,18 @@ impl Session {
         }
     }
 
-    /// Writes the task's unit as the server is to see it, with what must go before it.
-    fn translate(
+    /// Writes the task's unit as the server is to see it, with what must go before it. Where a question must be answered first
+    /// (`doubts`), it is written up to there; gives the bytes of the unit that are written.
+    pub(super) fn translate(
         &mut self,
         task: &Task<'_>,
         attached: &mut Attached,
         part: &mut Part,
         shapes: Shapes,
         doubts: &mut Vec<Doubt>,
-    ) {
+    ) -> usize {
         let (standby, fresh) = (attached.side == Side::Standby, part.fresh);
-        let Some(server) = attached.lease.server() else { return };
+        let Some(server) = attached.lease.server() else { return task.bytes };
         let (out, answer) = (&mut part.out, &mut part.answer);
         if let Transaction::Deferred { sql, .. } = &self.transaction {
             reply::put_query(out, sql);
@@ -405,7 +442,8 @@ impl Session {
         if let Some(refusal) = self.refusal(task, standby, server) {
             server.carried.unnamed = None;
             reply::put_query(out, &refusal);
-            return answer.expect(Expect::Simple);
+            answer.expect(Expect::Simple);
+            return task.bytes;
         }
         let simple = task.kind == Kind::Simple;
         let asks_pins = task.needs.asks_pins && self.transaction != Transaction::Failed;
@@ -419,11 +457,19 @@ impl Session {
         let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
         let strings = self.strings;
         let mut translator = self.translator(server, part, (unit, shapes), doubts);
+        let in_place = |translator: &mut Translator<'_>, before: &Mark| {
+            let asks = shapes == Shapes::AskInPlace && !translator.doubts.is_empty();
+            if asks {
+                translator.ask_instead(before);
+            }
+            asks
+        };
         if task.beyond > 0 {
+            let before = translator.mark();
             if let Some(&kind) = unit.first() {
                 translator.large(kind, task.bytes + task.beyond, unit);
             }
-            return;
+            return if in_place(&mut translator, &before) { 0 } else { task.bytes };
         }
         if task.needs.names_prepared && translator.carried.own_names.is_none() && !fresh {
             translator.give_own_names();
@@ -431,8 +477,14 @@ impl Session {
         if let (Some(sql), false) = (&pins, simple) {
             translator.put_within(sql);
         }
+        let mut written = 0;
         for (kind, body) in unit::frames(unit) {
+            let before = translator.mark();
             translator.frame(kind, body);
+            if in_place(&mut translator, &before) {
+                return written;
+            }
+            written += frame::HEADER_BYTES + body.len();
             if let (Some(startup), b'E') = (&startup, kind)
                 && let Some(sql) = translator.executed(body)
             {
@@ -449,6 +501,7 @@ impl Session {
                 server.carried.unnamed = None;
             }
         }
+        task.bytes
     }
 
     /// What is sent in the place of a unit that can't be run on this server as on one of the session's own: it fails there, and fails

@@ -16,15 +16,16 @@ use super::inspect::Inspect;
 use super::journal::Journal;
 use super::outcome;
 use super::prepared::Names;
-use super::settings::Touched;
+use super::setting_names::Mentioned;
+use super::settings::{Order, Touched};
 use super::shard::Shard;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::{PinReason, StandardConformingStrings};
+use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings};
 use crate::net;
-use crate::pool::{Lease, PoolGroup};
+use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
 use crate::route::Mode;
@@ -59,6 +60,8 @@ pub struct Identity {
     pub settings: Vec<(String, String)>,
     /// How string literals are read.
     pub strings: StandardConformingStrings,
+    /// The servers' major version.
+    pub version: u8,
     /// The client encoding has bytes inside characters that look like ASCII: texts can't be looked into.
     pub opaque_encoding: bool,
     /// Transactions are READ ONLY unless they say otherwise.
@@ -122,6 +125,8 @@ pub(super) struct Batch {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     pub(super) strings: StandardConformingStrings,
+    /// The servers' major version.
+    pub(super) version: u8,
     pub(super) opaque_encoding: bool,
     /// `default_transaction_read_only`.
     pub(super) read_only: bool,
@@ -162,6 +167,9 @@ pub struct Session {
     pub(super) touched: Touched,
     /// How texts were to be read at login.
     pub(super) first: Reading,
+    /// What is known of the database, and which catalogue that is.
+    pub(super) catalogue: Option<Arc<Catalogue>>,
+    pub(super) catalogue_stamp: CatalogueStamp,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
@@ -174,6 +182,16 @@ pub struct Session {
     pub(super) summoned: bool,
     /// A COMMIT or ROLLBACK was bound in this transaction: a portal bound earlier may be it.
     pub(super) commit_bound: bool,
+    /// What code has mentioned of settings that no server lists, and it has not been asked for yet.
+    pub(super) mentioned: Option<Box<Mentioned>>,
+    /// When it was asked last whether code that can't be seen has ended its pins.
+    pub(super) asked_at: Option<Instant>,
+    /// As whom its settings could be made the last time.
+    pub(super) settings_order: Order,
+    /// Something was defined in this transaction that may run code beside other statements.
+    pub(super) definition: Option<Definition>,
+    /// Databases that were altered in this transaction.
+    pub(super) altered_databases: Vec<Arc<str>>,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -210,9 +228,12 @@ impl Session {
             idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,
+                version: identity.version,
                 opaque_encoding: identity.opaque_encoding,
                 read_only: identity.read_only,
             },
+            catalogue: None,
+            catalogue_stamp: CatalogueStamp::default(),
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
@@ -222,6 +243,11 @@ impl Session {
             skip_to_sync: false,
             summoned: false,
             commit_bound: false,
+            mentioned: None,
+            asked_at: None,
+            settings_order: Order::default(),
+            definition: None,
+            altered_databases: Vec::new(),
             altered_roles: None,
         };
         session.read_settings();
@@ -391,6 +417,7 @@ impl Session {
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
+            self.refresh_catalogue();
             self.needs(window.filled().get(..bytes).unwrap_or_default())
         };
         if !in_batch {
@@ -403,6 +430,9 @@ impl Session {
         if needs.session || needs.unseen {
             self.note_effects(window.filled().get(..bytes).unwrap_or_default());
         }
+        if needs.defines {
+            self.note_definition();
+        }
         if needs.databases {
             self.leave_databases(window.filled().get(..bytes).unwrap_or_default()).await;
         }
@@ -412,6 +442,9 @@ impl Session {
         let flow = self.run(window, kind, bytes, needs, Instant::now()).await;
         if self.altered_roles.is_some() {
             self.settle_roles();
+        }
+        if !self.altered_databases.is_empty() {
+            self.settle_databases();
         }
         flow
     }

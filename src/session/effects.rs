@@ -2,20 +2,23 @@
 //!
 //! Invariant: what can't be looked into may do anything. Must not know: servers, sockets.
 
+use std::time::Instant;
+
 use super::driver::Session;
+use super::setting_names::{Mentioned, Place};
 use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, Refusal, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
 
-/// Names of settings with a prefix that are kept for one database and user.
-const CUSTOM_SETTINGS_MAX: usize = 512;
+/// Bytes of a shape that `/learned` shows.
+const SHAPE_BYTES_MAX: usize = 400;
 
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
@@ -23,8 +26,9 @@ impl Session {
             let names_prepared = mentions_prepared(unit);
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
-        let mut needs = unit::needs(unit, &self.names, self.strings);
-        if needs.need == Need::Read && !self.shard.learned.borrow().is_empty() && self.is_learned(unit) {
+        let mut needs = unit::needs(unit, &self.names, &self.dialect());
+        if needs.need == Need::Read && !self.group.hidden.learned.is_empty() && self.is_learned(unit, &needs)
+        {
             needs.need = Need::Primary;
             needs.repeatable = false;
         }
@@ -33,45 +37,62 @@ impl Session {
             needs.repeatable = false;
             needs.commits |= self.commit_bound;
         }
+        if needs.need == Need::Read && self.group.hidden.known().is_some_and(|found| found.reads_keep) {
+            needs.need = Need::Primary;
+        }
         if self.mode == Mode::Primary || self.serializable || self.keeps_server() {
             needs.need = Need::Primary;
         }
         needs
     }
 
-    pub(super) fn shapes<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = u64> + 'u {
+    /// The texts that a unit parses or runs.
+    fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
         unit::frames(unit).filter_map(|(kind, body)| match kind {
-            b'Q' => extended::query(body).map(classify::shape_hash),
-            b'P' => extended::parse(body).map(|parse| classify::shape_hash(parse.sql)),
+            b'Q' => extended::query(body),
+            b'P' => extended::parse(body).map(|parse| parse.sql),
             b'B' => {
                 let name = extended::bind(body)?.statement;
                 match self.names.named(name) {
-                    Some(statement) => Some(classify::shape_hash(&statement.sql)),
-                    None => self.names.unnamed.as_ref().map(|unnamed| classify::shape_hash(&unnamed.sql)),
+                    Some(statement) => Some(&*statement.sql),
+                    None => self.names.unnamed.as_ref().map(|unnamed| unnamed.sql.as_slice()),
                 }
             }
             _ => None,
         })
     }
 
-    fn is_learned(&self, unit: &[u8]) -> bool {
-        let learned = self.shard.learned.borrow();
-        self.shapes(unit).any(|shape| learned.contains(&shape))
+    fn is_learned(&self, unit: &[u8], needs: &Needs) -> bool {
+        let (learned, now) = (&self.group.hidden.learned, Instant::now());
+        (needs.search && learned.keeps_search(now))
+            || self.texts(unit).any(|text| learned.keeps(classify::shape_hash(text), now))
+    }
+
+    /// A standby has refused the unit.
+    pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
+        for text in self.texts(unit) {
+            let shape = || classify::shape_text(text, SHAPE_BYTES_MAX);
+            self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
+        }
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.
     pub(super) fn note_effects(&mut self, unit: &[u8]) {
         if self.opaque_encoding {
-            self.note_custom_settings(settings::dotted_words(unit));
+            let mut mentioned = Mentioned::default();
+            mentioned.read(unit, Place::Statement);
+            self.note_mentioned(mentioned);
+            self.note_code(unit);
             return self.touched.anything();
         }
         let between = matches!(self.transaction, Transaction::None);
         let mut touched = std::mem::take(&mut self.touched);
         let mut unknown = false;
+        let mut mentioned = Mentioned::default();
         for (kind, body) in unit::frames(unit) {
             if let (true, b'B', Some(bind)) = (unknown, kind, extended::bind(body)) {
                 // `set_config($1, $2, $3)`: the name is a value.
-                self.note_custom_settings(settings::dotted_words(bind.rest));
+                bind.values().for_each(|value| mentioned.value(value));
             }
             let text = match kind {
                 b'Q' => extended::query(body).map(<[u8]>::to_vec),
@@ -80,12 +101,17 @@ impl Session {
                 _ => continue,
             };
             let Some(text) = text else { continue };
-            let class = classify::classify(&text, self.strings);
+            let class = classify::classify(&text, &self.dialect());
+            if class.unseen {
+                self.note_code(&text);
+            }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
-                self.note_custom_settings(settings::dotted_words(&text));
+                if !(class.statements == 1 && defines_function(&text)) {
+                    mentioned.read(&text, Place::Statement);
+                }
                 if let (b'B', Some(bind)) = (kind, extended::bind(body)) {
-                    self.note_custom_settings(settings::dotted_words(bind.rest));
+                    bind.values().for_each(|value| mentioned.value(value));
                 }
             }
             match class.session {
@@ -94,7 +120,7 @@ impl Session {
                 | SessionEffect::Deallocate(_)
                 | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
-                    self.note_custom_settings(settings::dotted_words(name.of(&text)));
+                    mentioned.value(name.of(&text));
                     touched.set(name.of(&text));
                 }
                 SessionEffect::Reset(name) if between => {
@@ -114,6 +140,15 @@ impl Session {
             }
         }
         self.touched = touched;
+        self.note_mentioned(mentioned);
+    }
+
+    /// Notes what a text that can't be looked into may define.
+    pub(super) fn note_code(&mut self, text: &[u8]) {
+        let mentions = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        if mentions(b"create") || mentions(b"alter") {
+            self.note_definition();
+        }
     }
 
     /// Whether its startup packet has settings that a RESET goes back to, and that decide how a statement goes.
@@ -127,19 +162,16 @@ impl Session {
         })
     }
 
-    /// Names that the server is to be asked for where it does not tell by itself.
-    pub(super) fn note_custom_settings(&self, names: Vec<String>) {
-        let mut custom = self.group.custom_settings.borrow_mut();
-        for name in names {
-            if custom.names.len() < CUSTOM_SETTINGS_MAX {
-                custom.names.insert(name);
-            }
+    /// Notes what code mentions of settings that no server lists.
+    fn note_mentioned(&mut self, mentioned: Mentioned) {
+        if mentioned != Mentioned::default() {
+            self.mentioned.get_or_insert_default().add(mentioned);
         }
     }
 
     /// Closes the idle connections to every database that a unit may name: the server refuses to drop, rename or copy one to
     /// which anybody else is connected.
-    pub(super) async fn leave_databases(&self, unit: &[u8]) {
+    pub(super) async fn leave_databases(&mut self, unit: &[u8]) {
         let mut named = self.names_in(unit);
         named.push(DEFAULT_TEMPLATE.to_vec());
         for name in named.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
@@ -148,8 +180,26 @@ impl Session {
         for database in self.shard.pools.databases() {
             if named.iter().any(|name| name == database.as_bytes()) {
                 self.shard.pools.leave_database(&database).await;
+                self.altered_databases.push(database);
             }
         }
+    }
+
+    /// A unit is over that may have altered databases: their defaults hold for whoever logs in from the end of the transaction on,
+    /// so that no connection opened before is for anybody.
+    pub(super) fn settle_databases(&mut self) {
+        if self.transaction.is_on_server() || self.is_in_batch() {
+            return;
+        }
+        for database in std::mem::take(&mut self.altered_databases) {
+            self.forget_defaults(&database);
+        }
+    }
+
+    /// Roles have other defaults in this database.
+    pub(super) fn forget_defaults(&self, database: &str) {
+        (self.shard.shared.forget_database)(database);
+        self.shard.pools.outdate_database(database);
     }
 
     /// All names in the texts of a unit.
@@ -214,7 +264,7 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, strings).session;
+    let session = classify::classify(sql, &strings.dialect()).session;
     let is_reset = |name: &str| match session {
         SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
             reset.of(sql).eq_ignore_ascii_case(name.as_bytes())
@@ -236,6 +286,17 @@ fn is_same_encoding(one: &str, other: &str) -> bool {
         name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
     };
     letters(one) == letters(other)
+}
+
+/// Whether a statement is CREATE [OR REPLACE] FUNCTION or PROCEDURE, whose body is not run.
+fn defines_function(text: &[u8]) -> bool {
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let mut is_next = |wanted: &[&str]| {
+        words.next().is_some_and(|word| wanted.iter().any(|it| word.eq_ignore_ascii_case(it.as_bytes())))
+    };
+    is_next(&["create"])
+        && (is_next(&["function", "procedure"])
+            || (is_next(&["replace"]) && is_next(&["function", "procedure"])))
 }
 
 /// Whether texts that can't be looked into may name prepared statements.

@@ -6,16 +6,17 @@
 //!
 //! The queries name everything by schema: they run under the client's own `search_path`.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use super::driver::{Attached, End, Flow, Session};
 use super::settings::{self, Pairs, Touched};
 use super::shard::SuspectCause;
-use super::unit::Needs;
 use super::{RESET_TIMEOUT, outcome};
 use crate::backend::Server;
 use crate::backend::reset::{self, Asked, CommandError};
-use crate::classify::{PinReason, StandardConformingStrings, TransactionEffect};
+use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
-use crate::pool::Hidden;
 use crate::telemetry::metrics::Side;
 
 /// What is to be asked at the end of the transaction.
@@ -71,28 +72,8 @@ const SETTINGS: &str = "\
     UNION ALL SELECT 'session_authorization', pg_catalog.current_setting('session_authorization') WHERE \
     pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) ";
 
-/// Names with a prefix in the bodies of functions that set something. The server has no list of such settings (it counts them as
-/// placeholders), so they are asked for one by one.
-const FUNCTIONS: &str = "\
-    SELECT DISTINCT pg_catalog.lower(m[1]) FROM pg_catalog.pg_proc p, pg_catalog.regexp_matches(p.prosrc, \
-    '([A-Za-z_][A-Za-z0-9_$]*(?:[.][A-Za-z_][A-Za-z0-9_$]*)+)', 'g') m \
-    WHERE p.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
-    AND p.prosrc OPERATOR(pg_catalog.~*) 'set_config|set[[:space:]]' LIMIT 256";
-
-/// What writes may do that their texts do not show: a column's default asks what a sequence gave last; a trigger, or a function that
-/// its body names, may change the session.
-const HIDDEN: &str = "\
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_attrdef d WHERE \
-    pg_catalog.pg_get_expr(d.adbin, d.adrelid) OPERATOR(pg_catalog.~*) '\\m(currval|lastval)\\M'), \
-    EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
-    WHERE NOT t.tgisinternal AND (p.prosrc OPERATOR(pg_catalog.~*) w OR EXISTS (SELECT FROM pg_catalog.pg_proc q \
-    WHERE q.pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace \
-    AND q.prosrc OPERATOR(pg_catalog.~*) w AND pg_catalog.strpos(p.prosrc, q.proname) OPERATOR(pg_catalog.>) 0))) \
-    FROM (VALUES ('set_config|advisory_lock|setseed|dblink|\\m(temp|temporary|listen|prepare|discard|load)\\M\
-|(^|;|\\m(begin|then|else|loop)\\M)\\s*(set|reset)\\M')) v(w)";
-
-/// How long the names of functions' bodies are believed to be all.
-const FUNCTIONS_TTL: std::time::Duration = std::time::Duration::from_secs(60);
+/// A session that stays where it is, and runs code that can't be seen, is asked this often whether it still has a reason to.
+const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Brings the session's own picture up to date with its server, between transactions. `failed`: the unit ended in an error.
@@ -137,28 +118,44 @@ impl Session {
                 server.applied = self
                     .shard
                     .intern_settings(settings::reset_all(&server.applied.pairs, &server.defaults.pairs));
+                self.pins.retain(|pin| *pin != PinReason::UnnamedSetting);
+                self.mentioned = None;
                 self.set_settings(pairs);
             }
             Touched::DiscardAll => {
                 let pairs = startup.clone();
                 server.applied = std::rc::Rc::clone(&server.defaults);
                 self.channels.clear();
-                // Libraries and the random seed stay.
-                self.pins
-                    .retain(|pin| matches!(pin, PinReason::Load | PinReason::Seed | PinReason::PoolMode));
+                self.pins.retain(|pin| pin.outlives_discard_all());
+                self.mentioned = None;
                 attached.inspect = Inspect::Nothing;
                 self.set_settings(pairs);
             }
+        }
+        if self.pins.is_empty() && attached.inspect == Inspect::Nothing {
+            self.mentioned = None;
         }
         if !failed && !prefixed.is_empty() {
             self.keep_placeholders(attached, &prefixed).await?;
         }
         // A session that stays where it is need not be asked yet.
-        let may_leave = self.pins.is_empty() || std::mem::take(&mut attached.may_unpin);
+        let may_leave =
+            self.pins.is_empty() || std::mem::take(&mut attached.may_unpin) || self.may_have_left(attached);
         if attached.inspect != Inspect::Nothing && may_leave {
             self.inspect(attached).await?;
         }
         Ok(())
+    }
+
+    /// Code that can't be seen may have ended what the session stays for: it is asked now and then.
+    fn may_have_left(&mut self, attached: &Attached) -> bool {
+        let now = Instant::now();
+        let is_soon = self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_INTERVAL);
+        let may = !is_soon && attached.inspect == Inspect::All && self.pins.iter().all(|pin| is_asked(*pin));
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
     }
 
     /// A setting with a prefix that no extension knows is the empty string after its RESET, not unknown again: so it must be
@@ -179,19 +176,12 @@ impl Session {
     }
 
     async fn inspect(&mut self, attached: &mut Attached) -> Flow<()> {
-        let Some(server) = attached.lease.server() else { return Ok(()) };
         let all = attached.inspect >= Inspect::Precaution;
         if all {
             attached.unlisted = true;
-            if self.functions_are_unread()
-                && let Ok(asked) = ask(server, FUNCTIONS).await
-            {
-                self.pass_notifications(&asked.notifications).await?;
-                self.note_custom_settings(asked.rows.into_iter().flatten().flatten().collect());
-            }
-        }
-        if all && self.group.hidden.borrow().looked_at.is_none_or(is_long_ago) {
+            self.look_at_functions(attached).await?;
             self.look_for_hidden(attached).await?;
+            self.keep_last_values_found(attached);
         }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let asked = match ask(server, &self.question(all)).await {
@@ -226,6 +216,19 @@ impl Session {
             let reset: Pairs =
                 reset.filter(|(name, _)| !told.iter().any(|(other, _)| other == name)).cloned().collect();
             told.extend(reset);
+            if told.iter().any(|(name, _)| settings::is_identity(name)) {
+                // Whom it acts as does not see these, and can't change them.
+                let unseen = self
+                    .settings
+                    .pairs
+                    .iter()
+                    .filter(|(name, _)| settings::SEEN_BY_SUPERUSERS.contains(&&**name));
+                let unseen: Pairs = unseen
+                    .filter(|(name, _)| !told.iter().any(|(other, _)| other == name))
+                    .cloned()
+                    .collect();
+                told.extend(unseen);
+            }
             told.sort();
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
@@ -237,38 +240,11 @@ impl Session {
             self.set_settings(pairs);
         }
         self.stay(attached, &pins);
+        let mentioned = self.mentioned.take();
+        if all {
+            self.keep_unnamed(attached, &mentioned.unwrap_or_default());
+        }
         Ok(())
-    }
-
-    /// Whether a write may have done more than its text shows, as far as it is known.
-    pub(super) fn hidden_effects(&self, needs: &Needs) -> Inspect {
-        let mut hidden = self.group.hidden.borrow_mut();
-        if needs.defines {
-            hidden.looked_at = None;
-        }
-        let harmless = needs.repeatable || (needs.session && needs.statements == 1);
-        let writes = !harmless && needs.statements > 0 && needs.transaction == TransactionEffect::None;
-        match writes {
-            true if hidden.touches_session => Inspect::All,
-            true if hidden.looked_at.is_none_or(is_long_ago) => Inspect::Precaution,
-            _ => Inspect::Nothing,
-        }
-    }
-
-    async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
-        let Some(server) = attached.lease.server() else { return Ok(()) };
-        // Refused, it is asked again with the next write.
-        let Ok(asked) = ask(server, HIDDEN).await else { return Ok(()) };
-        let is_so = |column: usize| {
-            let value = asked.rows.first().and_then(|row| row.get(column)?.as_deref());
-            value != Some("f")
-        };
-        *self.group.hidden.borrow_mut() = Hidden {
-            asks_last_values: is_so(0),
-            touches_session: is_so(1),
-            looked_at: Some(std::time::Instant::now()),
-        };
-        self.pass_notifications(&asked.notifications).await
     }
 
     /// The server has so many statements of SQL-level PREPARE and of the protocol. Code that can't be seen may have dropped them.
@@ -304,9 +280,12 @@ impl Session {
             sql.push_str(SETTINGS);
             sql.push_str(&settings::quoted_value(self.group.user()));
             sql.push(')');
-            let custom = &self.group.custom_settings.borrow().names;
-            if !custom.is_empty() {
-                let names: Vec<String> = custom.iter().map(|name| settings::quoted_value(name)).collect();
+            let custom = self.group.custom_settings.borrow();
+            let own = self.settings.pairs.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
+            let mentioned = self.mentioned.iter().flat_map(|mentioned| &mentioned.names);
+            let names: BTreeSet<&String> = custom.names.iter().chain(own).chain(mentioned).collect();
+            if !names.is_empty() {
+                let names: Vec<String> = names.into_iter().map(|name| settings::quoted_value(name)).collect();
                 sql.push_str(
                     " UNION ALL SELECT n, v FROM (SELECT n, pg_catalog.current_setting(n, true) AS v FROM ",
                 );
@@ -318,21 +297,10 @@ impl Session {
         sql
     }
 
-    /// The bodies of functions are to be looked through for names of settings, now and then.
-    fn functions_are_unread(&self) -> bool {
-        let mut custom = self.group.custom_settings.borrow_mut();
-        let now = std::time::Instant::now();
-        let unread = custom.looked_at.is_none_or(|at| now.saturating_duration_since(at) > FUNCTIONS_TTL);
-        if unread {
-            custom.looked_at = Some(now);
-        }
-        unread
-    }
-
     /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.
     fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
         match error {
-            CommandError::Refused(_) => {
+            CommandError::Refused(_) | CommandError::TooLong => {
                 attached.inspect = Inspect::All;
                 self.stay(attached, &[PinReason::Unseen]);
                 Ok(())
@@ -402,7 +370,7 @@ fn keep_encoding(server: &Server, told: &mut Pairs) {
     }
 }
 
-async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+pub(super) async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
     // Values are read as UTF-8, whichever encoding the client has. In one Query with the question this ends with it.
     let coded = server.reported.is_news("client_encoding", "UTF8");
     let coded = coded.then(|| format!("SET LOCAL client_encoding TO 'UTF8'; {sql}"));
@@ -411,10 +379,6 @@ async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
         Ok(asked) => asked,
         Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
     }
-}
-
-fn is_long_ago(at: std::time::Instant) -> bool {
-    at.elapsed() > FUNCTIONS_TTL
 }
 
 /// One row with the value of each setting.

@@ -37,22 +37,38 @@ pub(super) enum Promise {
     Described(Box<[u8]>, u64),
     /// So is the client's unnamed statement of this count.
     DescribedUnnamed(u64),
-    /// pgsteer is told, of the statement of this identity.
-    Shape(u64),
-    /// pgsteer is told of the unnamed statement, which the client was told has this shape.
+    /// pgsteer is told, of the statement of this identity, which the client was told has this shape.
+    Shape(u64, u64),
+    /// The same of the unnamed statement.
     UnnamedShape(u64),
     /// Nothing that would have to be undone.
     #[default]
     Nothing,
 }
 
+/// A place in a journal. The default is its beginning.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mark {
+    changes: usize,
+    promises: usize,
+}
+
 impl Journal {
+    /// How far it has come.
+    pub fn mark(&self) -> Mark {
+        Mark { changes: self.changes.len(), promises: self.promises.len() }
+    }
+
     /// Undoes everything: the unit is to be run again elsewhere.
     pub fn undo(&mut self, names: &mut Names) {
-        for (name, before) in self.changes.drain(..).rev() {
+        self.undo_since(Mark::default(), names);
+    }
+
+    fn undo_since(&mut self, mark: Mark, names: &mut Names) {
+        for (name, before) in self.changes.drain(mark.changes..).rev() {
             names.restore(&name, before);
         }
-        for promise in self.promises.drain(..).rev() {
+        for promise in self.promises.drain(mark.promises..).rev() {
             if let Promise::Unnamed(before) = promise {
                 names.restore_unnamed(before);
             }
@@ -81,18 +97,29 @@ impl Journal {
                 | Promise::Again
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
-                | Promise::Shape(_)
+                | Promise::Shape(..)
                 | Promise::UnnamedShape(_)
                 | Promise::Nothing => {}
             }
         }
     }
 
-    /// What was translated is not sent: forgets all of it.
-    pub fn take_back(&mut self, names: &mut Names, carried: &mut Carried) {
-        let all: Vec<u32> = (0..self.promises.len()).filter_map(|token| u32::try_from(token).ok()).collect();
+    /// What was translated since is not sent: forgets all of it.
+    pub fn take_back(&mut self, since: Mark, names: &mut Names, carried: &mut Carried) {
+        let all: Vec<u32> =
+            (since.promises..self.promises.len()).filter_map(|token| u32::try_from(token).ok()).collect();
         self.correct(&all, carried);
-        self.undo(names);
+        self.undo_since(since, names);
+    }
+
+    /// Whether a statement that the server was asked of since has rows of another shape than the client was told. What it has not
+    /// said is too large to be the same.
+    pub fn has_other_shapes(&self, since: Mark, shapes: &[(u32, u64)]) -> bool {
+        let asked = self.promises.iter().zip(0u32..).skip(since.promises);
+        asked.into_iter().any(|(promise, token)| match promise {
+            Promise::Shape(_, told) | Promise::UnnamedShape(told) => !shapes.contains(&(token, *told)),
+            _ => false,
+        })
     }
 
     /// The server has told these shapes of rows, by token.
@@ -110,7 +137,7 @@ impl Journal {
                 }
                 // What is there is not what the client described: it is not its unnamed statement.
                 Some(Promise::UnnamedShape(told)) if *told != shape => carried.unnamed = None,
-                Some(Promise::Shape(id)) => carried.prepared.set_shape(*id, shape),
+                Some(Promise::Shape(id, _)) => carried.prepared.set_shape(*id, shape),
                 _ => {}
             }
         }
@@ -134,7 +161,7 @@ impl Journal {
                 | Promise::Gone(..)
                 | Promise::Described(..)
                 | Promise::DescribedUnnamed(_)
-                | Promise::Shape(_)
+                | Promise::Shape(..)
                 | Promise::UnnamedShape(_)
                 | Promise::Nothing => {}
             }

@@ -39,7 +39,8 @@ impl Session {
     pub(super) fn part_from(&self, attached: Attached) {
         let resets = |pin: &PinReason| {
             // DISCARD ALL leaves loaded libraries and the random seed, and what is not known.
-            !matches!(pin, PinReason::Load | PinReason::Seed | PinReason::Unseen | PinReason::Other)
+            let resets = matches!(pin, PinReason::PoolMode) || !pin.outlives_discard_all();
+            resets && *pin != PinReason::Unseen
         };
         let nothing_under_way = attached.batch.is_none()
             && matches!(self.transaction, Transaction::None)

@@ -49,7 +49,7 @@ impl Session {
                     let said = reply::error_message(error.get(5..).unwrap_or_default());
                     return Err(self.not_listening(&format!("{cause}. The next one said: {said}")));
                 }
-                Ok(Err(CommandError::Io(_))) | Err(_) => {
+                Ok(Err(CommandError::Io(_) | CommandError::TooLong)) | Err(_) => {
                     self.shard.suspect(attached.node, super::shard::SuspectCause::ConnectionLost);
                     *self.control.runs_at.borrow_mut() = None;
                 }

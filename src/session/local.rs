@@ -80,7 +80,7 @@ impl Session {
             return None;
         }
         let text = self.statement_text(unit)?.into_bytes();
-        let SessionEffect::Deallocate(span) = classify::classify(&text, self.strings).session else {
+        let SessionEffect::Deallocate(span) = classify::classify(&text, &self.dialect()).session else {
             return None;
         };
         let quoted = span.start.checked_sub(1).and_then(|at| text.get(at as usize)) == Some(&b'"');
@@ -110,7 +110,7 @@ impl Session {
                 b'E' => reply::put_command_complete(out, tag),
                 b'P' => {
                     let parse = extended::parse(body)?;
-                    let class = classify::classify(parse.sql, self.strings);
+                    let class = self.dialect().classify(parse.sql);
                     if parse.name.is_empty() {
                         let before = self.names.parse_unnamed(parse.sql, parse.types, class);
                         self.names.forget_unnamed(before);
@@ -148,14 +148,15 @@ impl Session {
         let mut bound: Option<&[u8]> = None;
         for (kind, body) in unit::frames(unit) {
             let is_known = |name: &[u8]| {
-                parsed.contains(&name) || self.names.class(name).is_some_and(|class| is_control(&class))
+                parsed.contains(&name)
+                    || self.names.class(name, &self.dialect()).is_some_and(|class| is_control(&class))
             };
             let succeeds = match kind {
                 b'P' => {
                     let parse = extended::parse(body)?;
                     let is_free = !parsed.contains(&parse.name) && self.names.named(parse.name).is_none();
                     parsed.push(parse.name);
-                    is_free && is_control(&classify::classify(parse.sql, self.strings))
+                    is_free && is_control(&classify::classify(parse.sql, &self.dialect()))
                 }
                 b'B' => {
                     let bind = extended::bind(body)?;

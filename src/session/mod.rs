@@ -12,6 +12,7 @@ pub mod driver;
 mod effects;
 mod endpoint;
 pub mod exchange;
+mod hidden;
 pub mod hold;
 mod input;
 mod inspect;
@@ -27,9 +28,11 @@ pub mod prepared;
 pub mod replication;
 mod row_shapes;
 mod run;
+pub mod setting_names;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+mod spare;
 mod startup_options;
 mod summons;
 pub mod transaction;
@@ -38,6 +41,8 @@ pub mod unit;
 mod wait;
 
 use std::time::Duration;
+
+pub use hidden::CATALOGUE as CATALOGUE_QUERY;
 
 /// A server that does not do what pgsteer itself asks of it in this time is closed.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);

@@ -63,7 +63,7 @@ impl Session {
                 let body = error.get(frame::HEADER_BYTES..).unwrap_or_default();
                 Ended::NotFit { code: reply::error_fields(body).code, message: reply::error_message(body) }
             }
-            Err(CommandError::Io(error)) => Ended::ServerLost {
+            Err(error @ (CommandError::Io(_) | CommandError::TooLong)) => Ended::ServerLost {
                 cause: format!("The connection to the server failed: {error}"),
                 parting: Parting::Unexplained,
             },

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
-use crate::classify::Classification;
+use crate::classify::{self, CatalogueStamp, Classification, Dialect};
 
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
@@ -32,10 +32,23 @@ pub struct Statement {
     pub sql: Box<[u8]>,
     /// Parameter types as sent: count and OIDs.
     pub types: Box<[u8]>,
-    /// What it needs.
-    pub class: Classification,
+    /// What it needs, by which catalogue.
+    class: Cell<(CatalogueStamp, Classification)>,
     /// Rises with each Parse of a client: what a server prepared before may mean something else by now.
     pub generation: Cell<u32>,
+}
+
+impl Statement {
+    /// What it needs, by what is known of the database now.
+    pub fn class(&self, dialect: &Dialect<'_>) -> Classification {
+        let (stamp, class) = self.class.get();
+        if stamp == dialect.catalogue_stamp {
+            return class;
+        }
+        let class = classify::classify(&self.sql, dialect);
+        self.class.set((dialect.catalogue_stamp, class));
+        class
+    }
 }
 
 /// A shard's statements, shared by all its sessions.
@@ -64,13 +77,13 @@ impl Table {
         format!("{NAME_PREFIX}{}_{id}", self.shard)
     }
 
-    /// The statement of this text and these types under settings of this identity; `class` is asked only when it is new.
+    /// The statement of this text and these types under settings of this identity, and what it needs if it is new.
     pub fn intern(
         &self,
         scope: u64,
         sql: &[u8],
         types: &[u8],
-        class: impl FnOnce() -> Classification,
+        class: impl FnOnce() -> (CatalogueStamp, Classification),
     ) -> Rc<Statement> {
         let mut key = Vec::with_capacity(8 + sql.len() + 1 + types.len());
         key.extend_from_slice(&scope.to_be_bytes());
@@ -91,7 +104,7 @@ impl Table {
             name: self.name_of(id),
             sql: sql.into(),
             types: types.into(),
-            class: class(),
+            class: Cell::new(class()),
             generation: Cell::new(0),
         });
         by_text.insert(key.into_boxed_slice(), Rc::downgrade(&statement));
@@ -108,15 +121,20 @@ pub struct Unnamed {
     pub sql: Vec<u8>,
     /// Parameter types as sent.
     pub types: Vec<u8>,
-    /// What it needs.
-    pub class: Classification,
+    /// What it needs, by which catalogue.
+    class: (CatalogueStamp, Classification),
     /// What the client was told its rows look like (`reply::row_shape`).
     pub told: Option<u64>,
 }
 
 impl Unnamed {
-    fn new(class: Classification) -> Self {
+    fn new(class: (CatalogueStamp, Classification)) -> Self {
         Self { count: 0, sql: Vec::new(), types: Vec::new(), class, told: None }
+    }
+
+    fn class(&self, dialect: &Dialect<'_>) -> Classification {
+        let (stamp, class) = self.class;
+        if stamp == dialect.catalogue_stamp { class } else { classify::classify(&self.sql, dialect) }
     }
 }
 
@@ -227,7 +245,12 @@ impl Names {
     }
 
     /// The client prepares the unnamed statement. Gives what it takes the place of.
-    pub fn parse_unnamed(&mut self, sql: &[u8], types: &[u8], class: Classification) -> UnnamedBefore {
+    pub fn parse_unnamed(
+        &mut self,
+        sql: &[u8],
+        types: &[u8],
+        class: (CatalogueStamp, Classification),
+    ) -> UnnamedBefore {
         let before = self.take_unnamed();
         self.unnamed_count += 1;
         let mut unnamed = self.spare.take().unwrap_or_else(|| Box::new(Unnamed::new(class)));
@@ -260,11 +283,11 @@ impl Names {
     }
 
     /// What the statement of that name needs; `None` when there is none.
-    pub fn class(&self, name: &[u8]) -> Option<Classification> {
+    pub fn class(&self, name: &[u8], dialect: &Dialect<'_>) -> Option<Classification> {
         if name.is_empty() {
-            self.unnamed.as_ref().map(|unnamed| unnamed.class)
+            self.unnamed.as_ref().map(|unnamed| unnamed.class(dialect))
         } else {
-            self.named(name).map(|statement| statement.class)
+            self.named(name).map(|statement| statement.class(dialect))
         }
     }
 }

@@ -128,7 +128,11 @@ impl Session {
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
             self.read_more(window).await?;
         }
-        let needs = Needs { pin: (kind == b'P').then_some(PinReason::Other), ..Needs::unknown() };
+        let here = window.filled().len().min(frame_bytes);
+        if matches!(kind, b'Q' | b'P') {
+            self.note_code(window.filled().get(..here).unwrap_or_default());
+        }
+        let needs = Needs { pin: (kind == b'P').then_some(PinReason::LargeStatement), ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         self.run_task(Task::new(window, kind, frame_bytes, needs, Instant::now())).await
     }

@@ -91,24 +91,6 @@ impl Touched {
     }
 }
 
-/// Words of a text that may be names of settings with a prefix, in lower case: nothing is known but their form.
-pub fn dotted_words(text: &[u8]) -> Vec<String> {
-    let of_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
-    let parts_are_names = |word: &str| {
-        word.split('.').all(|part| part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'))
-    };
-    let words = text.split(|byte| !of_word(byte)).filter(|word| word.contains(&b'.') && word.len() < 128);
-    words
-        .filter_map(|word| std::str::from_utf8(word).ok())
-        .filter(|word| parts_are_names(word))
-        .take(DOTTED_WORDS_MAX)
-        .map(str::to_ascii_lowercase)
-        .collect()
-}
-
-/// Of one text so many words are looked at.
-const DOTTED_WORDS_MAX: usize = 64;
-
 /// The map with these values in it.
 pub fn with(pairs: &[(String, String)], changes: &[(String, String)]) -> Pairs {
     let mut pairs = pairs.to_vec();
@@ -142,6 +124,10 @@ pub fn prefixed(pairs: &[(String, String)]) -> Vec<String> {
 pub fn is_identity(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
+
+/// Settings that only a superuser sees (`GUC_SUPERUSER_ONLY`) and that can be set in a session.
+pub const SEEN_BY_SUPERUSERS: [&str; 3] =
+    ["dynamic_library_path", "extension_control_path", "session_preload_libraries"];
 
 /// Encodings in which a byte of a longer character can look like ASCII: only clients use them, servers can't.
 pub fn is_opaque_encoding(name: &str) -> bool {
@@ -193,9 +179,29 @@ pub fn scope(pairs: &[(String, String)]) -> Pairs {
     pairs.iter().filter(|(name, _)| decides(name)).cloned().collect()
 }
 
+/// As whom a session's settings are made on a further server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// As the user of the login; then it becomes whom it acts as.
+    #[default]
+    BeforeRole,
+    /// As the role that it acts as, which may do more.
+    BehindRole,
+}
+
+impl Order {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::BeforeRole => Self::BehindRole,
+            Self::BehindRole => Self::BeforeRole,
+        }
+    }
+}
+
 /// The statements that bring a server from the settings `applied` to `wanted`, in order. What has the wanted value already is
 /// left alone.
-pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
+pub fn difference(applied: &[(String, String)], wanted: &[(String, String)], order: Order) -> Vec<String> {
     let has = |pairs: &[(String, String)], pair: &(String, String)| pairs.contains(pair);
     let mut commands = Vec::new();
     let resets = |name: &str| !is_identity(name) && !wanted.iter().any(|(other, _)| other == name);
@@ -223,8 +229,10 @@ pub fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> 
     let plain =
         wanted.iter().filter(|pair| !is_identity(&pair.0) && !has(applied, pair) && !is_last(&pair.0));
     let identity = wanted.iter().rev().filter(|pair| is_identity(&pair.0));
-    for (name, value) in plain.chain(identity) {
-        commands.push(assignment(name, value));
+    let assign = |(name, value): &(String, String)| assignment(name, value);
+    match order {
+        Order::BeforeRole => commands.extend(plain.chain(identity).map(assign)),
+        Order::BehindRole => commands.extend(identity.chain(plain).map(assign)),
     }
     if is_coded {
         let own = wanted.iter().find(|(name, _)| name == CLIENT_ENCODING);
@@ -284,6 +292,10 @@ pub fn quoted_value(value: &str) -> String {
 mod tests {
     use super::*;
 
+    fn difference(applied: &[(String, String)], wanted: &[(String, String)]) -> Vec<String> {
+        super::difference(applied, wanted, Order::BeforeRole)
+    }
+
     /// What is a field of the packet can't come in by another way: the server would take it for one.
     #[test]
     fn fields_of_the_packet_are_no_settings() {
@@ -330,6 +342,16 @@ mod tests {
                 "SET \"role\" TO E'b'"
             ]
         );
+    }
+
+    /// G01: what a role may set and its member may not is set as the role.
+    #[test]
+    fn settings_are_made_as_who_may() {
+        let pairs = [("log_statement", "all"), ("role", "boss")];
+        let wanted: Pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let (set, role) = ("SET \"log_statement\" TO E'all'", "SET \"role\" TO E'boss'");
+        assert_eq!(super::difference(&[], &wanted, Order::BeforeRole), [set, role]);
+        assert_eq!(super::difference(&[], &wanted, Order::BeforeRole.other()), [role, set]);
     }
 
     /// G01: a text means the same in whichever encoding the connection was left.

@@ -15,22 +15,20 @@ use tokio::sync::{oneshot, watch};
 use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
+use super::spare::Spare;
 use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
 use crate::backend::connection::CancelKey;
 use crate::backend::senders::{Sender, Senders};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::PinReason;
+use crate::classify::{PinReason, TextCache};
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, Snapshot};
 use crate::wire::reply::Clients;
-
-/// Shapes remembered because a standby refused them.
-const LEARNED_MAX: usize = 10_000;
 
 /// Sets of settings that a shard remembers before it looks for those that nobody has any more.
 const SETTINGS_SWEEP_AT: usize = 1024;
@@ -85,6 +83,8 @@ pub struct Shard {
     pub clients: Rc<dyn Clients>,
     /// Its server connections.
     pub pools: Rc<Pools>,
+    /// Texts that its sessions send again and again.
+    pub texts: TextCache,
     /// Its prepared statements.
     pub statements: Table,
     /// Its buffers.
@@ -97,8 +97,6 @@ pub struct Shard {
     pub snapshot_changed: watch::Sender<u64>,
     /// Load of each node, as far as this shard causes it.
     pub load: RefCell<Vec<NodeLoad>>,
-    /// Shapes that a standby refused.
-    pub learned: RefCell<HashSet<u64>>,
     /// No new work.
     pub draining: Cell<bool>,
     /// A node that a session of this shard has seen fail, and when: until it has been looked at since, it gets nothing new as the
@@ -116,6 +114,8 @@ pub struct Shard {
     /// What clients were told of reported parameters: most know the same.
     told: RefCell<HashSet<Reported>>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// Reads that may go to the primary because of what others wrote.
+    pub(super) spare: Spare,
     /// When the log was last told of a session that is pinned, by reason.
     pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
@@ -135,13 +135,13 @@ impl Shard {
             clients: Rc::new(Arc::clone(&shared.senders)),
             shared,
             pools,
+            texts: TextCache::new(fastrand::u64(..)),
             statements: Table::new(number),
             buffers: Stock::default(),
             counters,
             snapshot: RefCell::new(snapshot),
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
-            learned: RefCell::default(),
             draining: Cell::new(false),
             doubt: Cell::default(),
             last_primary: Cell::default(),
@@ -153,6 +153,7 @@ impl Shard {
             settings: RefCell::default(),
             told: RefCell::default(),
             scratch: RefCell::default(),
+            spare: Spare::new(Instant::now()),
             pins_told_at: Default::default(),
         })
     }
@@ -301,7 +302,8 @@ impl Shard {
                 // Who asks may have gone: nobody to tell.
                 let _ = answer.send(process_id);
             }
-            Some(_) => {}
+            // It will be idle soon, or who asks gives up: of what it does on a standby the primary knows nothing.
+            Some(_) => control.summon(answer),
             None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
             None => {}
         }
@@ -395,15 +397,6 @@ impl Shard {
     /// An identity of settings that nobody else has or will have.
     pub fn own_scope(&self) -> u64 {
         self.next_session.replace(self.next_session.get() + 1) << 8 | (self.number as u64 & 0xff)
-    }
-
-    /// Remembers that a standby refused statements of this shape.
-    pub fn learn(&self, shape: u64) {
-        let mut learned = self.learned.borrow_mut();
-        if learned.len() >= LEARNED_MAX {
-            learned.clear();
-        }
-        learned.insert(shape);
     }
 
     /// A byte vector for what goes to a server.

@@ -6,11 +6,11 @@
 
 use std::rc::Rc;
 
-use super::journal::{Journal, Promise};
+use super::journal::{self, Journal, Promise};
 use super::prepared::{self, NAME_PREFIX, Names, Statement, Table};
 use super::unit;
 use crate::backend::carried::{Carried, OwnNames, PreparedHere};
-use crate::classify::{self, StandardConformingStrings};
+use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::wire::extended::{self, Named};
 use crate::wire::{frame, reply};
@@ -23,8 +23,10 @@ pub enum Shapes {
     Trust,
     /// It is asked in the same write; if they look otherwise the client gets the error instead of them.
     Compare,
-    /// It is to be asked first (`Translator::doubts`).
+    /// It is to be asked before anything of the unit is sent (`Translator::doubts`).
     Ask,
+    /// It is to be asked right before the statement is bound, when what stands before it has been sent.
+    AskInPlace,
 }
 
 /// A statement whose server is to be asked for the shape of its rows.
@@ -34,6 +36,22 @@ pub enum Doubt {
     Named(Rc<Statement>, Box<[u8]>, u64),
     /// The unnamed one, and what the client was told.
     Unnamed(u64),
+}
+
+/// How far a translation has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    out: usize,
+    expected: usize,
+    /// The same of what can be undone.
+    pub journal: journal::Mark,
+}
+
+impl Mark {
+    /// What has been written by now.
+    pub fn new(out: &[u8], answer: &Answer, journal: &Journal) -> Self {
+        Self { out: out.len(), expected: answer.expected(), journal: journal.mark() }
+    }
 }
 
 /// Everything the translation of one unit touches.
@@ -55,8 +73,8 @@ pub struct Translator<'a> {
     pub table: &'a Table,
     /// Most statements on a server.
     pub prepared_max: usize,
-    /// How string literals are read.
-    pub strings: StandardConformingStrings,
+    /// How texts are to be read.
+    pub dialect: Dialect<'a>,
     /// What can be undone.
     pub journal: &'a mut Journal,
     /// The unit, as the client sent it.
@@ -75,6 +93,7 @@ impl<'a> Translator<'a> {
         let body = here.get(frame::HEADER_BYTES..).unwrap_or_default();
         let (head, tail) = match (kind, extended::bind(body)) {
             (b'B', Some(bind)) => {
+                self.ensure_bound(&bind);
                 let name = self.server_name(bind.statement);
                 ([bind.portal, b"\0", &name, b"\0"].concat(), bind.rest)
             }
@@ -168,7 +187,7 @@ impl<'a> Translator<'a> {
             return self.raw(b'P', body, Some(Expect::Parse { forward: true, token }));
         };
         if parse.name.is_empty() {
-            let class = classify::classify(parse.sql, self.strings);
+            let class = self.dialect.classify(parse.sql);
             let before = self.names.parse_unnamed(parse.sql, parse.types, class);
             self.carried.unnamed = Some((self.session, self.names.unnamed_count));
             let token = self.journal.promise(Promise::Unnamed(before));
@@ -183,9 +202,8 @@ impl<'a> Translator<'a> {
             self.answer.renames(existing.name.as_bytes(), parse.name);
             return self.parse_again(&existing, &parse);
         }
-        let strings = self.strings;
-        let statement =
-            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let dialect = self.dialect;
+        let statement = self.table.intern(self.scope, parse.sql, parse.types, || dialect.classify(parse.sql));
         let before = self.names.insert(parse.name, Rc::clone(&statement));
         self.journal.rename(parse.name, before.as_ref());
         // Even where the server has it: what the client's Parse is answered with must be true now (DDL may have changed what
@@ -200,9 +218,8 @@ impl<'a> Translator<'a> {
 
     /// A Parse where the server knows the client's own names: it is the one to say whether this one is free.
     fn parse_own(&mut self, parse: &extended::Parse<'_>, body: &[u8]) {
-        let strings = self.strings;
-        let statement =
-            self.table.intern(self.scope, parse.sql, parse.types, || classify::classify(parse.sql, strings));
+        let dialect = self.dialect;
+        let statement = self.table.intern(self.scope, parse.sql, parse.types, || dialect.classify(parse.sql));
         let before = self.names.insert(parse.name, statement);
         self.journal.rename(parse.name, before.as_ref());
         if let Some(own) = &mut self.carried.own_names {
@@ -294,10 +311,10 @@ impl<'a> Translator<'a> {
     pub fn ask(&mut self, doubts: &[Doubt]) {
         for doubt in doubts {
             match doubt {
-                Doubt::Named(statement, name, _) => {
+                Doubt::Named(statement, name, told) => {
                     self.ensure(statement, name);
                     let sent = self.sent_name(statement, name);
-                    self.ask_shape(sent, None, Promise::Shape(statement.id));
+                    self.ask_shape(sent, None, Promise::Shape(statement.id, *told));
                 }
                 Doubt::Unnamed(told) => {
                     self.ensure_unnamed();
@@ -305,6 +322,27 @@ impl<'a> Translator<'a> {
                 }
             }
         }
+    }
+
+    /// How far it has come.
+    pub fn mark(&self) -> Mark {
+        Mark::new(self.out, self.answer, self.journal)
+    }
+
+    /// Takes back what was written since.
+    pub fn take_back(&mut self, since: &Mark) {
+        self.out.truncate(since.out);
+        self.answer.expect_only(since.expected);
+        self.journal.take_back(since.journal, self.names, self.carried);
+    }
+
+    /// Puts the questions that doubts need in the place of what was written since, and has the server answer them.
+    pub fn ask_instead(&mut self, since: &Mark) {
+        self.take_back(since);
+        let doubts = std::mem::take(self.doubts);
+        self.ask(&doubts);
+        *self.doubts = doubts;
+        self.out.extend_from_slice(reply::FLUSH);
     }
 
     /// A portal is bound to a statement of which the client was told what its rows look like.
@@ -319,12 +357,12 @@ impl<'a> Translator<'a> {
             (Shapes::Trust, _) => {}
             (Shapes::Compare, Doubt::Named(statement, name, told)) => {
                 let sent = self.sent_name(&statement, &name);
-                self.ask_shape(sent, Some(told), Promise::Shape(statement.id));
+                self.ask_shape(sent, Some(told), Promise::Shape(statement.id, told));
             }
             (Shapes::Compare, Doubt::Unnamed(told)) => {
                 self.ask_shape(b"", Some(told), Promise::UnnamedShape(told));
             }
-            (Shapes::Ask, doubt) => self.doubts.push(doubt),
+            (Shapes::Ask | Shapes::AskInPlace, doubt) => self.doubts.push(doubt),
         }
     }
 
@@ -374,27 +412,40 @@ impl<'a> Translator<'a> {
     fn bind(&mut self, body: &'a [u8]) {
         let Some(bind) = extended::bind(body) else { return self.raw(b'B', body, Some(Expect::Bind)) };
         self.bound = Some((bind.portal, bind.statement));
+        match self.ensure_bound(&bind) {
+            Some(statement) => {
+                let sent = self.sent_name(&statement, bind.statement);
+                frame::put(self.out, b'B', &[bind.portal, b"\0", sent, b"\0", bind.rest]);
+            }
+            None if bind.statement.is_empty() => {
+                frame::put(self.out, b'B', &[bind.portal, b"\0\0", bind.rest]);
+            }
+            None => {
+                let name = self.server_name(bind.statement);
+                frame::put(self.out, b'B', &[bind.portal, b"\0", &name, b"\0", bind.rest]);
+            }
+        }
+        self.answer.expect(Expect::Bind);
+    }
+
+    /// Sees to it that what is bound is prepared, and has rows as the client was told. Gives a named statement.
+    fn ensure_bound(&mut self, bind: &extended::Bind<'_>) -> Option<Rc<Statement>> {
         if bind.statement.is_empty() {
             if let Some(told) = self.ensure_unnamed() {
                 self.compare(Doubt::Unnamed(told), bind.portal);
             }
-            frame::put(self.out, b'B', &[bind.portal, b"\0\0", bind.rest]);
-        } else if let Some((statement, told)) = self.names.described(bind.statement) {
-            let statement = Rc::clone(statement);
-            let here = self.ensure(&statement, bind.statement);
-            if let Some(told) = told
-                && here != Some(told)
-            {
-                let doubt = Doubt::Named(Rc::clone(&statement), bind.statement.into(), told);
-                self.compare(doubt, bind.portal);
-            }
-            let sent = self.sent_name(&statement, bind.statement);
-            frame::put(self.out, b'B', &[bind.portal, b"\0", sent, b"\0", bind.rest]);
-        } else {
-            let name = self.server_name(bind.statement);
-            frame::put(self.out, b'B', &[bind.portal, b"\0", &name, b"\0", bind.rest]);
+            return None;
         }
-        self.answer.expect(Expect::Bind);
+        let (statement, told) = self.names.described(bind.statement)?;
+        let statement = Rc::clone(statement);
+        let here = self.ensure(&statement, bind.statement);
+        if let Some(told) = told
+            && here != Some(told)
+        {
+            let doubt = Doubt::Named(Rc::clone(&statement), bind.statement.into(), told);
+            self.compare(doubt, bind.portal);
+        }
+        Some(statement)
     }
 
     fn describe(&mut self, body: &[u8]) {

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, PinReason, Reason, SessionEffect, StandardConformingStrings, Target,
-    TransactionEffect,
+    self, Access, Classification, Dialect, PinReason, Reason, SessionEffect, Target, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -142,7 +141,7 @@ pub struct Needs {
     pub may_unpin: bool,
     /// It creates, renames or drops a database.
     pub databases: bool,
-    /// It defines something: what triggers and defaults do may be otherwise from now on.
+    /// It defines something: what other statements do beside their texts may be otherwise from now on.
     pub defines: bool,
     /// It creates, alters or drops a role.
     pub roles: bool,
@@ -156,6 +155,8 @@ pub struct Needs {
     pub processes_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
+    /// It uses what the extension of search has.
+    pub search: bool,
     /// It asks why the session is pinned.
     pub asks_pins: bool,
     /// One text resets a setting and then runs what may depend on it.
@@ -194,6 +195,7 @@ impl Default for Needs {
             names_processes: false,
             processes_resolved: false,
             names_prepared: false,
+            search: false,
             asks_pins: false,
             resets_before: false,
             transaction: TransactionEffect::None,
@@ -220,7 +222,7 @@ impl Needs {
     }
 
     fn add(&mut self, class: &Classification) {
-        if class.access == Access::Write || class.pin.is_some() {
+        if class.access != Access::Read || class.pin.is_some() {
             self.need = Need::Primary;
             self.repeatable = false;
         }
@@ -229,8 +231,9 @@ impl Needs {
         self.signals |= class.signals;
         self.names_processes |= class.names_processes;
         self.asks_last_value |= class.asks_last_value;
-        self.defines |= class.reason == Reason::Ddl;
+        self.defines |= class.defines;
         self.unseen |= class.unseen;
+        self.search |= class.search;
         self.asks_pins |= class.asks_pins;
         self.resets_before |= class.resets_before;
         self.pin = self.pin.or(class.pin);
@@ -245,7 +248,7 @@ impl Needs {
 }
 
 /// Looks into a unit. Names prepared in the unit itself are seen by its later messages.
-pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> Needs {
+pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
     let mut needs = Needs::default();
     let mut parsed: Vec<(&[u8], Classification)> = Vec::new();
     let mut effects = Effects::default();
@@ -255,7 +258,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
         match kind {
             b'Q' => {
                 let Some(sql) = extended::query(body) else { return Needs::unknown() };
-                let class = classify::classify(sql, strings);
+                let class = classify::classify(sql, dialect);
                 needs.add(&class);
                 needs.names_prepared |= class.names_prepared;
                 needs.statements += usize::from(class.statements);
@@ -263,7 +266,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             }
             b'P' => {
                 let Some(parse) = extended::parse(body) else { return Needs::unknown() };
-                let class = classify::classify(parse.sql, strings);
+                let class = classify::classify(parse.sql, dialect);
                 needs.add(&class);
                 prepares |= !parse.name.is_empty();
                 parsed.push((parse.name, class));
@@ -272,7 +275,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
                 let Some(bind) = extended::bind(body) else { return Needs::unknown() };
                 let here =
                     parsed.iter().rev().find(|(name, _)| *name == bind.statement).map(|(_, class)| *class);
-                let Some(class) = here.or_else(|| names.class(bind.statement)) else {
+                let Some(class) = here.or_else(|| names.class(bind.statement, dialect)) else {
                     return Needs { names_prepared: needs.names_prepared, ..Needs::unknown() };
                 };
                 needs.add(&class);
@@ -285,7 +288,7 @@ pub fn needs(unit: &[u8], names: &Names, strings: StandardConformingStrings) -> 
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
                 if let Named::Statement(name) = named {
-                    match names.class(name) {
+                    match names.class(name, dialect) {
                         Some(class) => needs.target = needs.target.or(class.hint.target),
                         // It may be one of SQL-level PREPARE.
                         None => needs.may_unpin |= kind == b'C' && !name.is_empty(),

@@ -143,6 +143,26 @@ pub struct NodeView {
     pub weight: u32,
 }
 
+impl NodeView {
+    /// One of which nothing is known.
+    pub fn not_probed(id: NodeId, address: Arc<NodeAddress>) -> Self {
+        Self {
+            id,
+            address,
+            role: Role::Unknown,
+            reason: "not probed yet",
+            role_since: None,
+            timeline: None,
+            position: None,
+            receive_lsn: None,
+            sampled_at: None,
+            fresh_as_of: None,
+            lag_bytes: None,
+            weight: 1,
+        }
+    }
+}
+
 /// The primary of an epoch, with the sample that read-your-writes needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrimaryView {
@@ -184,20 +204,7 @@ impl Snapshot {
         let nodes = addresses
             .iter()
             .zip(0u16..)
-            .map(|(address, index)| NodeView {
-                id: NodeId(index),
-                address: Arc::clone(address),
-                role: Role::Unknown,
-                reason: "not probed yet",
-                role_since: None,
-                timeline: None,
-                position: None,
-                receive_lsn: None,
-                sampled_at: None,
-                fresh_as_of: None,
-                lag_bytes: None,
-                weight: 1,
-            })
+            .map(|(address, index)| NodeView::not_probed(NodeId(index), Arc::clone(address)))
             .collect();
         Self { version: 0, epoch: Epoch(0), primary: None, suspected: false, frozen_at: None, nodes }
     }

@@ -573,18 +573,11 @@ impl Reconciler {
 
     fn view(&self, id: NodeId, node: &NodeState, now: Instant) -> NodeView {
         let mut view = NodeView {
-            id,
-            address: Arc::clone(&node.address),
             role: node.role,
             reason: node.reason,
             role_since: node.role_since,
-            timeline: None,
-            position: None,
-            receive_lsn: None,
-            sampled_at: None,
-            fresh_as_of: None,
-            lag_bytes: None,
             weight: node.weight,
+            ..NodeView::not_probed(id, Arc::clone(&node.address))
         };
         let Some(answer) = &node.answer else { return view };
         view.sampled_at = Some(answer.sent_at);

@@ -51,6 +51,28 @@ pub fn bind(body: &[u8]) -> Option<Bind<'_>> {
 }
 
 impl Bind<'_> {
+    /// The values, as far as it is well-formed; NULL is left out.
+    pub fn values(&self) -> impl Iterator<Item = &[u8]> {
+        fn count(rest: &mut &[u8]) -> Option<usize> {
+            let (count, tail) = rest.split_first_chunk::<2>()?;
+            *rest = tail;
+            Some(usize::from(u16::from_be_bytes(*count)))
+        }
+        let mut rest = self.rest;
+        let formats = count(&mut rest).unwrap_or_default();
+        rest = rest.get(2 * formats..).unwrap_or_default();
+        let values = count(&mut rest).unwrap_or_default();
+        (0..values)
+            .map_while(move |_| {
+                let (length, tail) = rest.split_first_chunk::<4>()?;
+                let length = usize::try_from(i32::from_be_bytes(*length)).ok();
+                let (value, tail) = tail.split_at_checked(length.unwrap_or(0))?;
+                rest = tail;
+                Some(length.map(|_| value))
+            })
+            .flatten()
+    }
+
     /// Whether it is well-formed and binds no values.
     pub fn is_without_values(&self) -> bool {
         fn after_formats(rest: &[u8]) -> Option<&[u8]> {
@@ -103,6 +125,16 @@ mod tests {
         assert_eq!(named(b"Ss1\0"), Some(Named::Statement(b"s1")));
         assert_eq!(named(b"P\0"), Some(Named::Portal(b"")));
         assert_eq!(query(b"select 1\0"), Some(&b"select 1"[..]));
+    }
+
+    #[test]
+    fn values_are_found_behind_their_formats() {
+        let body = b"\0\0\0\x01\0\x01\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0\0\0";
+        let values =
+            |body: &[u8]| -> Vec<Vec<u8>> { bind(body).unwrap().values().map(<[u8]>::to_vec).collect() };
+        assert_eq!(values(body), [b"ab".to_vec(), Vec::new()]);
+        assert_eq!(values(&body[..14]), [b"ab".to_vec()]);
+        assert!(values(b"\0\0\0\x09\0").is_empty());
     }
 
     /// P07: truncated bodies.

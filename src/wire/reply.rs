@@ -56,6 +56,8 @@ pub const EMPTY_QUERY: &[u8] = b"I\0\0\0\x04";
 pub const NO_PARAMETERS: &[u8] = b"t\0\0\0\x06\0\0";
 /// Complete Sync.
 pub const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Complete Flush.
+pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Complete Terminate.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
 

@@ -79,6 +79,8 @@ states! {
     DEADLOCK_DETECTED = b"40P01";
     /// No free connection.
     TOO_MANY_CONNECTIONS = b"53300";
+    /// Not allowed to the user.
+    INSUFFICIENT_PRIVILEGE = b"42501";
     /// Cancelled by the user.
     QUERY_CANCELED = b"57014";
     /// Shutdown or terminated by an administrator.

@@ -203,7 +203,8 @@ pub fn breaches_of_form(source: &Source) -> Vec<String> {
     for index in 0..source.tokens.len() {
         let fault = match source.at(index) {
             "." if source.matches(index + 1, &["unwrap", "("]) => Some("unwrap outside tests".to_owned()),
-            "fn" => long_function(source, index),
+            // Without a name it is a type.
+            "fn" if source.at(index + 1) != "(" => long_function(source, index),
             "static" => global(source, index),
             _ => None,
         };

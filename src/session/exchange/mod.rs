@@ -181,7 +181,7 @@ impl<'a> Exchange<'a> {
             if self.goal == Goal::Sent && self.out.is_empty() && self.through == Through::Nothing {
                 return Ended::Settled;
             }
-            if self.goal == Goal::Settled
+            if self.goal.is_at_replies()
                 && (self.copied || self.settling)
                 && self.out.is_empty()
                 && self.through == Through::Nothing
@@ -250,7 +250,7 @@ impl<'a> Exchange<'a> {
             }
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if self.goal == Goal::Settled
+                if self.goal.is_at_replies()
                     && self.out.is_empty()
                     && matches!(self.answer.scan(), Ok(Event::Settled))
                 {
@@ -288,7 +288,9 @@ impl<'a> Exchange<'a> {
                 }
                 Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
-                Event::CopyIn if self.copies_ended > 0 || self.goal == Goal::Drained => {
+                Event::CopyIn
+                    if self.copies_ended > 0 || matches!(self.goal, Goal::Drained | Goal::Heard) =>
+                {
                     self.copies_ended -= 1;
                 }
                 Event::CopyIn => {
@@ -299,7 +301,7 @@ impl<'a> Exchange<'a> {
                 Event::Complete(status) => self.complete(status).await?,
                 Event::Settled => {
                     // Or a Query that the server skips, since a message before it failed and a Sync is still to come.
-                    if self.goal == Goal::Settled || (self.goal == Goal::Ready && self.failed.is_some()) {
+                    if self.goal.is_at_replies() || (self.goal == Goal::Ready && self.failed.is_some()) {
                         self.settle().await?;
                     }
                     break;

@@ -31,6 +31,8 @@ pub enum Goal {
     Ready,
     /// All replies so far (after Flush).
     Settled,
+    /// The same for a question of pgsteer's own in the middle of a batch: nothing passes through from the client meanwhile.
+    Heard,
     /// Everything sent; replies may come later.
     Sent,
     /// What has come is passed on.
@@ -82,6 +84,13 @@ pub enum Ended {
     Stalled,
     /// pgsteer ends.
     Cut,
+}
+
+impl Goal {
+    /// Whether it is reached when all replies so far have come.
+    pub(super) fn is_at_replies(self) -> bool {
+        matches!(self, Self::Settled | Self::Heard)
+    }
 }
 
 impl Rules {

@@ -1,0 +1,272 @@
+//! What statements of a database may do to their session beside what their texts show, as far as it is known.
+//!
+//! Invariant: what is known was asked for after the last definition that ran through this process had ended; whatever is asked
+//! for while one runs counts only until that. Shared by all shards. Must not know: how it is asked for, sessions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+
+use crate::classify::{Catalogue, CatalogueStamp, Learned};
+
+/// How long it is believed: what is defined past pgsteer is seen after that.
+const TTL: Duration = Duration::from_secs(60);
+
+/// What the objects of a database lead to: functions behind triggers, defaults, CHECKs, operators, views and all others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, as many columns of one answer")]
+pub struct Found {
+    /// Something may change the session.
+    pub changes: bool,
+    /// A statement that only reads may.
+    pub reads_change: bool,
+    /// It may in a way that can't be carried to another server (locks, temporary objects).
+    pub reads_keep: bool,
+    /// Something asks what a sequence gave last.
+    pub asks: bool,
+    /// Something else than a trigger does, which will most likely have run `nextval` itself.
+    pub asks_for_session: bool,
+    /// A statement that only reads may ask for it.
+    pub reads_ask: bool,
+    /// What changes the session may make a setting whose name is not known.
+    pub unnamed: bool,
+}
+
+impl Found {
+    /// In the order of the fields.
+    pub fn from_bits(bits: [bool; 7]) -> Self {
+        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed] = bits;
+        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed }
+    }
+
+    fn bits(self) -> [bool; 7] {
+        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed } = self;
+        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed]
+    }
+}
+
+/// One database's.
+#[derive(Debug)]
+pub struct Hidden {
+    /// Beginnings and ends of definitions.
+    definitions: AtomicU64,
+    /// When the last definition ended; 0: none has.
+    defined_ms: AtomicU64,
+    /// What was found, and behind `BITS` one more than `definitions` when it was asked for; 0: never.
+    found: AtomicU64,
+    /// When.
+    found_ms: AtomicU64,
+    /// What the defaults of its roles and of itself were then, as a hash behind a bit that says that they were asked for.
+    defaults: AtomicU64,
+    /// What the database has, as it was found at the same time, and which of all that is.
+    catalogue: ArcSwapOption<Catalogue>,
+    serial: AtomicU64,
+    serials: Arc<AtomicU64>,
+    /// What looks like a read, and standbys refuse.
+    pub learned: Learned,
+    /// Somebody asks.
+    looking: AtomicBool,
+    /// When a write was answered last; 0: none was.
+    last_write_us: AtomicU64,
+    /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
+    asks_last_values: AtomicBool,
+    clock: Instant,
+}
+
+/// Room for a `Found`.
+const BITS: u32 = 8;
+
+impl Hidden {
+    /// Nothing is known. `serials`: counts the catalogues of the process.
+    pub fn new(serials: &Arc<AtomicU64>) -> Self {
+        Self {
+            learned: Learned::default(),
+            catalogue: ArcSwapOption::empty(),
+            serial: AtomicU64::new(0),
+            serials: Arc::clone(serials),
+            defaults: AtomicU64::new(0),
+            definitions: AtomicU64::new(0),
+            defined_ms: AtomicU64::new(0),
+            last_write_us: AtomicU64::new(0),
+            found: AtomicU64::new(0),
+            found_ms: AtomicU64::new(0),
+            looking: AtomicBool::new(false),
+            asks_last_values: AtomicBool::new(false),
+            clock: Instant::now(),
+        }
+    }
+
+    /// Which catalogue `catalogue` gives, and whether nothing was defined since it was asked for.
+    #[inline]
+    pub fn stamp(&self) -> CatalogueStamp {
+        let serial = self.serial.load(Ordering::Acquire);
+        let found = self.found.load(Ordering::Acquire);
+        CatalogueStamp { serial, fresh: found >> BITS == self.definitions.load(Ordering::Acquire) + 1 }
+    }
+
+    /// What the database has, as it was found last.
+    pub fn catalogue(&self) -> Option<Arc<Catalogue>> {
+        self.catalogue.load_full()
+    }
+
+    /// What is known; `None`: nothing yet, or something was defined since.
+    pub fn known(&self) -> Option<Found> {
+        let found = self.found.load(Ordering::Acquire);
+        let holds = found >> BITS == self.definitions.load(Ordering::Acquire) + 1;
+        holds.then(|| Found::from_bits(std::array::from_fn(|at| found >> at & 1 == 1)))
+    }
+
+    /// Whether it is time to ask, and nobody does.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
+        (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+    }
+
+    /// Whether defaults with this hash are others than when they were asked for last.
+    pub fn has_new_defaults(&self, hash: u64) -> bool {
+        let defaults = hash << 1 | 1;
+        let before = self.defaults.swap(defaults, Ordering::AcqRel);
+        before != 0 && before != defaults
+    }
+
+    /// Whether a standby that has replayed everything of before this time has all definitions.
+    pub fn is_seen(&self, fresh_as_of: Option<Instant>) -> bool {
+        let defined_ms = self.defined_ms.load(Ordering::Acquire);
+        defined_ms == 0 || fresh_as_of.is_some_and(|as_of| self.ms(as_of) > defined_ms)
+    }
+
+    /// Begins to ask, unless it need not be or somebody does.
+    pub fn look(self: &Arc<Self>, now: Instant) -> Option<Look> {
+        let mine = self.is_due(now) && !self.looking.swap(true, Ordering::AcqRel);
+        mine.then(|| Look {
+            hidden: Arc::clone(self),
+            definitions: self.definitions.load(Ordering::Acquire),
+            now_ms: self.ms(now),
+        })
+    }
+
+    /// Beginnings and ends of definitions so far.
+    pub fn definitions(&self) -> u64 {
+        self.definitions.load(Ordering::Acquire)
+    }
+
+    /// Something is being defined, up to the end of what this gives.
+    pub fn define(self: &Arc<Self>) -> Definition {
+        self.definitions.fetch_add(1, Ordering::AcqRel);
+        Definition { hidden: Arc::clone(self) }
+    }
+
+    /// A session's write was answered.
+    pub fn note_write(&self, now: Instant) {
+        self.last_write_us.fetch_max(self.us(now).max(1), Ordering::Relaxed);
+    }
+
+    /// When the last write of all sessions was answered.
+    pub fn last_write(&self) -> Option<Instant> {
+        let at_us = self.last_write_us.load(Ordering::Relaxed);
+        (at_us > 0).then(|| self.clock + Duration::from_micros(at_us))
+    }
+
+    fn us(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.clock).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A session has asked what a sequence gave last.
+    pub fn note_last_value_asked(&self) {
+        self.asks_last_values.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether sessions do, or what they write.
+    pub fn asks_last_values(&self) -> bool {
+        self.asks_last_values.load(Ordering::Relaxed) || self.known().is_some_and(|it| it.asks_for_session)
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.clock).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a minute")]
+const TTL_MS: u64 = TTL.as_millis() as u64;
+
+/// A question under way. Dropped without an answer, it is asked again.
+#[derive(Debug)]
+pub struct Look {
+    hidden: Arc<Hidden>,
+    definitions: u64,
+    now_ms: u64,
+}
+
+impl Look {
+    /// The answer.
+    pub fn found(self, found: Found, catalogue: Arc<Catalogue>) {
+        let bits = found.bits().into_iter().rev().fold(0, |bits, it| bits << 1 | u64::from(it));
+        self.hidden.catalogue.store(Some(catalogue));
+        let serial = self.hidden.serials.fetch_add(1, Ordering::Relaxed) + 1;
+        self.hidden.serial.store(serial, Ordering::Release);
+        self.hidden.found_ms.store(self.now_ms, Ordering::Relaxed);
+        self.hidden.found.store((self.definitions + 1) << BITS | bits, Ordering::Release);
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.hidden.looking.store(false, Ordering::Release);
+    }
+}
+
+/// A definition under way. Nothing that was found before its end is known any more.
+#[derive(Debug)]
+pub struct Definition {
+    hidden: Arc<Hidden>,
+}
+
+impl Drop for Definition {
+    fn drop(&mut self) {
+        let now_ms = self.hidden.ms(Instant::now()).max(1);
+        self.hidden.defined_ms.store(now_ms, Ordering::Release);
+        self.hidden.definitions.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T05: a standby may not have heard of it yet.
+    #[test]
+    fn a_standby_is_asked_only_when_it_has_what_was_defined() {
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        assert!(hidden.is_seen(None));
+        drop(hidden.define());
+        assert!(!hidden.is_seen(None) && !hidden.is_seen(Some(Instant::now())));
+        assert!(hidden.is_seen(Some(Instant::now() + Duration::from_millis(2))));
+    }
+
+    #[test]
+    fn what_was_found_before_the_end_of_a_definition_is_not_known() {
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let now = Instant::now();
+        let found = Found::from_bits([true, false, true, true, false, true, true]);
+        assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
+        let look = hidden.look(now).unwrap();
+        assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
+        look.found(found, Arc::default());
+        assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
+        assert!(hidden.is_due(now + TTL + TTL));
+        assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
+
+        let definition = hidden.define();
+        assert_eq!(hidden.known(), None);
+        hidden.look(now).unwrap().found(found, Arc::default());
+        assert_eq!(hidden.known(), Some(found));
+        let look = hidden.look(now + TTL + TTL).unwrap();
+        drop(definition);
+        look.found(found, Arc::default());
+        assert_eq!(hidden.known(), None, "asked for before it ended");
+        drop(hidden.look(now));
+        assert!(hidden.is_due(now), "no answer");
+    }
+}
