@@ -37,6 +37,23 @@ fn f18_lists_of_columns_are_no_calls() {
     }
 }
 
+/// Process ids are looked for only where sessions may be named by them.
+#[test]
+fn sql_that_names_processes_says_so() {
+    for sql in [
+        "SELECT pg_cancel_backend(1)",
+        "SELECT pg_terminate_backend(1)",
+        "SELECT pg_blocking_pids(1)",
+        "SELECT 1 FROM pg_stat_activity WHERE pid = 1",
+        "SELECT 1 FROM pg_catalog.pg_locks WHERE pid = 1",
+    ] {
+        assert!(on(sql).names_processes, "{sql}");
+    }
+    for sql in ["SELECT pid FROM t WHERE pid = 1", "SELECT pg_backend_pid()", "SELECT 1"] {
+        assert!(!on(sql).names_processes, "{sql}");
+    }
+}
+
 /// G05: what must be run where the client's statements have the client's names.
 #[test]
 fn sql_that_names_prepared_statements_says_so() {

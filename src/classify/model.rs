@@ -316,8 +316,10 @@ pub struct Classification {
     pub roles: bool,
     /// It defines something that may run code beside other statements from then on: a table, a view, a trigger, a function ...
     pub defines: bool,
-    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session.
     pub signals: bool,
+    /// It may name sessions by their process ids: those two, `pg_blocking_pids`, `pg_locks`, `pg_stat_activity` and its like.
+    pub names_processes: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.

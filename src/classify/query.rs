@@ -400,6 +400,7 @@ impl Body {
     /// Functions that tell or end a server process. In conditions the process id only sorts out the session's own rows.
     fn process(&self, scan: &mut Scanner<'_>, function: &Folded<'_>) {
         scan.signals |= function.is_one_of(&["pg_terminate_backend", "pg_cancel_backend"]);
+        scan.names_processes |= scan.signals || function.is(b"pg_blocking_pids");
         let told = self.depth == 0 && self.levels[0].clause == Clause::Targets;
         if told && function.is(b"pg_backend_pid") {
             scan.pin(PinReason::BackendPid);
@@ -421,6 +422,7 @@ impl Body {
             scan.pin(PinReason::TempObject);
         } else if super::settings::is_node_local_view(&name) {
             scan.names_prepared |= name.is(b"pg_prepared_statements");
+            scan.names_processes |= name.begins(b"pg_stat_") || name.is(b"pg_locks");
             self.rule.named |= name.is(b"pg_settings");
             scan.write(Reason::NodeLocal);
         }

@@ -240,7 +240,6 @@ impl Session {
         part.answer.comes_from(self.own_process(&key));
         let link = Rc::clone(&server.link);
         let known_by_process = self.is_known_by_process();
-        let may_be_sought = self.pins.is_empty();
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
@@ -268,7 +267,7 @@ impl Session {
             (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
         exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
-        exchange.sought = may_be_sought.then_some(&self.control.sought);
+        exchange.sought = Some(&self.control.sought);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);

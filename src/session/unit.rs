@@ -150,8 +150,10 @@ pub struct Needs {
     pub asks_last_value: bool,
     /// It may cancel or end any session, its own too.
     pub signals: bool,
+    /// It may name sessions by their process ids.
+    pub names_processes: bool,
     /// The process ids that it names are those of server processes by now.
-    pub signals_resolved: bool,
+    pub processes_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
     /// It uses what the extension of search has.
@@ -191,7 +193,8 @@ impl Default for Needs {
             roles: false,
             asks_last_value: false,
             signals: false,
-            signals_resolved: false,
+            names_processes: false,
+            processes_resolved: false,
             names_prepared: false,
             search: false,
             asks_pins: false,
@@ -236,6 +239,7 @@ impl Needs {
         self.databases |= class.databases;
         self.roles |= class.roles;
         self.signals |= class.signals;
+        self.names_processes |= class.names_processes;
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.defines;
         self.unseen |= class.unseen;
