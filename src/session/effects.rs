@@ -71,7 +71,7 @@ impl Session {
     /// A standby has refused the unit.
     pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
         for text in self.texts(unit) {
-            let shape = || classify::shape_text(text, SHAPE_BYTES_MAX);
+            let shape = || classify::shape_text(text, self.strings, SHAPE_BYTES_MAX);
             self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
         }
     }
