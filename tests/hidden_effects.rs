@@ -8,7 +8,7 @@
 mod running;
 
 use running::two::{Two, show};
-use running::{errors, run, values};
+use running::{errors, eventually, run, values};
 
 /// Of each kind: what defines it, what uses it, what takes it away.
 const WAYS: &[(&str, &str, &str)] = &[
@@ -187,7 +187,12 @@ async fn where_nothing_is_hidden_statements_ask_nothing() {
                    AND datname = 'postgres' AND query ~ '^SELECT sum|^INSERT'";
         direct.query(row, &[]).await.unwrap().len()
     };
-    run(&mut all.two, "SELECT * FROM v").await;
+    // What was defined is looked at when there has been a pause.
+    eventually("what is hidden is known", async || {
+        run(&mut all.one, "INSERT INTO t VALUES (DEFAULT, 2)").await;
+        asked().await == 1
+    })
+    .await;
     for sql in ["SELECT sum(n) FROM v, t", "INSERT INTO t VALUES (DEFAULT, 3)"] {
         run(&mut all.one, sql).await;
         run(&mut all.one, sql).await;
@@ -387,9 +392,12 @@ async fn altered_defaults_hold_for_new_sessions() {
     let direct = all.sandbox.connect(0).await.unwrap();
     direct.batch_execute("ALTER DATABASE postgres SET work_mem = '9MB'").await.unwrap();
     run(&mut all.one, "CREATE TABLE t (i int)").await;
-    run(&mut all.one, "SELECT 1").await;
-    let mut new = all.proxy.raw_logged_in().await;
-    assert_eq!(show(&mut new, "work_mem").await, "9MB");
+    eventually("a new session has the new default", async || {
+        run(&mut all.one, "SELECT 1").await;
+        let mut new = all.proxy.raw_logged_in().await;
+        show(&mut new, "work_mem").await == "9MB"
+    })
+    .await;
 }
 
 /// G01: a value that is too large to be carried over is kept where it is, and nobody else's.

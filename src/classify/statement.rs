@@ -121,7 +121,8 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
             write_body(scan, head, Reason::Maintenance);
         }
         _ if head.kind == Kind::Open => parenthesised(scan, head),
-        _ => pinned(scan, head, Reason::NotUnderstood, PinReason::Unseen),
+        // What it leaves behind is asked of the server; most likely it is a syntax error.
+        _ => write_body(scan, head, Reason::NotUnderstood),
     }
 }
 
