@@ -859,3 +859,22 @@ async fn what_ends_with_the_transaction_pins_no_longer() {
         all.two_gets_through().await;
     }
 }
+
+/// G01: a setting keeps its name however that is written.
+#[tokio::test]
+async fn a_name_with_blanks_around_its_dot_is_that_name() {
+    let mut all = Two::start().await;
+    for set in [
+        "SET app . tenant = 'x'",
+        "SET app /* a */ . tenant TO 'x'",
+        "SET \"app\".\"Tenant\" = 'x'",
+        "SET APP.tenant = 'x'; SELECT 1",
+    ] {
+        run(&mut all.one, set).await;
+        assert_eq!(show(&mut all.two, "app.tenant").await, "", "{set}");
+        assert_eq!(show(&mut all.one, "app.tenant").await, "x", "{set}");
+        run(&mut all.one, "RESET app . tenant").await;
+        assert_eq!(show(&mut all.two, "app.tenant").await, "");
+        assert_eq!(show(&mut all.one, "app.tenant").await, "", "{set}");
+    }
+}

@@ -34,7 +34,7 @@ pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
-pub use resets::{Reset, resets};
+pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
 
 use lex::Kind;

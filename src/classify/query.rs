@@ -9,7 +9,7 @@ use super::lex::{Kind, Token};
 use super::names::{is_type, pin_of, set_config};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Verdict};
+use super::{Catalogue, PinReason, Reason, SessionEffect, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -285,6 +285,13 @@ impl Body {
         if self.word == Into && matches!(word, Temp | Temporary | Local | Global) {
             scan.pin(PinReason::TempObject);
         }
+        let implies = matches!(
+            word,
+            In | Between | Like | Ilike | Similar | Nullif | When | Using | Distinct | Any | Some | All | By
+        );
+        if implies && scan.dialect().catalogue.is_some_and(Catalogue::implies_writes) {
+            scan.write(Reason::Object);
+        }
         let (depth, before, operand) = (self.depth, self.word, self.operand);
         let level = &mut self.levels[depth];
         match word {
@@ -374,7 +381,8 @@ impl Body {
             // Whatever is no function is a field.
             Some(catalogue) => {
                 let verdict = catalogue.function(&function);
-                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !is_unsafe(&function)
+                let own = is_unsafe(&function) || builtins::is_unsafe_builtin(&function);
+                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !own
             }
             None => builtins::is_builtin(&function, dialect.version),
         };

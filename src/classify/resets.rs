@@ -25,6 +25,21 @@ pub fn resets(sql: &[u8], strings: StandardConformingStrings) -> Vec<Reset> {
     statements(sql, strings).into_iter().filter_map(|statement| reset(statement, strings)).collect()
 }
 
+/// The settings that the SET and RESET statements of a text name, in lower case, however they are written.
+pub fn named_settings(sql: &[u8], strings: StandardConformingStrings) -> Vec<String> {
+    let named = |statement: &[u8]| {
+        let mut reader = Reader { lexer: Lexer::new(statement, strings) };
+        let head = reader.next().word;
+        let mut first = reader.next();
+        if head == Word::Set && matches!(first.word, Word::Session | Word::Local) {
+            first = reader.next();
+        }
+        let is_named = matches!(head, Word::Set | Word::Reset);
+        is_named.then(|| reader.name(first)).flatten().map(|(name, _)| name)
+    };
+    statements(sql, strings).into_iter().filter_map(named).collect()
+}
+
 fn reset(statement: &[u8], strings: StandardConformingStrings) -> Option<Reset> {
     let mut reader = Reader { lexer: Lexer::new(statement, strings) };
     match reader.next().word {
@@ -120,6 +135,13 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_are_named_however_they_are_written() {
+        let sql = b"SET app . /* x */ tenant = 'x'; SET SESSION \"App\".\"T\" TO 1; RESET a.b; SELECT 1; SET LOCAL c.d = 2";
+        let found = named_settings(sql, StandardConformingStrings::On);
+        assert_eq!(found, ["app.tenant", "app.t", "a.b", "c.d"]);
+    }
 
     #[test]
     fn resets_are_found_in_all_forms() {

@@ -72,7 +72,8 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         }
         Commit | End => {
             scan.commits = true;
-            scan.advance();
+            // What was defined in a prepared transaction counts from then on.
+            scan.defines |= scan.advance().word == Prepared;
             transaction::commit(scan);
         }
         Rollback | Abort => {

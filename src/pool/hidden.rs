@@ -164,6 +164,13 @@ impl Hidden {
         Definition { hidden: Arc::clone(self) }
     }
 
+    /// Nothing is known any more where nobody has asked for long: the next statement is not to go by it.
+    pub fn expire(&self, now: Instant) {
+        if self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > 2 * TTL_MS {
+            self.found.store(0, Ordering::Release);
+        }
+    }
+
     /// A session's write was answered.
     pub fn note_write(&self, now: Instant) {
         self.last_write_us.fetch_max(self.us(now).max(1), Ordering::Relaxed);
@@ -195,7 +202,7 @@ impl Hidden {
 }
 
 /// So long behind a definition nobody asks, unless the last answer is older than `PAUSE_MAX_MS`.
-const PAUSE_MS: u64 = 200;
+const PAUSE_MS: u64 = 50;
 const PAUSE_MAX_MS: u64 = 2000;
 
 #[expect(clippy::cast_possible_truncation, reason = "a minute")]
@@ -275,11 +282,16 @@ mod tests {
         let found = Found::from_bits([true, false, true, true, false, true, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
+        hidden.expire(now);
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
         look.found(found, Arc::default());
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
         assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
+        hidden.expire(now + TTL);
+        assert_eq!(hidden.known(), Some(found));
+        hidden.expire(now + 3 * TTL);
+        assert_eq!(hidden.known(), None, "but not for ever");
 
         let definition = hidden.define();
         assert_eq!(hidden.known(), None);

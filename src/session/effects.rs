@@ -107,6 +107,9 @@ impl Session {
             }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
+                for name in classify::named_settings(&text, self.strings) {
+                    mentioned.value(name.as_bytes());
+                }
                 if !(class.statements == 1 && defines_function(&text)) {
                     mentioned.read(&text, Place::Statement);
                 }
@@ -120,11 +123,15 @@ impl Session {
                 | SessionEffect::Deallocate(_)
                 | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
-                    mentioned.value(name.of(&text));
-                    touched.set(name.of(&text));
+                    let plain = classify::named_settings(&text, self.strings).pop();
+                    let name = plain.as_deref().map_or_else(|| name.of(&text), str::as_bytes);
+                    mentioned.value(name);
+                    touched.set(name);
                 }
                 SessionEffect::Reset(name) if between => {
-                    let name = String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase();
+                    let plain = classify::named_settings(&text, self.strings).pop();
+                    let name =
+                        plain.unwrap_or_else(|| String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase());
                     if touched != Touched::Reset(name.clone()) {
                         touched.only(Touched::Reset(name));
                     }
