@@ -207,6 +207,7 @@ fn transaction_line(class: &Classification) -> Option<&'static str> {
         TransactionEffect::Commit => Some("commits"),
         TransactionEffect::Rollback => Some("rolls back"),
         TransactionEffect::SetTransaction { .. } => Some("sets its modes"),
+        TransactionEffect::Chain => Some("ends, and the next one begins"),
         TransactionEffect::Other => Some("something else about it"),
     }
 }

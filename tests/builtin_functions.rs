@@ -78,6 +78,12 @@ async fn write_the_lists() {
             lists.get_mut(since).unwrap().insert(name);
         }
     }
+    let safe: BTreeSet<&str> = lists.values().flatten().copied().collect();
+    let all = by_version.values().flat_map(BTreeMap::keys).map(String::as_str);
+    let others =
+        all.filter(|name| !safe.contains(name) && !pgsteer::classify::is_harmless_function(name)).collect();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/classify/functions");
+    std::fs::write(folder.join("unsafe.txt"), wrapped(&others)).unwrap();
     for (version, names) in lists {
         let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
             .join(format!("src/classify/functions/since_{version}.txt"));

@@ -62,6 +62,17 @@ const SET_UP: &str = "
     CREATE POLICY p ON guarded USING (app.volatile() = 1);
     CREATE DOMAIN checked AS int CHECK (app.volatile() = VALUE);
     CREATE TYPE pair AS (a int, b int);
+    CREATE FUNCTION app.runs(text) RETURNS text LANGUAGE plpgsql STABLE AS 'BEGIN EXECUTE $1; RETURN 1; END';
+    CREATE FUNCTION app.defaults(text DEFAULT set_config('app.x', '1', false)) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+    CREATE FUNCTION app.defaults_own(int DEFAULT app.volatile()) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+    CREATE FUNCTION app.asks_node() RETURNS bool LANGUAGE sql STABLE AS 'SELECT pg_is_in_recovery()';
+    CREATE FUNCTION app.final(int) RETURNS text LANGUAGE sql STABLE AS 'SELECT set_config(''app.y'', ''1'', false)';
+    CREATE AGGREGATE app.touches(int) (SFUNC = int4pl, STYPE = int, INITCOND = 0, FINALFUNC = app.final);
+    CREATE FUNCTION app.strict_one(int) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length(''calls_sets_not'')';
+    CREATE DOMAIN above_checked AS checked;
+    CREATE VIEW cast_view AS SELECT i::checked FROM t;
+    CREATE TYPE holder AS (a checked);
+    CREATE FUNCTION app.unequal(int, text) RETURNS bool LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
     CREATE MATERIALIZED VIEW kept AS SELECT app.volatile() AS i";
 
 /// Hazard, statement, whether it is a read.
@@ -94,6 +105,18 @@ const CASES: &[(&str, &str, bool)] = &[
     ("F19", "SELECT * FROM guarded", false),
     ("F19", "SELECT 1::checked", false),
     ("T04", "SELECT * FROM kept", true),
+    ("F18", "SELECT app.runs('SELECT 1')", false),
+    ("F18", "SELECT app.defaults()", false),
+    ("F18", "SELECT app.defaults_own()", false),
+    ("F18", "SELECT app.asks_node()", false),
+    ("F19", "SELECT app.touches(i) FROM t", false),
+    ("F18", "SELECT app.strict_one(1)", true),
+    ("F10", "SELECT (true).pg_promote FROM (SELECT 1 WHERE false) x", false),
+    ("F09", "SELECT ('s'::name).pg_drop_replication_slot FROM t WHERE false", false),
+    ("T10", "SELECT last_value FROM s", false),
+    ("F19", "SELECT 1::above_checked", false),
+    ("F19", "SELECT * FROM cast_view", false),
+    ("F19", "SELECT NULL::holder", false),
     ("F99", "SELECT nothing_of_this_name()", false),
 ];
 

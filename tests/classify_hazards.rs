@@ -37,6 +37,23 @@ fn f18_lists_of_columns_are_no_calls() {
     }
 }
 
+/// Process ids are looked for only where sessions may be named by them.
+#[test]
+fn sql_that_names_processes_says_so() {
+    for sql in [
+        "SELECT pg_cancel_backend(1)",
+        "SELECT pg_terminate_backend(1)",
+        "SELECT pg_blocking_pids(1)",
+        "SELECT 1 FROM pg_stat_activity WHERE pid = 1",
+        "SELECT 1 FROM pg_catalog.pg_locks WHERE pid = 1",
+    ] {
+        assert!(on(sql).names_processes, "{sql}");
+    }
+    for sql in ["SELECT pid FROM t WHERE pid = 1", "SELECT pg_backend_pid()", "SELECT 1"] {
+        assert!(!on(sql).names_processes, "{sql}");
+    }
+}
+
 /// G05: what must be run where the client's statements have the client's names.
 #[test]
 fn sql_that_names_prepared_statements_says_so() {
@@ -111,7 +128,7 @@ const fn set(access: AccessMode, serializable: bool) -> TransactionEffect {
 #[test]
 fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
     use AccessMode::{Default, ReadOnly, ReadWrite};
-    use TransactionEffect::{Commit, None, Other, Rollback};
+    use TransactionEffect::{Chain, Commit, None, Other, Rollback};
     let table: &[(&str, TransactionEffect, bool)] = &[
         ("BEGIN", begin(Default, false), false),
         ("begin work;", begin(Default, false), false),
@@ -134,12 +151,16 @@ fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
         ("COMMIT", Commit, true),
         ("END WORK", Commit, true),
         ("COMMIT TRANSACTION AND NO CHAIN", Commit, true),
-        ("COMMIT AND CHAIN", Other, true),
+        ("COMMIT AND CHAIN", Chain, true),
+        ("COMMIT CHAIN", Other, true),
+        ("COMMIT AND CHAIN; SELECT 1", Other, true),
         ("COMMIT PREPARED 'x'", Other, true),
         ("PREPARE TRANSACTION 'x'", Other, true),
         ("ROLLBACK", Rollback, false),
         ("ABORT WORK AND NO CHAIN", Rollback, false),
-        ("ROLLBACK AND CHAIN", Other, true),
+        ("ROLLBACK AND CHAIN", Chain, true),
+        ("ABORT WORK AND CHAIN", Chain, true),
+        ("ROLLBACK AND", Other, false),
         ("ROLLBACK TO SAVEPOINT a", Other, false),
         ("ROLLBACK PREPARED 'x'", Other, false),
         ("SAVEPOINT a", Other, false),

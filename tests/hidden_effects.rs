@@ -8,7 +8,7 @@
 mod running;
 
 use running::two::{Two, show};
-use running::{errors, run, values};
+use running::{errors, eventually, run, values};
 
 /// Of each kind: what defines it, what uses it, what takes it away.
 const WAYS: &[(&str, &str, &str)] = &[
@@ -153,12 +153,11 @@ async fn a_definition_is_known_to_all_from_its_end_on() {
 #[tokio::test]
 async fn sequences_behind_views_are_the_sessions_own() {
     let mut all = Two::start_sized("2", &[]).await;
-    run(&mut all.one, "CREATE TABLE t (id serial, who text); CREATE SEQUENCE s").await;
-    run(
-        &mut all.one,
-        "CREATE VIEW last AS SELECT lastval() AS n; CREATE VIEW next AS SELECT nextval('s') AS n",
-    )
-    .await;
+    // Before anything is asked: what is defined through pgsteer is looked at after a pause.
+    let direct = all.sandbox.connect(0).await.unwrap();
+    let define = "CREATE TABLE t (id serial, who text); CREATE SEQUENCE s;
+        CREATE VIEW last AS SELECT lastval() AS n; CREATE VIEW next AS SELECT nextval('s') AS n";
+    direct.batch_execute(define).await.unwrap();
     assert_eq!(values(&run(&mut all.one, "SELECT * FROM next").await), ["1"]);
     assert_eq!(values(&run(&mut all.one, "SELECT * FROM last").await), ["1"]);
     assert_eq!(errors(&all.two.query("SELECT * FROM last").await), ["55000"]);
@@ -175,11 +174,10 @@ async fn sequences_behind_views_are_the_sessions_own() {
 #[tokio::test]
 async fn where_nothing_is_hidden_statements_ask_nothing() {
     let mut all = Two::start().await;
-    run(&mut all.one, "CREATE TABLE t (id serial, n numeric CHECK (n > abs(-1)), d date DEFAULT now())")
-        .await;
-    run(&mut all.one, "CREATE VIEW v AS SELECT sum(n), max(id) FROM t; INSERT INTO t VALUES (DEFAULT, 2)")
-        .await;
     let direct = all.sandbox.connect(0).await.unwrap();
+    let define = "CREATE TABLE t (id serial, n numeric CHECK (n > abs(-1)), d date DEFAULT now());
+        CREATE VIEW v AS SELECT sum(n), max(id) FROM t; INSERT INTO t VALUES (DEFAULT, 2)";
+    direct.batch_execute(define).await.unwrap();
     let asked = async || {
         let settled = "SELECT pg_stat_clear_snapshot()";
         direct.batch_execute(settled).await.unwrap();
@@ -387,9 +385,12 @@ async fn altered_defaults_hold_for_new_sessions() {
     let direct = all.sandbox.connect(0).await.unwrap();
     direct.batch_execute("ALTER DATABASE postgres SET work_mem = '9MB'").await.unwrap();
     run(&mut all.one, "CREATE TABLE t (i int)").await;
-    run(&mut all.one, "SELECT 1").await;
-    let mut new = all.proxy.raw_logged_in().await;
-    assert_eq!(show(&mut new, "work_mem").await, "9MB");
+    eventually("a new session has the new default", async || {
+        run(&mut all.one, "SELECT 1").await;
+        let mut new = all.proxy.raw_logged_in().await;
+        show(&mut new, "work_mem").await == "9MB"
+    })
+    .await;
 }
 
 /// G01: a value that is too large to be carried over is kept where it is, and nobody else's.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, in_time, kinds, no_errors, query, run,
-    startup, value, values,
+    Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, frame, in_time, kinds, no_errors, query,
+    run, startup, value, values,
 };
 use serde_json::Value;
 use tokio::sync::Barrier;
@@ -242,6 +242,40 @@ async fn idle_clients_are_let_go() {
     let mut client = proxy.raw_as("ann", "postgres").await;
     assert_eq!(values(&client.query("SELECT 'done' FROM pg_sleep(0.6)").await), ["done"]);
     assert_eq!(values(&untouched.query("SELECT 1").await), ["1"]);
+}
+
+/// Idle is a client until its message is whole, as for PostgreSQL: one that falls silent in the middle keeps no server.
+#[tokio::test]
+async fn clients_that_fall_silent_in_a_message_are_let_go() {
+    let own = "[[pool.user]]\nname = \"ann\"\nclient_idle_timeout = \"300ms\"\nidle_transaction_timeout = \"200ms\"";
+    let (sandbox, proxy) = single(own, &[]).await;
+    let large = query(&format!("SELECT length('{}')", "x".repeat(3_000_000)));
+    let bind =
+        frame(b'B', &[b"\0\0\0\0\0\x01\0\x2d\xc6\xc0".as_slice(), &[b'x'; 3_000_000], b"\0\0"].concat());
+    for (before, code) in [("SELECT 1", "57P05"), ("BEGIN; SELECT 1", "25P03"), ("BEGIN", "25P03")] {
+        for (message, sent) in [(&large, 10), (&large, 300_000), (&large, 2_000_000), (&bind, 2_000_000)] {
+            let mut client = proxy.raw_as("ann", "postgres").await;
+            run(&mut client, before).await;
+            client.send(&message[..sent]).await;
+            let answer = client.read_to_end().await;
+            assert_eq!(
+                (kinds(&answer).as_str(), errors(&answer)),
+                ("E", vec![code.to_owned()]),
+                "{before} {sent}"
+            );
+            // Whoever goes on is not cut off.
+            let mut client = proxy.raw_as("ann", "postgres").await;
+            client.send(&large[..2_000_000]).await;
+            client.send(&large[2_000_000..]).await;
+            assert_eq!(values(&client.read_until(b'Z').await), ["3000000"]);
+        }
+    }
+    eventually("their servers are free", async || {
+        let direct = sandbox.connect(0).await.unwrap();
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'ann' AND state <> 'idle'";
+        direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
 }
 
 // --- server connections

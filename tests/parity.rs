@@ -33,12 +33,6 @@ const KNOWN: &[Known] = &[
         reason: "in a failed block nothing can be prepared under the client's names, and the text goes to the server whole",
     },
     Known {
-        script: "commit and chain in a failed block",
-        direct: r#"D [off]"#,
-        through: r#"D [on]"#,
-        reason: "a bug: PostgreSQL forgets READ ONLY when a block fails, but the chained one is still on the standby",
-    },
-    Known {
         script: "a chained read only block is made writable",
         direct: r#"C SET\x00"#,
         through: r#"E S=ERROR V=ERROR C=0A000 M=cannot set transaction read-write mode during recovery"#,

@@ -9,7 +9,7 @@
 mod running;
 
 use running::two::{Two, show};
-use running::{RawClient, bind, errors, eventually, execute, flush, frame, kinds, parse, run, values};
+use running::{RawClient, bind, close, errors, eventually, execute, flush, frame, kinds, parse, run, values};
 
 /// G01, G04, F04: however a setting is made, it stays with its client.
 #[tokio::test]
@@ -695,6 +695,111 @@ async fn a_reset_in_the_middle_of_a_batch_goes_to_the_startup_value() {
     run(&mut all.one, "COMMIT").await;
 }
 
+/// G01, G03: whatever the form of a text or batch that resets, what comes after it sees the value of the startup packet, or it is
+/// refused; nothing is ever written to another schema's table.
+#[tokio::test]
+async fn no_form_of_a_reset_leads_to_another_schema() {
+    let mut all = Two::start_with(&[("options", "-c search_path=own -c timezone=Asia/Tokyo")]).await;
+    let direct = all.sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE SCHEMA own; CREATE TABLE own.t (n int); CREATE TABLE public.t (n int)")
+        .await
+        .unwrap();
+    let texts: &[&[&str]] = &[
+        &["BEGIN; RESET search_path"],
+        &["SELECT 1; BEGIN; SET search_path TO DEFAULT"],
+        &["BEGIN", "SAVEPOINT s; RESET search_path"],
+        &["BEGIN", "SET search_path = a; RESET search_path"],
+        &["BEGIN", "SELECT txid_current()", "SET search_path = a; RESET search_path"],
+        &["BEGIN", "RESET search_path; RESET work_mem"],
+        &["BEGIN", "SELECT txid_current()", "RESET ALL; CLOSE ALL; UNLISTEN *"],
+        &["BEGIN", "SELECT txid_current()", "COMMIT; BEGIN; RESET ALL"],
+        &["BEGIN", "RESET search_path; COMMIT AND CHAIN"],
+        &["BEGIN", "COPY (SELECT 1) TO STDOUT; RESET search_path"],
+        &["RESET search_path; SET LOCAL search_path TO DEFAULT"],
+        &["BEGIN", "SET NAMES DEFAULT; RESET TIME ZONE"],
+        &["RESET ALL; CLOSE ALL; UNLISTEN *"],
+    ];
+    let mut written = 0;
+    for run in texts {
+        for text in *run {
+            all.one.query(text).await;
+        }
+        let answer = all.one.query("INSERT INTO t VALUES (1) RETURNING current_setting('timezone')").await;
+        if errors(&answer).is_empty() {
+            assert_eq!(values(&answer), ["Asia/Tokyo"], "{run:?}");
+            written += 1;
+        }
+        all.one.query("COMMIT").await;
+        all.one.query("DISCARD ALL").await;
+        let count = async |schema: &str| {
+            let sql = format!("SELECT count(*) FROM {schema}.t");
+            direct.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0)
+        };
+        assert_eq!(count("public").await, 0, "{run:?}");
+    }
+    assert!(written >= 8, "{written} of {} went through", texts.len());
+    // By a portal that is not of the statement parsed last, or of a batch before.
+    let insert = [parse("", "INSERT INTO t VALUES (1)"), bind("", "", &[]), execute("")].concat();
+    let batches: &[&[Vec<u8>]] = &[
+        &[
+            parse("q0", "SET search_path TO DEFAULT"),
+            parse("q1", "SELECT 1"),
+            bind("p0", "q0", &[]),
+            bind("p1", "q1", &[]),
+            execute("p0"),
+            execute("p1"),
+        ],
+        &[
+            parse("", "RESET search_path"),
+            bind("p0", "", &[]),
+            parse("", "SELECT 1"),
+            bind("p1", "", &[]),
+            execute("p0"),
+        ],
+        &[parse("r", "RESET ALL"), bind("p", "r", &[]), close("r"), execute("p")],
+    ];
+    for batch in batches {
+        for begins in [false, true] {
+            if begins {
+                run(&mut all.one, "BEGIN").await;
+            }
+            let answer = all.one.extended(&[batch.concat(), insert.clone()]).await;
+            assert_eq!(errors(&answer), [""; 0], "{answer:?}");
+            all.one.query("COMMIT").await;
+            run(&mut all.one, "DEALLOCATE ALL").await;
+        }
+    }
+    run(&mut all.one, "BEGIN").await;
+    all.one.extended(&[parse("", "RESET search_path"), bind("p0", "", &[])]).await;
+    all.one.extended(&[execute("p0")]).await;
+    all.one.extended(&[insert]).await;
+    run(&mut all.one, "COMMIT").await;
+    let public = direct.query_one("SELECT count(*) FROM public.t", &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(public, 0);
+}
+
+/// A role of the startup packet does not come back behind SET SESSION AUTHORIZATION, which ends it.
+#[tokio::test]
+async fn the_role_of_the_startup_packet_ends_with_another_user() {
+    let setup = Two::start().await;
+    let direct = setup.sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE ROLE bob; CREATE ROLE al").await.unwrap();
+    let mut client = setup.proxy.raw().await;
+    let parameters = [("user", setup.sandbox.user()), ("database", "postgres"), ("options", "-c role=bob")];
+    client.log_in_with(&parameters).await;
+    let who = async |client: &mut RawClient| values(&run(client, "SELECT current_user").await).remove(0);
+    assert_eq!(who(&mut client).await, "bob");
+    run(&mut client, "SET SESSION AUTHORIZATION al").await;
+    assert_eq!(who(&mut client).await, "al");
+    run(&mut client, "SET SESSION AUTHORIZATION DEFAULT").await;
+    assert_eq!(who(&mut client).await, setup.sandbox.user());
+    run(&mut client, "SET ROLE al").await;
+    assert_eq!(who(&mut client).await, "al");
+    run(&mut client, "RESET ROLE").await;
+    assert_eq!(who(&mut client).await, "bob");
+}
+
 /// SET LOCAL ... TO DEFAULT goes to the value of the startup packet for the rest of the transaction.
 #[tokio::test]
 async fn set_local_to_default_goes_to_the_startup_value() {
@@ -752,5 +857,24 @@ async fn what_ends_with_the_transaction_pins_no_longer() {
         assert_eq!(values(&run(&mut all.one, "SHOW pgsteer.pins").await), [reason]);
         run(&mut all.one, "COMMIT").await;
         all.two_gets_through().await;
+    }
+}
+
+/// G01: a setting keeps its name however that is written.
+#[tokio::test]
+async fn a_name_with_blanks_around_its_dot_is_that_name() {
+    let mut all = Two::start().await;
+    for set in [
+        "SET app . tenant = 'x'",
+        "SET app /* a */ . tenant TO 'x'",
+        "SET \"app\".\"Tenant\" = 'x'",
+        "SET APP.tenant = 'x'; SELECT 1",
+    ] {
+        run(&mut all.one, set).await;
+        assert_eq!(show(&mut all.two, "app.tenant").await, "", "{set}");
+        assert_eq!(show(&mut all.one, "app.tenant").await, "x", "{set}");
+        run(&mut all.one, "RESET app . tenant").await;
+        assert_eq!(show(&mut all.two, "app.tenant").await, "");
+        assert_eq!(show(&mut all.one, "app.tenant").await, "", "{set}");
     }
 }

@@ -90,6 +90,25 @@ async fn a_busy_session_is_ended_by_its_process_id() {
     }
 }
 
+/// P6: so is one that only listens, which the loss of its server would not end, and one that is pinned otherwise.
+#[tokio::test]
+async fn a_pinned_session_is_ended_by_its_process_id() {
+    let (_sandbox, proxy) = start(&["--shards", "2"]).await;
+    let mut killer = proxy.raw_logged_in().await;
+    for pin in ["LISTEN news", "CREATE TEMP TABLE x (n int)", "SELECT pg_advisory_lock(1)"] {
+        let (mut victim, process_id) = known(&proxy, "postgres").await;
+        assert_eq!(errors(&victim.query(pin).await), [""; 0], "{pin}");
+        // What the server is asked after the first is over.
+        assert_eq!(values(&victim.query("SELECT 1").await), ["1"], "{pin}");
+        killer.send(&query(&format!("SELECT pg_terminate_backend({process_id})"))).await;
+        assert_eq!(values(&killer.read_until(b'Z').await), ["t"], "{pin}");
+        let said = victim.read_to_end().await;
+        assert!(is_ended(&said), "{pin}: {said:?}");
+        let words = said.last().unwrap().field(b'M');
+        assert_eq!(words.as_deref(), Some("terminating connection due to administrator command"), "{pin}");
+    }
+}
+
 /// What nobody was about to end is a loss of its server, also after a cancel that found it.
 #[tokio::test]
 async fn a_session_that_was_sought_before_its_last_statement_goes_on_without_its_server() {
@@ -105,6 +124,30 @@ async fn a_session_that_was_sought_before_its_last_statement_goes_on_without_its
     assert_eq!(direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 1);
     assert_eq!(errors(&client.query("SELECT 1").await), ["40001"]);
     assert_eq!(errors(&client.query("ROLLBACK").await), [""; 0]);
+}
+
+/// What a session does is found by the process id of its login.
+#[tokio::test]
+async fn a_session_is_seen_by_its_process_id() {
+    let (_sandbox, proxy) = start(&["--shards", "2"]).await;
+    let mut watcher = proxy.raw_logged_in().await;
+    let (mut seen, process_id) = known(&proxy, "postgres").await;
+    assert_eq!(errors(&seen.query("BEGIN; CREATE TABLE seen (n int)").await), [""; 0]);
+    let bound =
+        |sql: &str| [parse("", sql), bind("", "", &[&process_id.to_string()]), execute(""), sync()].concat();
+    let text = format!("SELECT state FROM pg_stat_activity WHERE pid = {process_id}");
+    for unit in [query(&text), bound("SELECT state FROM pg_stat_activity WHERE pid = $1")] {
+        watcher.send(&unit).await;
+        assert_eq!(values(&watcher.read_until(b'Z').await), ["idle in transaction"]);
+    }
+    let locks = "SELECT mode FROM pg_locks l WHERE l.pid = $1 AND locktype = 'relation' AND mode LIKE 'Access%' LIMIT 1";
+    watcher.send(&bound(locks)).await;
+    assert_eq!(values(&watcher.read_until(b'Z').await), ["AccessExclusiveLock"]);
+    watcher.send(&bound("SELECT pg_blocking_pids($1)")).await;
+    assert_eq!(values(&watcher.read_until(b'Z').await), ["{}"]);
+    // Its own, while it is asked.
+    let own = format!("SELECT state FROM pg_stat_activity WHERE pid = {process_id}");
+    assert_eq!(values(&seen.query(&own).await), ["active"]);
 }
 
 /// P6: what runs is cancelled, and nothing after it; its session goes on.

@@ -6,10 +6,8 @@
 mod running;
 
 use pgsteer::sandbox::{Auth, Node, Sandbox};
-use running::{Message, RawClient, Running, startup};
+use running::{Message, PROTOCOL_3_0, RawClient, Running, startup};
 use tokio::net::TcpStream;
-
-const PROTOCOL_3_0: i32 = 196_608;
 
 const SETTINGS: &str = "SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_settings \
     WHERE name ~ '^(enable_|log_.*stats|log_min_mess|log_statement$|debug_print|work_mem|DateStyle|allow_sys)'";
@@ -110,4 +108,81 @@ async fn startup_options_are_taken_as_postgresql_takes_them() {
     let direct = answer(connect(sandbox.node(0)).await, "nobody", &[]).await;
     assert_eq!(answer(proxy.raw().await, "nobody", &[]).await, direct);
     assert_eq!(direct.len(), 2);
+}
+
+/// What a client sets, and how it goes back: what it is told is news to it, and comes once.
+const RESETS: &[&[&str]] = &[
+    &["SET application_name = 'b'", "RESET ALL"],
+    &["SET application_name = 'b'", "RESET application_name"],
+    &["SET application_name = 'b'", "SET application_name TO DEFAULT"],
+    &["SET application_name = 'b'", "DISCARD ALL"],
+    &["SET DateStyle = 'ISO, DMY'; SET TimeZone = 'UTC'", "RESET ALL", "RESET ALL"],
+    &["RESET ALL"],
+    &["DISCARD ALL"],
+    &["SET TimeZone = 'UTC'", "RESET TimeZone; SELECT 1"],
+    &["BEGIN", "SET application_name = 'b'", "RESET ALL", "SELECT 1", "ROLLBACK"],
+    &["BEGIN", "SET LOCAL application_name = 'b'", "SET LOCAL application_name TO DEFAULT", "COMMIT"],
+    &["SET application_name = 'b'", "BEGIN", "RESET application_name", "SELECT 1", "COMMIT"],
+    &[
+        "SET application_name = 'b'",
+        "BEGIN; RESET ALL",
+        "SAVEPOINT a",
+        "SET TimeZone = 'UTC'",
+        "ROLLBACK TO a",
+        "COMMIT",
+    ],
+];
+
+#[tokio::test]
+async fn a_reset_tells_what_is_news_and_once() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust", "--shards", "1", "--pool-size", "1"]).await;
+    let packets: [&[(&str, &str)]; 3] = [
+        &[],
+        &[("application_name", "a"), ("TimeZone", "Asia/Tokyo"), ("DateStyle", "German")],
+        &[("options", "-c application_name=a -c TimeZone=CET -c work_mem=5MB")],
+    ];
+    let mut other = proxy.raw_logged_in().await;
+    for packet in packets {
+        let packet = [&[("user", "postgres"), ("database", "postgres")], packet].concat();
+        for play in RESETS {
+            for extended in [false, true] {
+                let mut direct = connect(sandbox.node(0)).await;
+                let mut through = proxy.raw().await;
+                direct.log_in_with(&packet).await;
+                through.log_in_with(&packet).await;
+                let mut between = true;
+                for sql in *play {
+                    if between {
+                        other.query("SET application_name = 'other'").await;
+                    }
+                    let parts: Vec<&str> = if extended { sql.split("; ").collect() } else { vec![sql] };
+                    for sql in parts {
+                        let right = told(&mut direct, sql, extended).await;
+                        between = running::status(&right) == 'I';
+                        assert_eq!(
+                            told(&mut through, sql, extended).await,
+                            right,
+                            "{packet:?} {play:?} {sql} {extended}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The answer. In which order parameters are told is nobody's promise.
+async fn told(client: &mut RawClient, sql: &str, extended: bool) -> Vec<Message> {
+    let mut answer = if extended {
+        client.extended(&[running::parse("", sql), running::bind("", "", &[]), running::execute("")]).await
+    } else {
+        client.query(sql).await
+    };
+    for told in answer.chunk_by_mut(|one, next| one.kind == next.kind) {
+        if told[0].kind == b'S' {
+            told.sort_by(|one, other| one.body.cmp(&other.body));
+        }
+    }
+    answer
 }

@@ -26,6 +26,11 @@ impl Reported {
         !self.0.iter().any(|(other, last)| other == name && last == value)
     }
 
+    /// The value as last reported.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
     /// This value is reported now.
     pub fn report(&mut self, name: &str, value: &str) {
         if !self.is_news(name, value) {

@@ -79,6 +79,10 @@ const WRITING: &str = "\
     pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared lo_create lo_creat lo_from_bytea lo_put lo_unlink \
     pg_logical_emit_message";
 
+/// All others that PostgreSQL has in any version.
+const UNSAFE: &str = include_str!("functions/unsafe.txt");
+
+static UNSAFE_TABLE: [u32; 8192] = fill([0; 8192], UNSAFE, 0);
 static WRITING_TABLE: [u32; 128] = fill([0; 128], WRITING, 0);
 static SEARCH_TABLE: [u32; 128] = fill([0; 128], SEARCH, 0);
 static LOCAL_TABLE: [u32; 128] = fill([0; 128], LOCAL, 0);
@@ -173,18 +177,35 @@ impl<'a> Folded<'a> {
                 *key.get_mut(length)? = b'.';
                 length += 1;
             }
-            // A quote inside of quotes is written twice.
-            if part.text.len() > NAME_BYTES_MAX || (part.exact && part.text.contains(&b'"')) {
-                return None;
-            }
-            let place = key.get_mut(length..length + part.text.len())?;
-            place.copy_from_slice(part.text);
-            if !part.exact {
-                place.make_ascii_lowercase();
-            }
-            length += part.text.len();
+            length += part.put(key.get_mut(length..)?)?;
         }
         Some(found(key.get(..length)?))
+    }
+
+    /// Writes the name as the catalogue has it: without the second of two quotes, cut short where it is too long. Gives its length.
+    fn put(&self, place: &mut [u8]) -> Option<usize> {
+        let mut length = 0;
+        let mut quoted = false;
+        for &byte in self.text {
+            quoted = self.exact && byte == b'"' && !quoted;
+            if quoted {
+                continue;
+            }
+            // A character that does not fit whole is left out (`pg_mbcliplen`).
+            if length == NAME_BYTES_MAX {
+                while length > 0
+                    && byte & 0xc0 == 0x80
+                    && place.get(length - 1).is_some_and(|it| it & 0xc0 == 0x80)
+                {
+                    length -= 1;
+                }
+                let begun = byte & 0xc0 == 0x80;
+                return Some(if begun { length.saturating_sub(1) } else { length });
+            }
+            *place.get_mut(length)? = if self.exact { byte } else { byte.to_ascii_lowercase() };
+            length += 1;
+        }
+        Some(length)
     }
 
     /// The name for people.
@@ -235,6 +256,11 @@ impl<'a> Folded<'a> {
 #[inline]
 pub(super) fn is_builtin(name: &Folded<'_>, version: u8) -> bool {
     find(&BUILTIN, SAFE, name).is_some_and(|list| SAFE[list].0 <= version)
+}
+
+/// Is this one of PostgreSQL's own that is not known to be safe?
+pub(super) fn is_unsafe_builtin(name: &Folded<'_>) -> bool {
+    find(&UNSAFE_TABLE, [(0, UNSAFE)], name).is_some()
 }
 
 /// Is this a function of PostgreSQL whose effects are known?

@@ -77,7 +77,12 @@ pub(super) fn judge(
             Some(Verdict::Read) if !own && fresh && !is_unsafe(function) => (Verdict::Read, source),
             Some(Verdict::Read) | None => of_postgresql(own, function),
         },
-        (2, Some(schema)) if schema.is(b"pg_catalog") => of_postgresql(own, function),
+        (2, Some(schema)) if schema.is(b"pg_catalog") => {
+            match dialect.catalogue.and_then(|catalogue| catalogue.function_of(schema, function)) {
+                Some(Verdict::Write) => (Verdict::Write, source),
+                _ => of_postgresql(own, function),
+            }
+        }
         (2, Some(schema)) => match dialect.catalogue {
             Some(catalogue) => match catalogue.function_of(schema, function) {
                 Some(Verdict::Read) if fresh => (Verdict::Read, source),

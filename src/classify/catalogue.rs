@@ -13,6 +13,9 @@ const SEARCH_SCHEMAS: [&str; 2] = ["pdb", "paradedb"];
 /// The extension that ParadeDB's functions are known by.
 const SEARCH_EXTENSION: &str = "pg_search";
 
+/// Operators that words mean: IN, BETWEEN, LIKE, NULLIF, CASE, USING and their like.
+const IMPLIED: [&str; 10] = ["=", "<>", "<", "<=", ">", ">=", "~~", "!~~", "~~*", "!~~*"];
+
 /// What a call of a function needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -55,6 +58,8 @@ pub struct Catalogue {
     /// By name, and by schema and name with a dot between them.
     functions: HashMap<Box<[u8]>, Verdict>,
     operators: HashSet<Box<[u8]>>,
+    /// One of them is what words such as IN and LIKE mean.
+    implied: bool,
     objects: HashSet<Box<[u8]>>,
     modified_types: HashSet<Box<[u8]>>,
 }
@@ -80,10 +85,12 @@ impl Catalogue {
                 *known = (*known).max(verdict);
             }
         }
+        let implied = found.operators.iter().any(|name| IMPLIED.contains(&name.as_str()));
         let set = |names: &[String]| names.iter().map(|name| name.as_bytes().into()).collect();
         Self {
             functions,
             operators: set(&found.operators),
+            implied,
             objects: set(&found.objects),
             modified_types: set(&found.modified_types),
         }
@@ -121,7 +128,14 @@ impl Catalogue {
 
     /// One operator that is written so leads to a volatile function.
     pub(super) fn is_writing_operator(&self, operator: &[u8]) -> bool {
+        let operator: &[u8] = if operator == b"!=" { b"<>" } else { operator };
         !self.operators.is_empty() && self.operators.contains(operator)
+    }
+
+    /// Words such as IN and LIKE may lead to a volatile function.
+    #[inline]
+    pub(super) fn implies_writes(&self) -> bool {
+        self.implied
     }
 
     /// One relation or type of this name only the primary may be asked for.

@@ -60,6 +60,8 @@ struct Lesson {
     text: String,
     times: u32,
     until: Instant,
+    /// As long again behind `until` without a refusal, and the next one is a first one.
+    believed: Duration,
     spared: Arc<AtomicU64>,
 }
 
@@ -115,14 +117,19 @@ impl Learned {
         self.shapes.rcu(|shapes| {
             let mut shapes = HashMap::clone(shapes);
             let before = shapes.get(&shape);
-            let times = before.map_or(0, |lesson| lesson.times).saturating_add(1);
+            let again = before.filter(|lesson| now < lesson.until + lesson.believed);
+            let times = again.map_or(0, |lesson| lesson.times).saturating_add(1);
             let spared = before.map(|lesson| Arc::clone(&lesson.spared)).unwrap_or_default();
             let longer = refusal.first().saturating_mul(1 << (times - 1).min(16));
-            let until = now + longer.min(LONGEST);
+            let believed = longer.min(LONGEST);
+            let until = now + believed;
             if before.is_none() && shapes.len() >= SHAPES_MAX {
                 make_room(&mut shapes, now);
             }
-            shapes.insert(shape, Arc::new(Lesson { refusal, text: text.clone(), times, until, spared }));
+            shapes.insert(
+                shape,
+                Arc::new(Lesson { refusal, text: text.clone(), times, until, believed, spared }),
+            );
             shapes
         });
     }
@@ -175,12 +182,15 @@ mod tests {
             now += SECOND * seconds;
             assert!(!learned.keeps(7, now), "{seconds}");
         }
+        now += SECOND * 60;
+        learned.learn(7, Refusal::Writes, now, String::new);
+        assert!(!learned.keeps(7, now + SECOND * 15), "it was no more refused for long: a first time again");
         for _ in 0..30 {
             learned.learn(7, Refusal::Writes, now, String::new);
         }
         assert!(!learned.keeps(7, now + LONGEST));
         let report = learned.report(now);
-        assert_eq!((report.len(), report[0].refused, report[0].spared, report[0].left), (1, 33, 3, LONGEST));
+        assert_eq!((report.len(), report[0].refused, report[0].spared, report[0].left), (1, 31, 3, LONGEST));
     }
 
     /// T05: what has not arrived yet will have soon.

@@ -22,6 +22,7 @@ mod model;
 mod names;
 mod place;
 mod query;
+mod resets;
 mod scan;
 mod settings;
 mod shape;
@@ -35,6 +36,7 @@ pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
+pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
 
 use lex::Kind;

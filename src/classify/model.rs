@@ -216,6 +216,18 @@ pub enum SessionEffect {
     Unknown,
 }
 
+/// A text of several statements resets a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Resets {
+    /// None, or it is the only statement.
+    #[default]
+    Alone,
+    /// What follows it in the text does not depend on settings.
+    AtTheEnd,
+    /// What may depend on it runs behind it.
+    Before,
+}
+
 /// Transaction access mode of BEGIN / SET TRANSACTION.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AccessMode {
@@ -252,7 +264,9 @@ pub enum TransactionEffect {
         /// ISOLATION LEVEL SERIALIZABLE.
         serializable: bool,
     },
-    /// Anything else that touches the transaction: savepoints, AND CHAIN, 2PC, control inside a multi-statement string.
+    /// Exactly one COMMIT or ROLLBACK with AND CHAIN.
+    Chain,
+    /// Anything else that touches the transaction: savepoints, 2PC, control inside a multi-statement string.
     /// Sent as it is; what became of it is read from ReadyForQuery.
     Other,
 }
@@ -302,8 +316,10 @@ pub struct Classification {
     pub roles: bool,
     /// It defines something that may run code beside other statements from then on: a table, a view, a trigger, a function ...
     pub defines: bool,
-    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session and name any by its process id.
+    /// It calls `pg_terminate_backend` or `pg_cancel_backend`, which may end its own session.
     pub signals: bool,
+    /// It may name sessions by their process ids: those two, `pg_blocking_pids`, `pg_locks`, `pg_stat_activity` and its like.
+    pub names_processes: bool,
     /// It asks what a sequence gave last (`currval`, `lastval`), which any INSERT of the session may have made it give.
     pub asks_last_value: bool,
     /// It uses prepared statements by their names: PREPARE, EXECUTE, DEALLOCATE of one, `pg_prepared_statements`.
@@ -312,8 +328,8 @@ pub struct Classification {
     pub search: bool,
     /// SHOW pgsteer.pins: only pgsteer knows.
     pub asks_pins: bool,
-    /// A RESET (SET ... TO DEFAULT, DISCARD ALL) with a statement behind it that sees what it reset.
-    pub resets_before: bool,
+    /// Whether one of its statements resets a setting.
+    pub resets: Resets,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
     /// What the leading comment asks for.

@@ -10,7 +10,7 @@ use super::names::{is_type, pin_of, set_config};
 use super::place::{Argument, Clause, LEVEL, Last, Level, Name, Opened, Paren, SettingsRule};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Verdict};
+use super::{Catalogue, PinReason, Reason, SessionEffect, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -225,6 +225,13 @@ impl Body {
         if self.word == Into && matches!(word, Temp | Temporary | Local | Global) {
             scan.pin(PinReason::TempObject);
         }
+        let implies = matches!(
+            word,
+            In | Between | Like | Ilike | Similar | Nullif | When | Using | Distinct | Any | Some | All | By
+        );
+        if implies && scan.dialect().catalogue.is_some_and(Catalogue::implies_writes) {
+            scan.write(Reason::Object);
+        }
         let (depth, before, operand) = (self.depth, self.word, self.operand);
         let level = &mut self.levels[depth];
         match word {
@@ -315,7 +322,8 @@ impl Body {
             // Whatever is no function is a field.
             Some(catalogue) => {
                 let verdict = catalogue.function(&function);
-                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !is_unsafe(&function)
+                let own = is_unsafe(&function) || builtins::is_unsafe_builtin(&function);
+                dialect.catalogue_stamp.fresh && verdict != Some(Verdict::Write) && !own
             }
             None => builtins::is_builtin(&function, dialect.version),
         };
@@ -341,6 +349,7 @@ impl Body {
     /// Functions that tell or end a server process. In conditions the process id only sorts out the session's own rows.
     fn process(&self, scan: &mut Scanner<'_>, function: &Folded<'_>) {
         scan.signals |= function.is_one_of(&["pg_terminate_backend", "pg_cancel_backend"]);
+        scan.names_processes |= scan.signals || function.is(b"pg_blocking_pids");
         let told = self.depth == 0 && self.levels[0].clause == Clause::Targets;
         if told && function.is(b"pg_backend_pid") {
             scan.pin(PinReason::BackendPid);
@@ -362,6 +371,7 @@ impl Body {
             scan.pin(PinReason::TempObject);
         } else if super::settings::is_node_local_view(&name) {
             scan.names_prepared |= name.is(b"pg_prepared_statements");
+            scan.names_processes |= name.begins(b"pg_stat_") || name.is(b"pg_locks");
             self.rule.named |= name.is(b"pg_settings");
             scan.write(Reason::NodeLocal);
         }

@@ -7,7 +7,8 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Called, Classification, Dialect, Hint, PinReason, Reason, SessionEffect, Span, TransactionEffect,
+    Access, Called, Classification, Dialect, Hint, PinReason, Reason, Resets, SessionEffect, Span,
+    TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
@@ -30,6 +31,7 @@ pub(super) struct Scanner<'a> {
     pub(super) roles: bool,
     pub(super) defines: bool,
     pub(super) signals: bool,
+    pub(super) names_processes: bool,
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
     pub(super) search: bool,
@@ -62,6 +64,7 @@ impl<'a> Scanner<'a> {
             roles: false,
             defines: false,
             signals: false,
+            names_processes: false,
             asks_last_value: false,
             names_prepared: false,
             search: false,
@@ -257,11 +260,16 @@ impl<'a> Scanner<'a> {
             roles: self.roles,
             defines: self.defines,
             signals: self.signals,
+            names_processes: self.names_processes,
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
             search: self.search,
             asks_pins: self.asks_pins,
-            resets_before: self.resets_before,
+            resets: match self.resets {
+                _ if self.resets_before => Resets::Before,
+                true if self.statements > 1 => Resets::AtTheEnd,
+                _ => Resets::Alone,
+            },
             copies: self.copies,
             hint,
         }

@@ -55,8 +55,8 @@ pub fn shape_hash(sql: &[u8]) -> u64 {
 }
 
 /// The shape of `sql` for people: values as `?`, lists of them as `?, ...`, words in lower case; cut off at `bytes_max`.
-pub fn shape_text(sql: &[u8], bytes_max: usize) -> String {
-    let mut lexer = Lexer::new(sql, StandardConformingStrings::On);
+pub fn shape_text(sql: &[u8], strings: StandardConformingStrings, bytes_max: usize) -> String {
+    let mut lexer = Lexer::new(sql, strings);
     let mut text = String::new();
     let (mut end, mut values, mut comma) = (0, 0usize, false);
     loop {
@@ -115,9 +115,11 @@ mod tests {
             ("", ""),
             ("select 'open", "select"),
         ] {
-            assert_eq!(shape_text(sql.as_bytes(), 100), text, "{sql}");
+            assert_eq!(shape_text(sql.as_bytes(), StandardConformingStrings::On, 100), text, "{sql}");
         }
-        assert_eq!(shape_text("SELECT äöü".as_bytes(), 8), "select  ...");
+        assert_eq!(shape_text("SELECT äöü".as_bytes(), StandardConformingStrings::On, 8), "select  ...");
+        let escaped = shape_text(b"select 'it\\'s my secret'", StandardConformingStrings::Off, 100);
+        assert_eq!(escaped, "select ?");
         assert_eq!(shape_hash(b"select 1, 2"), shape_hash(b"SELECT 5, 6, 7"));
     }
 }

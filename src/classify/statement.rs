@@ -27,7 +27,8 @@ fn is_blind(scan: &Scanner<'_>, head: Token) -> bool {
     use Word::*;
     match head.word {
         Reset | Discard | Close | Deallocate | Unlisten | Commit | End | Rollback | Abort => true,
-        Set => true,
+        // SET LOCAL of what was reset would last.
+        Set => scan.ahead().next().word != Local,
         Select => {
             let mut ahead = scan.ahead();
             let (name, open, close, end) = (ahead.next(), ahead.next(), ahead.next(), ahead.next());
@@ -71,7 +72,8 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         }
         Commit | End => {
             scan.commits = true;
-            scan.advance();
+            // What was defined in a prepared transaction counts from then on.
+            scan.defines |= scan.advance().word == Prepared;
             transaction::commit(scan);
         }
         Rollback | Abort => {
@@ -120,7 +122,8 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
             write_body(scan, head, Reason::Maintenance);
         }
         _ if head.kind == Kind::Open => parenthesised(scan, head),
-        _ => pinned(scan, head, Reason::NotUnderstood, PinReason::Unseen),
+        // What it leaves behind is asked of the server; most likely it is a syntax error.
+        _ => write_body(scan, head, Reason::NotUnderstood),
     }
 }
 
@@ -181,7 +184,8 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
         }
         while !scan.at_end() {
             let word = scan.advance();
-            scan.resets |= word.word == Word::Local || scan.folded(word).is(b"default");
+            let is_default = word.kind == Kind::Word && scan.folded(word).is(b"default");
+            scan.resets |= word.word == Word::Local || is_default;
         }
         if !local {
             scan.session(SessionEffect::Unknown);
@@ -195,7 +199,8 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
     let assigned = scan.token();
     if assigned.word == Word::To || scan.text(assigned) == b"=" {
         let value = scan.advance();
-        if let (Some(name), true) = (effect, scan.folded(value).is(b"default")) {
+        let is_default = value.kind == Kind::Word && scan.folded(value).is(b"default");
+        if let (Some(name), true) = (effect, is_default) {
             scan.resets = true;
             if local {
                 scan.session(SessionEffect::ResetLocal(name));

@@ -41,18 +41,28 @@ pub(super) fn set_transaction(scan: &mut Scanner<'_>) {
 /// After COMMIT or END.
 pub(super) fn commit(scan: &mut Scanner<'_>) {
     scan.commits = true;
-    let effect = end_of_block(scan).then_some(TransactionEffect::Commit);
+    let effect = match end_of_block(scan) {
+        Some(Next::Nothing) => Some(TransactionEffect::Commit),
+        Some(Next::Another) => Some(TransactionEffect::Chain),
+        None => None,
+    };
     control(scan, effect);
 }
 
 /// After ROLLBACK or ABORT.
 pub(super) fn rollback(scan: &mut Scanner<'_>) {
-    let plain = end_of_block(scan);
-    scan.rolls_back |= plain;
-    if !plain && scan.token().word == Word::Chain {
-        scan.commits = true;
-    }
-    control(scan, plain.then_some(TransactionEffect::Rollback));
+    let effect = match end_of_block(scan) {
+        Some(Next::Nothing) => {
+            scan.rolls_back = true;
+            Some(TransactionEffect::Rollback)
+        }
+        Some(Next::Another) => {
+            scan.commits = true;
+            Some(TransactionEffect::Chain)
+        }
+        None => None,
+    };
+    control(scan, effect);
 }
 
 /// Anything else that touches the transaction.
@@ -65,13 +75,26 @@ fn control(scan: &mut Scanner<'_>, effect: Option<TransactionEffect>) {
     scan.transaction(effect.unwrap_or(TransactionEffect::Other));
 }
 
-/// `[WORK | TRANSACTION] [AND NO CHAIN]` and nothing more. Stops at what it does not understand, or at CHAIN.
-fn end_of_block(scan: &mut Scanner<'_>) -> bool {
+/// What a block is followed by.
+enum Next {
+    Nothing,
+    /// Another block.
+    Another,
+}
+
+/// `[WORK | TRANSACTION] [AND [NO] CHAIN]` and nothing more.
+fn end_of_block(scan: &mut Scanner<'_>) -> Option<Next> {
     let _ = scan.accept(Word::Work) || scan.accept(Word::Transaction);
-    if scan.accept(Word::And) && !(scan.accept(Word::No) && scan.accept(Word::Chain)) {
-        return false;
+    let mut next = Next::Nothing;
+    if scan.accept(Word::And) {
+        if !scan.accept(Word::No) {
+            next = Next::Another;
+        }
+        if !scan.accept(Word::Chain) {
+            return None;
+        }
     }
-    scan.at_end()
+    scan.at_end().then_some(next)
 }
 
 /// The list of modes up to the end of the statement, `None` if anything in it is not understood or said twice.

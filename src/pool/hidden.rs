@@ -118,10 +118,16 @@ impl Hidden {
         holds.then(|| Found::from_bits(std::array::from_fn(|at| found >> at & 1 == 1)))
     }
 
-    /// Whether it is time to ask, and nobody does.
+    /// Whether it is time to ask, and nobody does. Where one definition follows the other, it is waited for a pause: until then nothing
+    /// is known, which costs each statement less than the look would.
     pub fn is_due(&self, now: Instant) -> bool {
-        let is_old = || self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > TTL_MS;
-        (self.known().is_none() || is_old()) && !self.looking.load(Ordering::Relaxed)
+        let (now_ms, found_ms) = (self.ms(now), self.found_ms.load(Ordering::Relaxed));
+        let defined_ms = self.defined_ms.load(Ordering::Relaxed);
+        let is_new =
+            || now_ms.saturating_sub(defined_ms) < PAUSE_MS && now_ms.saturating_sub(found_ms) < PAUSE_MAX_MS;
+        let is_defining = || self.serial.load(Ordering::Relaxed) > 0 && defined_ms > found_ms && is_new();
+        let is_old = || now_ms.saturating_sub(found_ms) > TTL_MS;
+        (self.known().is_none() || is_old()) && !is_defining() && !self.looking.load(Ordering::Relaxed)
     }
 
     /// Whether defaults with this hash are others than when they were asked for last.
@@ -158,6 +164,13 @@ impl Hidden {
         Definition { hidden: Arc::clone(self) }
     }
 
+    /// Nothing is known any more where nobody has asked for long: the next statement is not to go by it.
+    pub fn expire(&self, now: Instant) {
+        if self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > 2 * TTL_MS {
+            self.found.store(0, Ordering::Release);
+        }
+    }
+
     /// A session's write was answered.
     pub fn note_write(&self, now: Instant) {
         self.last_write_us.fetch_max(self.us(now).max(1), Ordering::Relaxed);
@@ -187,6 +200,10 @@ impl Hidden {
         u64::try_from(now.saturating_duration_since(self.clock).as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+/// So long behind a definition nobody asks, unless the last answer is older than `PAUSE_MAX_MS`.
+const PAUSE_MS: u64 = 50;
+const PAUSE_MAX_MS: u64 = 2000;
 
 #[expect(clippy::cast_possible_truncation, reason = "a minute")]
 const TTL_MS: u64 = TTL.as_millis() as u64;
@@ -235,6 +252,19 @@ impl Drop for Definition {
 mod tests {
     use super::*;
 
+    #[test]
+    fn where_one_definition_follows_the_other_nobody_asks() {
+        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let begin = Instant::now();
+        hidden.look(begin).unwrap().found(Found::default(), Arc::default());
+        std::thread::sleep(Duration::from_millis(2));
+        drop(hidden.define());
+        let now = Instant::now();
+        assert_eq!((hidden.known(), hidden.is_due(now)), (None, false));
+        assert!(hidden.is_due(now + Duration::from_millis(PAUSE_MS + 1)));
+        assert!(hidden.is_due(begin + Duration::from_millis(PAUSE_MAX_MS + 1)), "but not for ever");
+    }
+
     /// T05: a standby may not have heard of it yet.
     #[test]
     fn a_standby_is_asked_only_when_it_has_what_was_defined() {
@@ -252,11 +282,16 @@ mod tests {
         let found = Found::from_bits([true, false, true, true, false, true, true]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
+        hidden.expire(now);
         assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
         look.found(found, Arc::default());
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
         assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
+        hidden.expire(now + TTL);
+        assert_eq!(hidden.known(), Some(found));
+        hidden.expire(now + 3 * TTL);
+        assert_eq!(hidden.known(), None, "but not for ever");
 
         let definition = hidden.define();
         assert_eq!(hidden.known(), None);

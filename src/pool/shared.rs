@@ -548,6 +548,12 @@ impl Registry {
         databases
     }
 
+    /// What is known of databases and is too old is known no more.
+    pub fn expire(&self, now: Instant) {
+        let by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        by_database.values().for_each(|hidden| hidden.expire(now));
+    }
+
     /// What was learned of each database.
     pub fn lessons(&self, now: Instant) -> Vec<DatabaseLessons> {
         let by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -43,6 +43,7 @@ impl Pools {
 
     /// Closes idle connections that are too old, unused for too long, outdated, or closed by the server.
     pub fn sweep(self: &Rc<Self>, now: Instant) {
+        self.registry().expire(now);
         self.close_idle(
             |_| true,
             |pool, server| {

@@ -221,6 +221,11 @@ impl Answer {
         )
     }
 
+    /// What is at the scan position answers something of pgsteer's own.
+    pub fn is_in_preamble(&self) -> bool {
+        self.expected.is_preamble()
+    }
+
     /// The message at the scan position names one of the client's statements as the server knows it.
     pub fn tells_own_name(&self) -> bool {
         self.passage.whole().is_some_and(|whole| self.names.translated(whole).is_some())

@@ -99,6 +99,10 @@ impl Session {
                 }
                 Err(End::Client)
             }
+            Ended::Silent => {
+                let between = sent.fresh && matches!(self.transaction, Transaction::None);
+                Err(self.silent_for_too_long(between, sent.inside_frame))
+            }
             Ended::Stalled => Err(self.stalled(attached.node)),
         }
     }
@@ -133,6 +137,7 @@ impl Session {
         }
         if between {
             self.pins.retain(|pin| !pin.ends_with_transaction());
+            self.names.drop_portals();
             self.definition = None;
         }
         // Only of a Query that is one statement its success tells what it did; a Parse may never be executed, and what is

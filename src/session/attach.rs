@@ -73,7 +73,7 @@ impl Session {
                 }
             };
             let lease = match lease {
-                Ok(lease) if task.needs.resets_before && self.has_startup_to_reset_to() => {
+                Ok(lease) if task.needs.needs_own_defaults() && self.has_startup_to_reset_to() => {
                     self.with_own_defaults(lease, node, epoch).await
                 }
                 lease => lease,

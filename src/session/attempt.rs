@@ -60,6 +60,8 @@ pub(super) struct Part {
     /// A ROLLBACK was sent in an earlier one.
     rolled_back: bool,
     copies_ended: isize,
+    /// Its unit is a RESET to what the server has not seen: the settings of the startup packet.
+    is_reset: bool,
     pub(super) answer: Box<Answer>,
     pub(super) journal: Journal,
     pub(super) out: Vec<u8>,
@@ -187,6 +189,7 @@ impl Session {
                 failed: false,
                 rolled_back: false,
                 copies_ended: 0,
+                is_reset: false,
                 answer,
                 journal: Journal::default(),
                 out,
@@ -202,6 +205,7 @@ impl Session {
             failed: batch.failed,
             rolled_back: batch.rolls_back,
             copies_ended: batch.copies_ended,
+            is_reset: false,
             answer: batch.answer,
             journal: batch.journal,
             out,
@@ -219,6 +223,7 @@ impl Session {
         goal: Goal,
     ) -> (Ended, Sent) {
         let (node, side) = (attached.node, attached.side);
+        let between = part.fresh && matches!(self.transaction, Transaction::None);
         let tells_recovery = self.mode == Mode::PreferStandby;
         if tells_recovery {
             part.answer.announce_ready();
@@ -235,7 +240,6 @@ impl Session {
         part.answer.comes_from(self.own_process(&key));
         let link = Rc::clone(&server.link);
         let known_by_process = self.is_known_by_process();
-        let may_be_sought = self.pins.is_empty();
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
@@ -250,6 +254,7 @@ impl Session {
         );
         exchange.reserved = task.bytes;
         exchange.tells_recovery = tells_recovery;
+        exchange.resets_to = part.is_reset.then_some(&self.welcome);
         exchange.rules = rules;
         exchange.copies_ended = part.copies_ended;
         exchange.extended = task.kind == Kind::Synced;
@@ -260,8 +265,9 @@ impl Session {
         exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
         exchange.stall_timeout =
             (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+        exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
-        exchange.sought = may_be_sought.then_some(&self.control.sought);
+        exchange.sought = Some(&self.control.sought);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -453,7 +459,7 @@ impl Session {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
         }
-        let may_reset = task.needs.session && server.defaults.id != self.startup.id;
+        let may_reset = (task.needs.session || self.names.resets()) && server.defaults.id != self.startup.id;
         let startup = may_reset.then(|| Rc::clone(&self.startup));
         let in_transaction = matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open);
         let strings = self.strings;
@@ -486,18 +492,17 @@ impl Session {
                 return written;
             }
             written += frame::HEADER_BYTES + body.len();
-            if let (Some(startup), b'E') = (&startup, kind)
-                && let Some(sql) = translator.executed(body)
-            {
-                for sql in restoring(&startup.pairs, &sql, strings) {
-                    translator.put_within(&sql);
-                }
+            if let Some(startup) = &startup {
+                translator.restore(kind, body, &startup.pairs);
             }
         }
-        if let (Some(startup), true) = (startup, simple && in_transaction) {
+        if let (Some(startup), true) = (startup, simple) {
             let text = unit::frames(unit).next().and_then(|(_, body)| extended::query(body));
-            for sql in restoring(&startup.pairs, text.unwrap_or_default(), strings) {
-                reply::put_query(&mut part.out, &sql);
+            let restoring = restoring(&startup.pairs, text.unwrap_or_default(), strings);
+            part.is_reset = !restoring.is_empty();
+            // Outside of a transaction the next statement's server is brought to them.
+            for sql in restoring.iter().filter(|_| in_transaction) {
+                reply::put_query(&mut part.out, sql);
                 part.answer.expect(Expect::Preamble);
                 server.carried.unnamed = None;
             }
@@ -515,8 +520,9 @@ impl Session {
             return Some(refusal_on_standby(pin.as_str()));
         }
         // What follows the RESET would run under the server's settings instead of those of the session's startup packet.
-        let is_amiss =
-            task.needs.resets_before && server.defaults.pairs.is_empty() && self.has_startup_to_reset_to();
+        let is_amiss = task.needs.needs_own_defaults()
+            && server.defaults.pairs.is_empty()
+            && self.has_startup_to_reset_to();
         is_amiss.then(|| RESET_IN_THE_MIDDLE.to_owned())
     }
 

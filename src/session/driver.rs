@@ -23,7 +23,7 @@ use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
-use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings};
+use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
 use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
@@ -161,6 +161,8 @@ pub struct Session {
     pub(super) scope: Rc<SettingValues>,
     /// What the client knows of reported parameters.
     pub(super) told: Reported,
+    /// What it was told at its login: where no setting was changed since, or all are reset, it is so still.
+    pub(super) welcome: Reported,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -192,6 +194,8 @@ pub struct Session {
     pub(super) definition: Option<Definition>,
     /// Databases that were altered in this transaction.
     pub(super) altered_databases: Vec<Arc<str>>,
+    /// A savepoint may have been set in this transaction.
+    pub(super) may_have_savepoints: bool,
     /// Roles that were created, altered or dropped in this transaction.
     pub(super) altered_roles: Option<Box<Users>>,
 }
@@ -206,6 +210,7 @@ impl Session {
         identity: Identity,
     ) -> Self {
         let settings = shard.intern_settings(identity.settings);
+        let welcome = shard.intern_told(Reported::new(identity.told));
         let mut session = Self {
             shard: Rc::clone(shard),
             client,
@@ -215,7 +220,8 @@ impl Session {
             secret: identity.secret,
             mode: identity.mode,
             role: identity.role,
-            told: shard.intern_told(Reported::new(identity.told)),
+            told: welcome.clone(),
+            welcome,
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),
@@ -246,6 +252,7 @@ impl Session {
             mentioned: None,
             asked_at: None,
             settings_order: Order::default(),
+            may_have_savepoints: false,
             definition: None,
             altered_databases: Vec::new(),
             altered_roles: None,
@@ -414,6 +421,7 @@ impl Session {
             bytes
         };
         let in_batch = self.is_in_batch();
+        self.may_have_savepoints &= self.transaction.is_on_server();
         let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
@@ -427,6 +435,7 @@ impl Session {
                 return self.send_client(&reply).await;
             }
         }
+        self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
         if needs.session || needs.unseen {
             self.note_effects(window.filled().get(..bytes).unwrap_or_default());
         }

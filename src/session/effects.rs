@@ -10,7 +10,7 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, Refusal, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{self, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -71,7 +71,7 @@ impl Session {
     /// A standby has refused the unit.
     pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
         for text in self.texts(unit) {
-            let shape = || classify::shape_text(text, SHAPE_BYTES_MAX);
+            let shape = || classify::shape_text(text, self.strings, SHAPE_BYTES_MAX);
             self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
         }
     }
@@ -107,6 +107,9 @@ impl Session {
             }
             if class.unseen || class.session == SessionEffect::Unknown {
                 unknown = true;
+                for name in classify::named_settings(&text, self.strings) {
+                    mentioned.value(name.as_bytes());
+                }
                 if !(class.statements == 1 && defines_function(&text)) {
                     mentioned.read(&text, Place::Statement);
                 }
@@ -120,11 +123,15 @@ impl Session {
                 | SessionEffect::Deallocate(_)
                 | SessionEffect::DeallocateAll => {}
                 SessionEffect::Set(name) => {
-                    mentioned.value(name.of(&text));
-                    touched.set(name.of(&text));
+                    let plain = classify::named_settings(&text, self.strings).pop();
+                    let name = plain.as_deref().map_or_else(|| name.of(&text), str::as_bytes);
+                    mentioned.value(name);
+                    touched.set(name);
                 }
                 SessionEffect::Reset(name) if between => {
-                    let name = String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase();
+                    let plain = classify::named_settings(&text, self.strings).pop();
+                    let name =
+                        plain.unwrap_or_else(|| String::from_utf8_lossy(name.of(&text)).to_ascii_lowercase());
                     if touched != Touched::Reset(name.clone()) {
                         touched.only(Touched::Reset(name));
                     }
@@ -179,6 +186,9 @@ impl Session {
         }
         for database in self.shard.pools.databases() {
             if named.iter().any(|name| name == database.as_bytes()) {
+                // Those in use, perhaps only for a question of pgsteer's own, are closed when they are given back: the server waits
+                // some seconds for that.
+                self.shard.pools.outdate_database(&database);
                 self.shard.pools.leave_database(&database).await;
                 self.altered_databases.push(database);
             }
@@ -254,7 +264,7 @@ impl Session {
     }
 }
 
-/// The statements that a statement needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
+/// The statements that a text needs behind it on a server that has not seen the startup packet: a RESET goes to the server's
 /// own value there, and the session's is that of its packet. Of its settings, `startup` has the values.
 pub(super) fn restoring(
     startup: &[(String, String)],
@@ -264,20 +274,22 @@ pub(super) fn restoring(
     if startup.is_empty() {
         return Vec::new();
     }
-    let session = classify::classify(sql, &strings.dialect()).session;
-    let is_reset = |name: &str| match session {
-        SessionEffect::Reset(reset) | SessionEffect::ResetLocal(reset) => {
-            reset.of(sql).eq_ignore_ascii_case(name.as_bytes())
-        }
-        SessionEffect::ResetAll => !settings::is_identity(name),
-        SessionEffect::DiscardAll => true,
-        _ => false,
-    };
-    let assign = match session {
-        SessionEffect::ResetLocal(_) => settings::local_assignment,
-        _ => settings::assignment,
-    };
-    startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)).collect()
+    let mut commands = Vec::new();
+    for reset in classify::resets(sql, strings) {
+        let is_reset = |name: &str| match &reset {
+            Reset::All => !settings::is_identity(name),
+            Reset::Everything => true,
+            Reset::One(reset) | Reset::Local(reset) => reset == name,
+        };
+        let assign = match reset {
+            Reset::Local(_) => settings::local_assignment,
+            _ => settings::assignment,
+        };
+        commands.extend(
+            startup.iter().filter(|(name, _)| is_reset(name)).map(|(name, value)| assign(name, value)),
+        );
+    }
+    commands
 }
 
 /// Encodings are compared as PostgreSQL does (`pg_char_to_encoding`): by their letters and digits.

@@ -51,7 +51,9 @@ impl Session {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    net::readable(&self.client).await.map_err(|_| End::Client)?;
+                    // As for PostgreSQL, a client is idle until its message is whole.
+                    let readable = self.within_idle_limit(net::readable(&self.client)).await?;
+                    readable.map_err(|_| End::Client)?;
                 }
                 Err(_) => return Err(End::Client),
             }

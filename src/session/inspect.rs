@@ -233,7 +233,7 @@ impl Session {
             if let Some(server) = attached.lease.server() {
                 keep_encoding(server, &mut told);
             }
-            let pairs = settings::with(&self.startup.pairs, &told);
+            let pairs = settings::as_told(&self.startup.pairs, &told);
             if let Some(server) = attached.lease.server() {
                 server.applied = self.shard.intern_settings(told);
             }

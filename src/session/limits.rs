@@ -80,6 +80,21 @@ impl Session {
         own.into_iter().chain(of_pool).min_by_key(|it| it.limit)
     }
 
+    /// How long a client may leave a message unfinished of which a server has the beginning. A session's own settings are the
+    /// server's to hold it to: for PostgreSQL, too, it is idle until its message is whole.
+    pub(super) fn silence_limit(&self, between: bool) -> Option<Duration> {
+        let limits = self.group.limits();
+        if between { limits.client_idle_timeout } else { limits.idle_transaction_timeout }
+    }
+
+    /// A client has left a message unfinished for so long. Its server connection is closed.
+    pub(super) fn silent_for_too_long(&self, between: bool, inside_frame: bool) -> End {
+        match self.silence_limit(between) {
+            Some(limit) if !inside_frame => End::Told(Box::new(outcome::idle_timeout(between, limit))),
+            _ => End::Client,
+        }
+    }
+
     /// Waits for the client as long as it may be idle. Cancel-safe if `wait` is.
     pub(super) async fn within_idle_limit<T>(&self, wait: impl Future<Output = T>) -> Flow<T> {
         let Some(idle) = self.idle_limit() else { return Ok(wait.await) };

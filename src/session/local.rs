@@ -10,6 +10,7 @@ use super::own_names::has_own_names;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
+use crate::telemetry::metrics::Side;
 use crate::wire::extended::{self, Named};
 use crate::wire::reply;
 
@@ -22,6 +23,11 @@ impl Session {
         if needs.session
             && needs.statements == 1
             && let Some(out) = self.local_deallocate(unit, kind)
+        {
+            return Some(out);
+        }
+        if needs.transaction == TransactionEffect::Chain
+            && let Some(out) = self.local_chain(unit, kind)
         {
             return Some(out);
         }
@@ -69,6 +75,26 @@ impl Session {
         let mut out = Vec::new();
         self.local_replies(unit, tag, &mut out)?;
         self.transaction = next;
+        out.extend_from_slice(self.transaction.status().ready_for_query());
+        Some(out)
+    }
+
+    /// AND CHAIN behind a READ ONLY transaction that failed on a standby: PostgreSQL has forgotten by then that it was READ ONLY, so the
+    /// next one may need the primary. One that failed in a savepoint is still known to it.
+    fn local_chain(&mut self, unit: &[u8], kind: Kind) -> Option<Vec<u8>> {
+        let whole = matches!(kind, Kind::Simple | Kind::Synced) && is_one_statement(unit);
+        let on_standby = self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby);
+        let forgotten = self.transaction == Transaction::Failed && !self.may_have_savepoints;
+        if !(whole && on_standby && forgotten) || self.is_for_standbys() || !self.pins.is_empty() {
+            return None;
+        }
+        let mut out = Vec::new();
+        self.local_replies(unit, "ROLLBACK", &mut out)?;
+        // It is rolled back with its connection.
+        self.detach();
+        let access = if self.read_only { AccessMode::ReadOnly } else { AccessMode::Default };
+        self.transaction =
+            Transaction::Deferred { sql: "BEGIN".into(), access, serializable: self.serializable };
         out.extend_from_slice(self.transaction.status().ready_for_query());
         Some(out)
     }

@@ -15,6 +15,9 @@ pub const NAME_PREFIX: &str = "_pgsteer_";
 /// PostgreSQL's `NAMEDATALEN`, without the zero.
 const NAME_BYTES_MAX: usize = 63;
 
+/// Portals that reset settings, in one transaction.
+const RESETTING_MAX: usize = 256;
+
 /// What the text of an unnamed statement that is gone may occupy for the next one.
 const SPARE_BYTES_MAX: usize = 4096;
 
@@ -175,6 +178,8 @@ pub struct Names {
     pub unnamed_streamed: bool,
     /// Unnamed Parse messages so far.
     pub unnamed_count: u64,
+    /// Portals of this transaction that give settings their first values again, and their texts.
+    resetting: HashMap<Box<[u8]>, Box<[u8]>>,
 }
 
 impl Names {
@@ -235,6 +240,35 @@ impl Names {
             self.unnamed.as_ref().map(|unnamed| unnamed.sql.clone())
         } else {
             self.named(name).map(|statement| statement.sql.to_vec())
+        }
+    }
+
+    /// A portal is bound to a statement; `resets`: whether its text resets settings.
+    pub fn bind(&mut self, portal: &[u8], statement: &[u8], resets: impl FnOnce(&[u8]) -> bool) {
+        match self.sql(statement).filter(|sql| resets(sql)) {
+            Some(sql) if self.resetting.len() < RESETTING_MAX => {
+                self.resetting.insert(key(portal).into(), sql.into());
+            }
+            _ => {
+                self.resetting.remove(key(portal));
+            }
+        }
+    }
+
+    /// The text of a portal that resets settings.
+    pub fn resetting(&self, portal: &[u8]) -> Option<&[u8]> {
+        self.resetting.get(key(portal)).map(|sql| &**sql)
+    }
+
+    /// Whether there is any such portal.
+    pub fn resets(&self) -> bool {
+        !self.resetting.is_empty()
+    }
+
+    /// The transaction is over: there are no portals any more.
+    pub fn drop_portals(&mut self) {
+        if !self.resetting.is_empty() {
+            self.resetting.clear();
         }
     }
 

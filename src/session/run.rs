@@ -175,7 +175,7 @@ impl Session {
                 }
                 return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
             }
-            if task.needs.signals && !task.needs.signals_resolved {
+            if task.needs.names_processes && !task.needs.processes_resolved {
                 self.resolve_signals(&mut task).await;
             }
             if self.must_not_pin_here(&task) {

@@ -20,7 +20,10 @@ pub fn from_startup(startup: &Startup) -> Result<Pairs, OptionsError> {
         if name.is_empty() || OF_THE_PACKET.iter().any(|field| name.eq_ignore_ascii_case(field)) {
             return Err(OptionsError::Unrecognized(name.clone()));
         }
-        put(&mut pairs, name, value.clone());
+        // The server takes it, and has who logged in all the same (PGC_S_OVERRIDE, miscinit.c).
+        if !name.eq_ignore_ascii_case("session_authorization") {
+            put(&mut pairs, name, value.clone());
+        }
     }
     pairs.sort();
     Ok(pairs)
@@ -99,6 +102,17 @@ pub fn with(pairs: &[(String, String)], changes: &[(String, String)]) -> Pairs {
     }
     pairs.sort();
     pairs
+}
+
+/// The map where the server has told all settings that the session has made: what it did not name has its value of the startup
+/// packet, but for who the session acts as.
+pub fn as_told(startup: &[(String, String)], told: &[(String, String)]) -> Pairs {
+    let (identity, plain): (Vec<_>, Vec<_>) =
+        startup.iter().cloned().partition(|(name, _)| is_identity(name));
+    let is_told = |name: &str| told.iter().any(|(other, _)| other == name);
+    let none = identity.into_iter().filter(|(name, _)| name == "role" && !is_told(name));
+    let none: Pairs = none.map(|(name, _)| (name, "none".to_owned())).collect();
+    with(&with(&plain, told), &none)
 }
 
 /// The map after RESET of one setting: it has its value of the startup packet again, if there was one.

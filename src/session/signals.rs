@@ -1,8 +1,9 @@
-//! Process ids in `pg_cancel_backend(...)` and `pg_terminate_backend(...)`: where a unit names the process id that a client was
-//! given at its login, the server process is put that this client's session has.
+//! Process ids in `pg_cancel_backend(...)`, `pg_terminate_backend(...)`, `pg_blocking_pids(...)`, and behind `pid =` where views of
+//! server processes are read: where a unit names the process id that a client was given at its login, the server process is put
+//! that this client's session has.
 //!
-//! Invariant: only a number that stands alone as the first argument of one of the two functions, or is bound to the parameter
-//! that does, is replaced, by one that is as long. Pure. Must not know: whose process id it is.
+//! Invariant: only a number that stands alone as the first argument of one of the functions or behind `pid =`, or is bound to the
+//! parameter that does, is replaced, by one that is as long. Pure. Must not know: whose process id it is.
 
 use super::prepared::Names;
 use super::unit;
@@ -11,7 +12,13 @@ use crate::wire::frame::HEADER_BYTES;
 
 /// Of one unit so many are looked at.
 const FOUND_MAX: usize = 16;
-const FUNCTIONS: [&[u8]; 2] = [b"pg_cancel_backend", b"pg_terminate_backend"];
+/// What a process id stands behind, and what is between.
+const BEFORE: [(&[u8], u8); 4] = [
+    (b"pg_cancel_backend", b'('),
+    (b"pg_terminate_backend", b'('),
+    (b"pg_blocking_pids", b'('),
+    (b"pid", b'='),
+];
 
 /// How a number is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,29 +112,35 @@ fn arguments(text: &[u8], offset: usize) -> impl Iterator<Item = Argument> {
     std::iter::from_fn(move || {
         loop {
             let rest = text.get(at..)?;
-            let (found, name) = FUNCTIONS
+            let (found, name, opener) = BEFORE
                 .iter()
-                .filter_map(|name| {
+                .filter_map(|&(name, opener)| {
                     let found =
                         rest.windows(name.len()).position(|window| window.eq_ignore_ascii_case(name))?;
-                    Some((found, name))
+                    Some((found, name, opener))
                 })
-                .min()?;
+                .min_by_key(|&(found, name, _)| (found, std::cmp::Reverse(name.len())))?;
+            let is_whole =
+                !text.get(..at + found).is_some_and(|before| before.last().is_some_and(is_of_word));
             at += found + name.len();
-            if let Some(argument) = argument(text, at, offset) {
+            if is_whole && let Some(argument) = argument(text, at, opener, offset) {
                 return Some(argument);
             }
         }
     })
 }
 
-/// The argument behind a function's name that ends at `at`.
-fn argument(text: &[u8], at: usize, offset: usize) -> Option<Argument> {
+fn is_of_word(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
+}
+
+/// The number behind a name that ends at `at`, and this.
+fn argument(text: &[u8], at: usize, opener: u8, offset: usize) -> Option<Argument> {
     let after_spaces = |at: usize| {
         at + text.get(at..).unwrap_or_default().iter().take_while(|byte| byte.is_ascii_whitespace()).count()
     };
     let opened = after_spaces(at);
-    if text.get(opened) != Some(&b'(') {
+    if text.get(opened) != Some(&opener) {
         return None;
     }
     let start = after_spaces(opened + 1);
@@ -229,6 +242,28 @@ mod tests {
             "SELECT pg_terminate_backend",
             "SELECT pg_terminate_backend(",
             "SELECT pg_terminate_backend(99999999999)",
+        ] {
+            let mut unit = message(b'Q', format!("{nothing}\0").as_bytes());
+            assert_eq!(replaced(&mut unit), [0; 0], "{nothing}");
+        }
+    }
+
+    #[test]
+    fn numbers_behind_pid_are_found_and_replaced_in_place() {
+        let mut unit = message(
+            b'Q',
+            b"SELECT pg_blocking_pids(16777219) FROM pg_locks l WHERE l.pid=16777216 OR PID = 16777217\0",
+        );
+        assert_eq!(replaced(&mut unit), [16_777_219, 16_777_216, 16_777_217]);
+        assert_eq!(
+            &unit[5..],
+            b"SELECT pg_blocking_pids(00000077) FROM pg_locks l WHERE l.pid=00000077 OR PID = 00000077\0"
+        );
+        for nothing in [
+            "SELECT leader_pid = 16777216",
+            "SELECT pid <> 16777216",
+            "SELECT pid == 16777216",
+            "pids = 16777216",
         ] {
             let mut unit = message(b'Q', format!("{nothing}\0").as_bytes());
             assert_eq!(replaced(&mut unit), [0; 0], "{nothing}");

@@ -26,7 +26,7 @@ const SUMMONS_LIMIT: Duration = Duration::from_secs(1);
 impl Session {
     /// Puts server processes in the place of clients' process ids.
     pub(super) async fn resolve_signals(&mut self, task: &mut Task<'_>) {
-        task.needs.signals_resolved = true;
+        task.needs.processes_resolved = true;
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
         for found in signals::find(unit, &self.names) {
             if !signals::is_of_a_client(found.process_id) {
@@ -99,10 +99,10 @@ impl Session {
         !self.summoned && self.pins.contains(&PinReason::BackendPid)
     }
 
-    /// Somebody knows the session by its server process, or has been told it, and nothing else keeps it there: the end of that
+    /// Somebody has been told the session's server process, or all that keeps it there is that somebody knows it: the end of that
     /// process is the session's, in the server's own words.
     pub(super) fn is_known_by_process(&self) -> bool {
-        self.pins == [PinReason::BackendPid] || (self.pins.is_empty() && self.control.sought.get())
+        self.pins == [PinReason::BackendPid] || self.control.sought.get()
     }
 
     /// The next statement of a session that was summoned: it is free again.

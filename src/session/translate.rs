@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::effects::restoring;
 use super::journal::{self, Journal, Promise};
 use super::prepared::{self, NAME_PREFIX, Names, Statement, Table};
 use super::unit;
@@ -167,11 +168,26 @@ impl<'a> Translator<'a> {
         self.carried.unnamed = None;
     }
 
-    /// The text of the statement that an Execute runs, if its portal was the last to be bound.
-    pub fn executed(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let (portal, statement) = self.bound?;
-        let is_of_portal = body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0));
-        self.names.sql(statement).filter(|_| is_of_portal)
+    /// What must stand behind a message for a session whose first values, `startup`, the server has not seen: behind an Execute that
+    /// resets settings, what sets them.
+    pub fn restore(&mut self, kind: u8, body: &[u8], startup: &[(String, String)]) {
+        let strings = self.dialect.strings;
+        match kind {
+            b'B' => {
+                if let Some(bind) = extended::bind(body) {
+                    let resets = |sql: &[u8]| !restoring(startup, sql, strings).is_empty();
+                    self.names.bind(bind.portal, bind.statement, resets);
+                }
+            }
+            b'E' => {
+                let portal = body.split(|&byte| byte == 0).next().unwrap_or_default();
+                let text = self.names.resetting(portal).unwrap_or_default();
+                for sql in restoring(startup, text, strings) {
+                    self.put_within(&sql);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn raw(&mut self, kind: u8, body: &[u8], reply: Option<Expect>) {

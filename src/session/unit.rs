@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, Dialect, PinReason, Reason, SessionEffect, Target, TransactionEffect,
+    self, Access, Classification, Dialect, PinReason, Reason, Resets, SessionEffect, Target,
+    TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -149,16 +150,18 @@ pub struct Needs {
     pub asks_last_value: bool,
     /// It may cancel or end any session, its own too.
     pub signals: bool,
+    /// It may name sessions by their process ids.
+    pub names_processes: bool,
     /// The process ids that it names are those of server processes by now.
-    pub signals_resolved: bool,
+    pub processes_resolved: bool,
     /// It uses prepared statements by their names in SQL, or drops them all beside others that it makes.
     pub names_prepared: bool,
     /// It uses what the extension of search has.
     pub search: bool,
     /// It asks why the session is pinned.
     pub asks_pins: bool,
-    /// One text resets a setting and then runs what may depend on it.
-    pub resets_before: bool,
+    /// One text of several statements resets a setting.
+    pub resets: Resets,
     /// What it does to the transaction, if it is a single statement that does.
     pub transaction: TransactionEffect,
     /// It contains a COMMIT, or statements beside a ROLLBACK, which are a transaction of their own then.
@@ -190,11 +193,12 @@ impl Default for Needs {
             roles: false,
             asks_last_value: false,
             signals: false,
-            signals_resolved: false,
+            names_processes: false,
+            processes_resolved: false,
             names_prepared: false,
             search: false,
             asks_pins: false,
-            resets_before: false,
+            resets: Resets::Alone,
             transaction: TransactionEffect::None,
             commits: false,
             rolls_back: false,
@@ -218,6 +222,15 @@ impl Needs {
         Self { commits: true, statements: 1, session: true, unseen: true, ..Self::primary() }
     }
 
+    /// What follows a RESET depends on what the server takes for the first value: in the text, or in the transaction that it begins.
+    pub fn needs_own_defaults(&self) -> bool {
+        match self.resets {
+            Resets::Alone => false,
+            Resets::AtTheEnd => self.transaction != TransactionEffect::None,
+            Resets::Before => true,
+        }
+    }
+
     fn add(&mut self, class: &Classification) {
         if class.access != Access::Read || class.pin.is_some() {
             self.need = Need::Primary;
@@ -226,12 +239,13 @@ impl Needs {
         self.databases |= class.databases;
         self.roles |= class.roles;
         self.signals |= class.signals;
+        self.names_processes |= class.names_processes;
         self.asks_last_value |= class.asks_last_value;
         self.defines |= class.defines;
         self.unseen |= class.unseen;
         self.search |= class.search;
         self.asks_pins |= class.asks_pins;
-        self.resets_before |= class.resets_before;
+        self.resets = self.resets.max(class.resets);
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
         let undoes = matches!(class.reason, Reason::Notification | Reason::SessionState | Reason::Ddl);

@@ -61,6 +61,8 @@ pub struct Exchange<'a> {
     pub hold_back_bytes: usize,
     /// Bound of a client's not reading; `None` on the primary.
     pub stall_timeout: Option<Duration>,
+    /// Bound of its leaving a large frame unfinished.
+    pub silence_limit: Option<Duration>,
     /// What the server last said of `in_hot_standby`.
     pub in_hot_standby: &'a mut bool,
     /// What the server last reported.
@@ -69,6 +71,8 @@ pub struct Exchange<'a> {
     pub told: &'a Reported,
     /// The client is told whether its node is in recovery, as that may change.
     pub tells_recovery: bool,
+    /// A RESET runs that goes further back on the server than for the session, which then has again what was reported at its login.
+    pub resets_to: Option<&'a Reported>,
     /// What it knows now, if it was told something else.
     pub news: Option<Reported>,
     /// The unit may end its own session: then the client hears that from the server.
@@ -130,10 +134,12 @@ impl<'a> Exchange<'a> {
             copies_ended: 0,
             hold_back_bytes: usize::MAX,
             stall_timeout: None,
+            silence_limit: None,
             in_hot_standby,
             reported,
             told,
             tells_recovery: false,
+            resets_to: None,
             news: None,
             may_end_itself: false,
             sought: None,
@@ -212,8 +218,8 @@ impl<'a> Exchange<'a> {
             if self.client_ended {
                 return Ended::ClientGone;
             }
-            if !moved {
-                self.wait().await;
+            if !moved && !self.wait_for_either().await {
+                return Ended::Silent;
             }
         }
     }
@@ -388,6 +394,18 @@ impl<'a> Exchange<'a> {
             self.through = next;
         }
         self.out.len() > before
+    }
+
+    /// Waits until something can move; `false`: the client does not go on with what it has begun, and all else waits for that.
+    async fn wait_for_either(&mut self) -> bool {
+        let unfinished = matches!(self.through, Through::Frame { .. }) && self.out.is_empty();
+        match self.silence_limit.filter(|_| unfinished) {
+            Some(limit) => tokio::time::timeout(limit, self.wait()).await.is_ok(),
+            None => {
+                self.wait().await;
+                true
+            }
+        }
     }
 
     /// Waits until something can move.

@@ -82,6 +82,8 @@ pub enum Ended {
     ClientGone,
     /// The client does not read a standby's answer.
     Stalled,
+    /// The client leaves a message unfinished.
+    Silent,
     /// pgsteer ends.
     Cut,
 }

@@ -107,24 +107,35 @@ impl Exchange<'_> {
     }
 
     pub(super) fn parameter_status(&mut self) {
-        let passes = match reply::parameter_status(self.answer.body()) {
+        let body = self.answer.body();
+        let Some((name, reported)) = reply::parameter_status(body) else { return self.answer.accept() };
+        if name == "in_hot_standby" {
             // The client's endpoint is a standby or is none, wherever a read of its ran; see `tell` for those that are both.
-            Some(("in_hot_standby", value)) => {
-                *self.in_hot_standby = value == "on";
-                false
-            }
-            Some((name, value)) => {
-                self.reported.report(name, value);
-                let news = !self.answer.is_discarding()
-                    && self.news.as_ref().unwrap_or(self.told).is_news(name, value);
-                if news {
-                    self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
-                }
-                news
-            }
-            None => true,
-        };
-        if passes { self.answer.accept() } else { self.answer.discard() }
+            *self.in_hot_standby = reported == "on";
+            return self.answer.discard();
+        }
+        self.reported.report(name, reported);
+        if self.answer.is_in_preamble() {
+            // If it is still so at the client's ReadyForQuery, and news, it is told there.
+            return self.answer.discard();
+        }
+        let value = self.resets_to.and_then(|login| login.value(name)).unwrap_or(reported);
+        let news =
+            !self.answer.is_discarding() && self.news.as_ref().unwrap_or(self.told).is_news(name, value);
+        if news {
+            self.news.get_or_insert_with(|| self.told.clone()).report(name, value);
+        }
+        if news && value == reported {
+            return self.answer.accept();
+        }
+        let mut told = Vec::new();
+        if news {
+            reply::put_parameter_status(&mut told, name, value);
+        }
+        self.answer.discard();
+        if news {
+            self.answer.put_in(&told);
+        }
     }
 
     /// Rows that the client would misread are on their way: it gets an error instead.
@@ -142,8 +153,12 @@ impl Exchange<'_> {
             return;
         }
         let known = self.news.as_ref().unwrap_or(self.told);
-        let mut beyond: Vec<(String, String)> =
-            self.reported.beyond(known).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let seen = |name, value| self.resets_to.and_then(|login| login.value(name)).unwrap_or(value);
+        let beyond = self.reported.beyond(known).map(|(name, value)| (name, seen(name, value)));
+        let mut beyond: Vec<(String, String)> = beyond
+            .filter(|(name, value)| known.is_news(name, value))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
         let recovery = if *self.in_hot_standby { "on" } else { "off" };
         if self.tells_recovery && known.is_news("in_hot_standby", recovery) {
             beyond.push(("in_hot_standby".to_owned(), recovery.to_owned()));
