@@ -101,8 +101,9 @@ impl Hidden {
     /// Which catalogue `catalogue` gives, and whether nothing was defined since it was asked for.
     #[inline]
     pub fn stamp(&self) -> CatalogueStamp {
-        let serial = self.serial.load(Ordering::Acquire);
+        // In the order opposite to `Look::found`: what is fresh is never an older catalogue.
         let found = self.found.load(Ordering::Acquire);
+        let serial = self.serial.load(Ordering::Acquire);
         CatalogueStamp { serial, fresh: found >> BITS == self.definitions.load(Ordering::Acquire) + 1 }
     }
 
