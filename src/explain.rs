@@ -104,7 +104,7 @@ async fn ask(dsn: &str, overrides: &Overrides) -> anyhow::Result<Known> {
     let connection = tokio::spawn(connection);
     let number: String = client.query_one("SHOW server_version_num", &[]).await?.get(0);
     let strings: String = client.query_one("SHOW standard_conforming_strings", &[]).await?.get(0);
-    client.batch_execute("SET search_path TO pg_catalog, pg_temp").await?;
+    client.batch_execute("SET search_path TO pg_catalog, pg_temp; SET jit TO off").await?;
     let messages = client.simple_query(CATALOGUE_QUERY).await?;
     let rows = messages.iter().filter_map(|message| match message {
         tokio_postgres::SimpleQueryMessage::Row(row) => {
