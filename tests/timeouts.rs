@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{RawClient, Running, errors, eventually, frame, kinds, query, single, values};
+use running::{RawClient, Running, errors, eventually, frame, kinds, parse, query, single, values};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -169,4 +169,23 @@ async fn what_a_server_ended_before_is_run_elsewhere() {
     assert_eq!((kinds(&inserted), errors(&inserted)), ("CZ".to_owned(), vec![]), "{inserted:?}");
     assert_eq!(values(&client.query("SELECT n FROM t").await), ["7"]);
     assert!(proxy.metric("pgsteer_retries_total", &[("cause", "unsent")]).await >= 1.0);
+}
+
+/// A statement that PostgreSQL itself answers with the end of the session ends it here, too: SAVEPOINT behind EXECUTE, outside of a
+/// transaction.
+#[tokio::test]
+async fn a_session_that_its_statement_ends_hears_it_from_the_server() {
+    let (sandbox, proxy) = single(&[]).await;
+    let mut answers = Vec::new();
+    for mut client in [RawClient::direct(sandbox.node(0)).await, proxy.raw_logged_in().await] {
+        let prepared = client.extended(&[parse("s", "SAVEPOINT a")]).await;
+        assert_eq!(errors(&prepared), [""; 0]);
+        client.send(&query("EXECUTE s")).await;
+        let answer = client.read_to_end().await;
+        let words = answer.last().unwrap();
+        answers.push((kinds(&answer), [b'S', b'C', b'M'].map(|code| words.field(code))));
+    }
+    assert_eq!(answers[0].1[0].as_deref(), Some("FATAL"), "the server itself");
+    assert_eq!(answers[1], answers[0]);
+    assert_eq!(values(&proxy.raw_logged_in().await.query("SELECT 1").await), ["1"]);
 }

@@ -232,6 +232,11 @@ pub struct ErrorFields {
     pub plan_changed: bool,
 }
 
+/// Whether the body of an ErrorResponse tells of the end of all sessions of its server.
+pub fn is_panic(body: &[u8]) -> bool {
+    body.split(|&byte| byte == 0).any(|field| field == b"VPANIC")
+}
+
 /// Reads the body of an ErrorResponse or NoticeResponse; missing or malformed fields get defaults, never a panic.
 pub fn error_fields(body: &[u8]) -> ErrorFields {
     let mut fields = ErrorFields { code: sqlstate::UNSPECIFIED, ends_session: false, plan_changed: false };

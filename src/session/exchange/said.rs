@@ -11,9 +11,14 @@ use crate::wire::reply::{self, TransactionStatus};
 use crate::wire::sqlstate::{self, SqlState};
 
 impl Exchange<'_> {
-    /// Whether an end of the session is no loss of its server: it was meant.
+    /// Whether an end of the session is no loss of its server: it was meant, or is the server's answer to what it was asked (an error
+    /// inside of it that is no PANIC, which all servers of the node would not outlive).
     pub(super) fn dismisses(&self, code: SqlState) -> bool {
         let may_be_meant = self.may_end_itself || self.sought.is_some_and(Cell::get);
+        let may_run_again = self.rules.hold_back() && !self.delivered;
+        if code == sqlstate::UNSPECIFIED && !may_run_again && !reply::is_panic(self.answer.body()) {
+            return true;
+        }
         (sqlstate::dismisses(code) && code != sqlstate::IDLE_SESSION_TIMEOUT)
             || (may_be_meant && code == sqlstate::ADMIN_SHUTDOWN)
     }
