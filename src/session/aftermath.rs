@@ -146,13 +146,26 @@ impl Session {
         if !told {
             self.touched.ask();
         }
-        if between && (self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing) {
-            self.take_stock(&mut attached, alone && told && sent.failed).await?;
-        }
-        if between && has_own_names(&mut attached) {
-            self.leave_own_names(&mut attached).await?;
+        let is_known = self.touched == Touched::Nothing && attached.inspect == Inspect::Nothing;
+        if between && (!is_known || has_own_names(&mut attached)) {
+            self.learn_state(&mut attached, alone && told && sent.failed).await?;
         }
         self.keep_or_release(attached, now);
+        Ok(())
+    }
+
+    /// Asks the server what became of the session, if need be. The client has its answer: a cancel that comes now is for nothing,
+    /// least of all for what pgsteer asks.
+    async fn learn_state(&mut self, attached: &mut Attached, failed: bool) -> Flow<()> {
+        self.control.begin_pending.set(true);
+        if self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing {
+            self.take_stock(attached, failed).await?;
+        }
+        if has_own_names(attached) {
+            self.leave_own_names(attached).await?;
+        }
+        self.control.begin_pending.set(false);
+        self.control.forget_cancels();
         Ok(())
     }
 

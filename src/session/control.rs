@@ -32,7 +32,7 @@ pub struct Control {
     /// A cancel was sent to the server connection held now: it is not reused.
     pub cancel_sent: Cell<bool>,
     /// Nothing of the statement has been sent yet, or a BEGIN that was put off is on its way (a cancel must not hit it, or the
-    /// statement behind it would run outside of the transaction): a cancel waits.
+    /// statement behind it would run outside of the transaction), or pgsteer itself asks the server something: a cancel waits.
     pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,

@@ -36,7 +36,8 @@ const CALLERS: &str = include_str!("callers.sql");
 const FUNCTIONS_TTL: Duration = Duration::from_secs(60);
 
 /// Of the question's own: names mean PostgreSQL's own objects, and compiling it would take longer than running it.
-const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit TO off; ";
+const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit TO off; \
+    SET LOCAL statement_timeout TO 0; ";
 
 impl Session {
     /// What is to be asked because of what a unit may have done that its text does not show.

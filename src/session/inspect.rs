@@ -18,6 +18,8 @@ use crate::backend::reset::{self, Asked, CommandError};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::telemetry::metrics::Side;
+use crate::wire::frame::HEADER_BYTES;
+use crate::wire::{reply, sqlstate};
 
 /// What is to be asked at the end of the transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -71,6 +73,9 @@ const SETTINGS: &str = "\
     pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
     UNION ALL SELECT 'session_authorization', pg_catalog.current_setting('session_authorization') WHERE \
     pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) ";
+
+/// So many cancels that were meant for the statement before may hit a question.
+const LATE_CANCELS_MAX: u32 = 3;
 
 /// A session that stays where it is, and runs code that can't be seen, is asked this often whether it still has a reason to.
 const ASKED_INTERVAL: Duration = Duration::from_secs(1);
@@ -375,10 +380,22 @@ pub(super) async fn ask(server: &mut Server, sql: &str) -> Result<Asked, Command
     let coded = server.reported.is_news("client_encoding", "UTF8");
     let coded = coded.then(|| format!("SET LOCAL client_encoding TO 'UTF8'; {sql}"));
     let sql = coded.as_deref().unwrap_or(sql);
-    match tokio::time::timeout(RESET_TIMEOUT, reset::ask(server, sql)).await {
-        Ok(asked) => asked,
-        Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
+    let mut cancels = 0;
+    loop {
+        return match tokio::time::timeout(RESET_TIMEOUT, reset::ask(server, sql)).await {
+            // A cancel that was meant for the statement before.
+            Ok(Err(CommandError::Refused(error))) if is_late_cancel(&error) && cancels < LATE_CANCELS_MAX => {
+                cancels += 1;
+                continue;
+            }
+            Ok(asked) => asked,
+            Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
+        };
     }
+}
+
+fn is_late_cancel(error: &[u8]) -> bool {
+    reply::error_fields(error.get(HEADER_BYTES..).unwrap_or_default()).code == sqlstate::QUERY_CANCELED
 }
 
 /// One row with the value of each setting.
