@@ -13,7 +13,7 @@ use pgsteer::classify::{Access, Catalogue, CatalogueStamp, Dialect, classify};
 
 /// Why a statement without any fault is sent to the primary all the same: every class of them, the part of the text or the tree that
 /// marks it, how many there may be at most, and why it stays.
-const REMAINING: [(&str, u32, &str); 6] = [
+const REMAINING: [(&str, u32, &str); 7] = [
     (
         "node view",
         90,
@@ -36,6 +36,11 @@ const REMAINING: [(&str, u32, &str); 6] = [
         2,
         "TABLESAMPLE of a method that is not PostgreSQL's own calls a handler that is not known",
     ),
+    (
+        "only sleeps",
+        8,
+        "SELECT pg_sleep(1): who looks for it, or ends it by its process, does so on the primary",
+    ),
     ("window frame", 3, "ROWS (expression) PRECEDING looks like a call of a function `rows`"),
 ];
 
@@ -43,6 +48,8 @@ fn remaining_class(text: &str, tree: &str) -> &'static str {
     let lower = text.to_lowercase();
     if node_view(tree).is_some() {
         "node view"
+    } else if lower.contains("pg_sleep") && !lower.contains("from") {
+        "only sleeps"
     } else if tree.contains("VariableShowStmt") {
         "server's setting"
     } else if lower.contains("u&\"") {

@@ -27,6 +27,8 @@ pub(super) struct Body {
     name: Option<Name>,
     argument: Argument,
     rule: SettingsRule,
+    sleeps: bool,
+    from: bool,
 }
 
 impl Body {
@@ -41,6 +43,8 @@ impl Body {
             name: None,
             argument: Argument::Any,
             rule: SettingsRule::default(),
+            sleeps: false,
+            from: false,
         }
     }
 
@@ -75,6 +79,10 @@ impl Body {
         }
         if self.rule.updates && self.rule.named {
             scan.session(SessionEffect::Unknown);
+        }
+        // One who only waits reads nothing, and is looked for on the primary (pg_stat_activity, pg_cancel_backend).
+        if self.sleeps && !self.from {
+            scan.write(Reason::NodeLocal);
         }
     }
 
@@ -252,7 +260,10 @@ impl Body {
                 level.clause = Clause::With;
                 level.query = true;
             }
-            From if level.clause == Clause::Targets && before != Distinct => level.clause = Clause::From,
+            From if level.clause == Clause::Targets && before != Distinct => {
+                level.clause = Clause::From;
+                self.from = true;
+            }
             Join if level.clause == Clause::JoinOn && (operand || is_join_prefix(before)) => {
                 level.clause = Clause::From;
             }
@@ -300,7 +311,9 @@ impl Body {
         } else if name.parts > 1 {
             self.column(scan, token);
         }
-        if token.kind == Kind::Unicode {
+        // Behind AS in a list of targets it is the name of what stands before, and calls nothing.
+        let names_target = name.after == Last::As && self.levels[self.depth].clause == Clause::Targets;
+        if token.kind == Kind::Unicode && !names_target {
             scan.write(Reason::NotUnderstood);
             scan.pin(PinReason::Unseen);
         }
@@ -509,6 +522,7 @@ impl Body {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
+            self.sleeps |= function.may_begin(b'p') && function.begins(b"pg_sleep");
             return;
         }
         let local = builtins::is_node_local(&function);

@@ -60,7 +60,8 @@ tree(way, tree) AS (
   UNION ALL SELECT CASE ev_type WHEN '1' THEN 'r' ELSE 'w' END, concat(ev_qual, ev_action)
   FROM pg_rewrite WHERE oid >= 16384
   UNION ALL SELECT 'r', concat(polqual, polwithcheck) FROM pg_policy
-  UNION ALL SELECT 'r', proargdefaults::text FROM pg_proc WHERE oid >= 16384 AND proargdefaults IS NOT NULL
+  UNION ALL SELECT r.way, p.proargdefaults::text
+  FROM reached r JOIN pg_proc p ON p.oid = r.oid WHERE p.proargdefaults IS NOT NULL
   UNION ALL SELECT 'w', concat(indexprs, indpred)
   FROM pg_index WHERE indexrelid >= 16384 AND (indexprs IS NOT NULL OR indpred IS NOT NULL)
   UNION ALL SELECT 'w', tgqual::text FROM pg_trigger WHERE tgqual IS NOT NULL
