@@ -417,6 +417,40 @@ async fn prepared_statements_are_listed_for_their_own_client_alone() {
     assert_eq!(executed(&mut all.two, "s").await, ["secret of two"]);
 }
 
+/// G02: a statement that can't be prepared any more has its name all the same, and its error.
+#[tokio::test]
+async fn the_name_of_a_statement_that_cant_be_prepared_any_more_is_taken() {
+    let mut all = Two::start().await;
+    run(&mut all.two, "CREATE TABLE t (n int)").await;
+    let node = all.sandbox.node(0);
+    let (mut direct, mut through) = (RawClient::direct(node).await, all.proxy.raw_logged_in().await);
+    let mut told = Vec::new();
+    for client in [&mut direct, &mut through] {
+        prepare(client, &[("s", "SELECT n FROM t"), ("u", "SELECT n FROM t WHERE n = 1")]).await;
+        run(client, "SET search_path TO nowhere").await;
+        let mut said = Vec::new();
+        for sql in
+            ["PREPARE s AS SELECT 1", "EXECUTE s", "DEALLOCATE s", "EXECUTE s", "PREPARE s AS SELECT 1"]
+        {
+            let answer = client.query(sql).await;
+            let texts = answer.iter().filter(|message| message.kind == b'E');
+            said.push((
+                sql,
+                kinds(&answer),
+                errors(&answer),
+                texts.map(|it| it.field(b'M')).collect::<Vec<_>>(),
+            ));
+        }
+        said.push(("by the protocol", String::new(), executed(client, "u").await, Vec::new()));
+        run(client, "SET search_path TO public").await;
+        assert_eq!(executed(client, "u").await, [""; 0]);
+        run(client, "DEALLOCATE ALL").await;
+        told.push(said);
+    }
+    assert_eq!(told[0][0].2, ["42P05"], "the server itself");
+    assert_eq!(told[1], told[0]);
+}
+
 /// G02: code that drops what other sessions have prepared on the connection does not make their names mean something else.
 #[tokio::test]
 async fn code_that_deallocates_all_does_so_for_its_own_client() {

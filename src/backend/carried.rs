@@ -23,7 +23,7 @@ pub struct Carried {
 /// What a connection with a client's own names does not have of it.
 #[derive(Debug, Default)]
 pub struct OwnNames {
-    /// Names whose statements could not be prepared again.
+    /// Names whose statements could not be prepared again: a stand-in may be there.
     missing: Vec<Box<[u8]>>,
 }
 

@@ -71,14 +71,19 @@ pub async fn ask(server: &mut Server, sql: &str) -> Result<Asked, CommandError> 
     if asked.is_too_long { Err(CommandError::TooLong) } else { Ok(asked) }
 }
 
+/// The number of a group that was refused, and the body of its ErrorResponse.
+pub type Refused = (usize, Vec<u8>);
+
 /// Sends messages of pgsteer's own, in groups each of which is answered by one ReadyForQuery, and waits for all of them, also
-/// inside of a transaction. Gives the numbers of the groups that were refused, and the notifications that came meanwhile.
+/// inside of a transaction. Gives the numbers of the groups that were refused, each with the body of its ErrorResponse, and the
+/// notifications that came meanwhile.
 /// Not cancel-safe: dropped in the middle, the connection must be closed.
-pub async fn send(server: &mut Server, groups: &[Vec<u8>]) -> io::Result<(Vec<usize>, Vec<u8>)> {
+pub async fn send(server: &mut Server, groups: &[Vec<u8>]) -> io::Result<(Vec<Refused>, Vec<u8>)> {
     let answer = Conversation { left: groups.len(), anywhere: true, ..Conversation::default() };
     let answer = exchange(server, &groups.concat(), answer).await?;
     // Counted by how many were left.
-    let refused = answer.refused_at.iter().filter_map(|left| groups.len().checked_sub(*left));
+    let refused = answer.refused_at.into_iter();
+    let refused = refused.filter_map(|(left, error)| Some((groups.len().checked_sub(left)?, error)));
     Ok((refused.collect(), answer.asked.notifications))
 }
 
@@ -149,8 +154,8 @@ struct Conversation {
     anywhere: bool,
     asked: Asked,
     refused: Option<Vec<u8>>,
-    /// How many were left when one was refused.
-    refused_at: Vec<usize>,
+    /// How many were left when one was refused, and the error's body.
+    refused_at: Vec<Refused>,
 }
 
 impl Conversation {
@@ -170,7 +175,7 @@ impl Conversation {
             }
             b'E' => {
                 self.refused = self.refused.take().or_else(|| Some(whole.to_vec()));
-                self.refused_at.push(self.left);
+                self.refused_at.push((self.left, body.to_vec()));
             }
             b'Z' if self.left == 0 || !(self.anywhere || body.first() == Some(&b'I')) => {
                 return Err(io::Error::other("the connection was inside a transaction"));

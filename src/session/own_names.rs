@@ -2,7 +2,8 @@
 //!
 //! Else a server has statements of many sessions under names of pgsteer's own (`translate`). PREPARE, EXECUTE and
 //! `pg_prepared_statements` would see those. So before such a unit everything is closed there, and all that the session has
-//! prepared is prepared under its own names; as soon as the session may leave the server, that is undone.
+//! prepared is prepared under its own names; as soon as the session may leave the server, that is undone. One that can't be prepared
+//! any more leaves its name to a stand-in that only has its error.
 //!
 //! Invariant: nobody else gets a connection with a client's own names. Must not know: what the unit says beyond `Needs`.
 
@@ -13,12 +14,12 @@ use super::attempt::Sent;
 use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Parting};
 use super::journal::Journal;
-use super::prepared::Statement;
 use super::run::{Task, Tried};
+use super::settings;
 use super::transaction::Transaction;
 use crate::backend::Server;
 use crate::backend::carried::{Carried, OwnNames, PreparedHere};
-use crate::backend::reset::{self, CommandError};
+use crate::backend::reset::{self, CommandError, Refused};
 use crate::classify::PinReason;
 use crate::wire::frame;
 use crate::wire::reply;
@@ -100,10 +101,11 @@ impl Session {
         if failed {
             return Ok(notifications);
         }
+        let mut stand_ins = Vec::new();
         for part in self.names.in_order().chunks(AT_A_TIME) {
             let mut groups = Vec::new();
             for (name, statement) in part {
-                groups.push(parse(name, statement));
+                groups.push(parse(name, &statement.sql, &statement.types));
                 // One that can't be prepared any more is not to fail the client's transaction.
                 groups.extend(within.then(|| query(&format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}"))));
             }
@@ -111,14 +113,19 @@ impl Session {
             notifications.extend(told);
             let each = groups.len() / part.len();
             for (number, (name, statement)) in part.iter().enumerate() {
-                if refused.contains(&(number * each)) {
+                if let Some((_, error)) = refused.iter().find(|(at, _)| *at == number * each) {
                     server.carried.own_names.get_or_insert_default().miss(name);
+                    stand_ins.push(parse(name, &stand_in(error), &statement.types));
                 } else {
                     let generation = statement.generation.get();
                     let here = PreparedHere { id: statement.id, generation, shape: None };
                     server.carried.prepared.insert(here);
                 }
             }
+        }
+        for part in stand_ins.chunks(AT_A_TIME) {
+            // One that is refused, too, has no name there.
+            notifications.extend(in_time(send(server, part)).await?.1);
         }
         if within {
             let end = [query(&format!("RELEASE SAVEPOINT {SAVEPOINT}"))];
@@ -161,7 +168,7 @@ impl Session {
     }
 }
 
-async fn send(server: &mut Server, groups: &[Vec<u8>]) -> Result<(Vec<usize>, Vec<u8>), CommandError> {
+async fn send(server: &mut Server, groups: &[Vec<u8>]) -> Result<(Vec<Refused>, Vec<u8>), CommandError> {
     Ok(reset::send(server, groups).await?)
 }
 
@@ -187,9 +194,20 @@ fn close_all(names: &[String]) -> Vec<u8> {
     out
 }
 
-fn parse(name: &[u8], statement: &Statement) -> Vec<u8> {
+fn parse(name: &[u8], sql: &[u8], types: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    frame::put(&mut out, b'P', &[name, b"\0", &statement.sql, b"\0", &statement.types]);
+    frame::put(&mut out, b'P', &[name, b"\0", sql, b"\0", types]);
     out.extend_from_slice(reply::SYNC);
     out
+}
+
+/// What has the name of a statement that can't be prepared any more (its table is gone, or the `search_path` is another): the name is
+/// taken, and EXECUTE gets the error that preparing it got.
+fn stand_in(error: &[u8]) -> Vec<u8> {
+    let body = format!(
+        "BEGIN RAISE SQLSTATE '{}' USING MESSAGE = {}; END",
+        reply::error_fields(error).code.as_str(),
+        settings::quoted_value(&reply::error_message(error))
+    );
+    format!("DO LANGUAGE plpgsql {}", settings::quoted_value(&body)).into_bytes()
 }

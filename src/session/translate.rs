@@ -295,6 +295,10 @@ impl<'a> Translator<'a> {
     /// The same where the server knows the client's own names. Of what is prepared there under them only the shapes are noted.
     fn ensure_own(&mut self, statement: &Statement, name: &[u8]) -> Option<u64> {
         if self.carried.own_names.as_mut().is_some_and(|own| own.find(prepared::key(name))) {
+            // A stand-in may have its name.
+            frame::put(self.out, b'C', &[b"S", name, b"\0"]);
+            let token = self.journal.promise(Promise::Nothing);
+            self.answer.expect(Expect::OwnClose { token });
             frame::put(self.out, b'P', &[name, b"\0", &statement.sql, b"\0", &statement.types]);
             let token = self.journal.promise(Promise::Found(prepared::key(name).into()));
             self.answer.expect(Expect::Parse { forward: false, token });
