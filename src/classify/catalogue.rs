@@ -41,8 +41,8 @@ pub struct Function {
 pub struct Found {
     /// All functions that are not PostgreSQL's own.
     pub functions: Vec<Function>,
-    /// Names of operators of which one leads to a volatile function.
-    pub operators: Vec<String>,
+    /// Operators that lead to a volatile function: the function's schema, the operator's name.
+    pub operators: Vec<(String, String)>,
     /// Names of relations and types that only the primary may be asked for: foreign and unlogged tables, views and policies that
     /// call volatile functions, domains and types with such checks and casts.
     pub objects: Vec<String>,
@@ -85,11 +85,16 @@ impl Catalogue {
                 *known = (*known).max(verdict);
             }
         }
-        let implied = found.operators.iter().any(|name| IMPLIED.contains(&name.as_str()));
+        let is_search = |schema: &str, name: &str| {
+            search && SEARCH_SCHEMAS.contains(&schema) && builtins::is_search_operator(name.as_bytes())
+        };
+        let operators = found.operators.iter().filter(|(schema, name)| !is_search(schema, name));
+        let operators: Vec<String> = operators.map(|(_, name)| name.clone()).collect();
+        let implied = operators.iter().any(|name| IMPLIED.contains(&name.as_str()));
         let set = |names: &[String]| names.iter().map(|name| name.as_bytes().into()).collect();
         Self {
             functions,
-            operators: set(&found.operators),
+            operators: set(&operators),
             implied,
             objects: set(&found.objects),
             modified_types: set(&found.modified_types),
@@ -106,7 +111,7 @@ impl Catalogue {
                     let schema = schema.to_owned();
                     found.functions.push(Function { schema, name, volatile: value != "f" });
                 }
-                "operator" => found.operators.push(name),
+                "operator" => found.operators.push((schema.to_owned(), name)),
                 "object" => found.objects.push(name),
                 "modified_type" => found.modified_types.push(name),
                 "extension" => found.extensions.push(name),

@@ -27,8 +27,17 @@ pub(super) struct Body {
     name: Option<Name>,
     argument: Argument,
     rule: SettingsRule,
-    sleeps: bool,
-    from: bool,
+    reads: Reads,
+}
+
+/// What there is to read in a statement.
+#[derive(PartialEq, Eq)]
+enum Reads {
+    Nothing,
+    /// The same, and it sleeps.
+    Sleeps,
+    /// Something stands behind FROM.
+    Relations,
 }
 
 impl Body {
@@ -43,8 +52,7 @@ impl Body {
             name: None,
             argument: Argument::Any,
             rule: SettingsRule::default(),
-            sleeps: false,
-            from: false,
+            reads: Reads::Nothing,
         }
     }
 
@@ -81,7 +89,7 @@ impl Body {
             scan.session(SessionEffect::Unknown);
         }
         // One who only waits reads nothing, and is looked for on the primary (pg_stat_activity, pg_cancel_backend).
-        if self.sleeps && !self.from {
+        if self.reads == Reads::Sleeps {
             scan.write(Reason::NodeLocal);
         }
     }
@@ -262,7 +270,7 @@ impl Body {
             }
             From if level.clause == Clause::Targets && before != Distinct => {
                 level.clause = Clause::From;
-                self.from = true;
+                self.reads = Reads::Relations;
             }
             Join if level.clause == Clause::JoinOn && (operand || is_join_prefix(before)) => {
                 level.clause = Clause::From;
@@ -522,7 +530,9 @@ impl Body {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
-            self.sleeps |= function.may_begin(b'p') && function.begins(b"pg_sleep");
+            if self.reads == Reads::Nothing && function.may_begin(b'p') && function.begins(b"pg_sleep") {
+                self.reads = Reads::Sleeps;
+            }
             return;
         }
         let local = builtins::is_node_local(&function);

@@ -86,7 +86,8 @@ above(oid) AS (
     OFFSET 0) next)
 SELECT 'function', n.nspname, p.proname, bool_or(p.oid IN (SELECT oid FROM volatile))
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384 GROUP BY 2, 3
-UNION ALL SELECT DISTINCT 'operator', '', name, false FROM operator
+UNION ALL SELECT DISTINCT 'operator', n.nspname, o.oprname, false FROM operator JOIN pg_operator o USING (oid)
+  JOIN pg_proc p ON p.oid = o.oprcode JOIN pg_namespace n ON n.oid = p.pronamespace
 UNION ALL SELECT DISTINCT 'object', '', c.relname, false FROM above a JOIN pg_class c USING (oid)
 UNION ALL SELECT DISTINCT 'object', '', t.typname, false FROM type y JOIN pg_type t USING (oid)
 UNION ALL SELECT DISTINCT 'modified_type', '', typname, false FROM pg_type WHERE oid >= 16384 AND typmodin <> 0
