@@ -1,4 +1,4 @@
-//! The command line: `run`, `check`, `explain`, `demo`, `sandbox`.
+//! The command line: `run`, `check`, `explain`, `pause`, `resume`, `demo`, `sandbox`.
 //!
 //! Must not know: how any of them works.
 
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::command_line::{self as admin, PauseArgs, ResumeArgs};
 use crate::config::{self, CheckArgs, Faults, RunArgs};
 use crate::demo::{self, DemoArgs};
 use crate::explain::{self, ExplainArgs};
@@ -27,6 +28,10 @@ enum Command {
     Check(CheckArgs),
     /// Tell where statements go, and why
     Explain(ExplainArgs),
+    /// Hold what would begin on the primary, before a switchover or a restart
+    Pause(PauseArgs),
+    /// End a pause
+    Resume(ResumeArgs),
     /// Show a failover of a real local cluster under load
     Demo(DemoArgs),
     /// Start a real local cluster to try things on
@@ -65,6 +70,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(explain::run(args))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Pause(args) => Ok(runtime()?.block_on(admin::pause(args))?),
+        Command::Resume(args) => Ok(runtime()?.block_on(admin::resume(args))?),
         Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args))?.into()),
         Command::Sandbox(args) => {
             runtime()?.block_on(sandbox::run(args))?;

@@ -2,6 +2,7 @@
 //!
 //! Invariant under test: reads only, bounded, and `/readyz` is 200 only while a primary is known and nothing drains.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -58,6 +59,16 @@ impl Status for Fixed {
 
     fn pools(&self) -> serde_json::Value {
         pools::pools(&[], ClientReport { connected: 3, max_client_conn: 10 }, &[])
+    }
+
+    fn pause(&self, query: &str) -> Result<(), String> {
+        if query == "for=1s" { Ok(()) } else { Err("not understood".to_owned()) }
+    }
+
+    fn resume(&self) {}
+
+    fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>> {
+        Box::pin(async { serde_json::json!({ "state": "paused" }) })
     }
 
     fn learned(&self) -> serde_json::Value {
@@ -164,13 +175,23 @@ async fn not_ready_says_why() {
 }
 
 #[tokio::test]
-async fn only_get_and_head() {
+async fn only_get_and_head_but_for_the_pause() {
     let now = Instant::now();
     let (address, _status) = start(snapshot(now), now, Limits::default()).await;
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
         let (code, head, _) = ask(address, method, "/metrics").await;
         assert_eq!(code, 405, "{method}");
         assert!(head.contains("allow: get, head"), "{head}");
+    }
+    for (method, path, wanted) in [
+        ("GET", "/pause", 200),
+        ("POST", "/pause?for=1s", 200),
+        ("POST", "/pause?for=soon", 400),
+        ("POST", "/resume", 200),
+        ("GET", "/resume", 405),
+        ("PUT", "/pause", 405),
+    ] {
+        assert_eq!(ask(address, method, path).await.0, wanted, "{method} {path}");
     }
     let (code, head, body) = ask(address, "HEAD", "/livez").await;
     assert_eq!((code, &*body), (200, ""));

@@ -54,7 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The settings types of the modules; that nobody but `app` and `cli` imports `config` follows from this table.
     ("config", ALL),
     ("sandbox", &[]),
-    ("demo", &["sandbox"]),
+    ("demo", &["admin", "sandbox"]),
     // What the catalogue is asked is the sessions' question.
     ("explain", &["classify", "session"]),
     // The composition root, and the arguments in front of it. That they do not import each other both ways is the

@@ -560,3 +560,36 @@ async fn a_refusal_behind_a_commit_runs_nothing_again() {
     let direct = sandbox.connect(primary).await.unwrap();
     assert_eq!(direct.query_one("SELECT count(*) FROM once", &[]).await.unwrap().get::<_, i64>(0), 1);
 }
+
+/// X01: with a pause before it, a switchover costs nobody anything but time.
+#[tokio::test]
+async fn a_switchover_behind_a_pause_costs_no_client_an_error() {
+    let sandbox = cluster(Sync::Any1).await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let mut writers = Vec::new();
+    for number in 0..9 {
+        let style = [Style::Simple, Style::Extended, Style::Transactions][number % 3];
+        writers.push(Writer::start(&proxy, style, 1_000_000 * (1 + i64::try_from(number).unwrap())).await);
+    }
+    for writer in &writers {
+        writer.wait_for_more().await;
+    }
+    assert_eq!(proxy.post("/pause").await.0, 200);
+    eventually("nothing runs on the primary", async || {
+        proxy.get("/pause").await.is_some_and(|(_, body)| body.contains("\"paused\""))
+    })
+    .await;
+    strike(&sandbox, Fault::Fast).await;
+    let (primary, _) = promote(&sandbox).await;
+    for writer in &writers {
+        writer.wait_for_more().await;
+    }
+    assert!(proxy.get("/pause").await.unwrap().1.contains("\"running\""), "it ends with the new epoch");
+    let mut all = Vec::new();
+    for writer in writers {
+        all.extend(writer.end().await);
+    }
+    judge(&sandbox, primary, &all).await;
+    let failed: Vec<&Write> = all.iter().filter(|write| write.fate != Fate::Acknowledged).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}

@@ -1,10 +1,12 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/pools` and `/learned`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/pools`, `/learned`, and `/pause` and `/resume`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
-//! peer does costs at most that. GET and HEAD only: nothing here changes anything. Must not know: what the answers
-//! mean; they come from [`Status`].
+//! peer does costs at most that. GET and HEAD change nothing; POST, which pauses and resumes, is heard from this machine alone. Must
+//! not know: what the answers mean; they come from [`Status`].
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ pgsteer
 /topology  the cluster as pgsteer sees it, JSON
 /pools     server connections, their limits, and who waits, JSON
 /learned   reads that standbys refuse, by shape, JSON
+/pause     GET: whether pgsteer is paused, JSON; POST: hold what would begin on the primary (?for=60s&until=promotion|resume)
+/resume    POST: end the pause
 ";
 
 /// How long to wait after `accept` failed, usually for want of file descriptors.
@@ -58,6 +62,12 @@ pub trait Status: Send + Sync + 'static {
     fn pools(&self) -> serde_json::Value;
     /// The answer of `/learned`.
     fn learned(&self) -> serde_json::Value;
+    /// Begins a pause as the query says, or tells what is wrong with it.
+    fn pause(&self, query: &str) -> Result<(), String>;
+    /// Ends the pause.
+    fn resume(&self);
+    /// The answer of `/pause` and `/resume`.
+    fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>>;
 }
 
 /// What a peer may use up.
@@ -100,8 +110,8 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>, limits: Limit
             continue;
         }
         match listener.accept().await {
-            Ok((stream, _)) => {
-                served.spawn(exchange(stream, Arc::clone(&status), limits.clone()));
+            Ok((stream, peer)) => {
+                served.spawn(exchange(stream, peer, Arc::clone(&status), limits.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "admin: accept failed");
@@ -111,10 +121,10 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>, limits: Limit
     }
 }
 
-async fn exchange(stream: TcpStream, status: Arc<dyn Status>, limits: Limits) {
+async fn exchange(stream: TcpStream, peer: SocketAddr, status: Arc<dyn Status>, limits: Limits) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), &*status);
-        async move { Ok::<_, Infallible>(response) }
+        let status = Arc::clone(&status);
+        async move { Ok::<_, Infallible>(answer(&request, peer, &*status).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -130,11 +140,13 @@ async fn exchange(stream: TcpStream, status: Arc<dyn Status>, limits: Limits) {
     }
 }
 
-fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
+    let (method, path) = (request.method(), request.uri().path());
+    if method == Method::POST && matches!(path, "/pause" | "/resume") {
+        return change(path, request.uri().query().unwrap_or_default(), peer, status).await;
+    }
     if method != Method::GET && method != Method::HEAD {
-        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
+        return not_allowed("only GET and HEAD, and POST for /pause and /resume\n", "GET, HEAD");
     }
     match path {
         "/" => respond(StatusCode::OK, TEXT, LISTING.to_owned()),
@@ -148,8 +160,34 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
         "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
         "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
         "/learned" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.learned())),
+        "/pause" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pause_report().await)),
+        "/resume" => not_allowed("only POST\n", "POST"),
         _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),
     }
+}
+
+/// `/pause` and `/resume`.
+async fn change(path: &str, query: &str, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
+    // Whoever may read metrics need not be one who may stop all writes.
+    if !peer.ip().to_canonical().is_loopback() {
+        return respond(
+            StatusCode::FORBIDDEN,
+            TEXT,
+            "only from the machine that pgsteer runs on\n".to_owned(),
+        );
+    }
+    if path == "/resume" {
+        status.resume();
+    } else if let Err(fault) = status.pause(query) {
+        return respond(StatusCode::BAD_REQUEST, TEXT, fault + "\n");
+    }
+    respond(StatusCode::OK, JSON, format!("{:#}\n", status.pause_report().await))
+}
+
+fn not_allowed(text: &str, allowed: &'static str) -> Response<Full<Bytes>> {
+    let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text.to_owned());
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 fn respond(code: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {

@@ -1,12 +1,14 @@
-//! The HTTP address for people and machines that look after pgsteer: metrics, health, topology, pools.
+//! The HTTP address for people and machines that look after pgsteer: metrics, health, topology, pools, and the pause.
 //!
-//! Invariant: reads only, and never in a statement's way; its answers come from a [`Status`] that `app` wires up.
+//! Invariant: reads only, but for the pause, and never in a statement's way; its answers come from a [`Status`] that `app` wires up.
 //! Must not know: sessions, how the cluster is judged, configuration files.
 
+pub mod command_line;
 pub mod http;
 pub mod json;
 pub mod learned;
 pub mod pools;
+pub mod request;
 
 pub use http::{Limits, Readiness, Status, serve};
 pub use json::Event;

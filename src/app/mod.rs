@@ -10,6 +10,7 @@ mod flights;
 mod house;
 mod login_role;
 mod parameters;
+mod pause;
 mod peers;
 mod replication;
 mod seats;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::house::House;
+use self::pause::Pauser;
 use self::seats::Seats;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
@@ -99,7 +101,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         metrics.clone(),
         shutdown.clone(),
         registry,
-        Arc::clone(&seats),
+        (Arc::clone(&seats), Pauser::new(commands.clone(), monitor.clone())),
     ));
     let http = match config.admin.address {
         Some(address) => {

@@ -65,6 +65,15 @@ pub(super) enum Command {
         /// Done.
         done: oneshot::Sender<()>,
     },
+    /// Begin nothing new on the primary.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Tell how many sessions have something under way on the primary.
+    Running {
+        /// How many.
+        answer: oneshot::Sender<usize>,
+    },
     /// End logins and idle sessions, let transactions end, then stop.
     Drain,
     /// Let every session say its last words, then stop.
@@ -221,6 +230,12 @@ impl ShardThread {
                 shard.pools.fence(node, epoch);
                 // The monitor does not wait for ever.
                 let _ = done.send(());
+            }
+            Command::Pause => shard.pause(),
+            Command::Resume => shard.resume(),
+            Command::Running { answer } => {
+                // Who asked may have gone.
+                let _ = answer.send(shard.running_on_primary());
             }
             Command::Drain => shard.drain(),
             Command::CutOff => shard.cut_off(),

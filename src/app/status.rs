@@ -2,9 +2,11 @@
 //!
 //! Must not know: HTTP.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::pause::Pauser;
 use super::seats::{ClientLimit, Seats};
 use crate::admin::http::{Readiness, Status};
 use crate::admin::json;
@@ -28,6 +30,7 @@ pub(super) struct ProxyStatus {
     shutdown: Shutdown,
     registry: Arc<Registry>,
     seats: Arc<Seats>,
+    pauser: Arc<Pauser>,
 }
 
 fn names(config: &Config) -> Vec<String> {
@@ -56,9 +59,9 @@ impl ProxyStatus {
         metrics: Metrics,
         shutdown: Shutdown,
         registry: Arc<Registry>,
-        seats: Arc<Seats>,
+        (seats, pauser): (Arc<Seats>, Arc<Pauser>),
     ) -> Self {
-        Self { names: names(config), monitor, metrics, shutdown, registry, seats }
+        Self { names: names(config), monitor, metrics, shutdown, registry, seats, pauser }
     }
 
     fn pool_gauges(&self) -> PoolGauges {
@@ -87,6 +90,18 @@ impl Status for ProxyStatus {
 
     fn learned(&self) -> serde_json::Value {
         learned::learned(&self.registry.lessons(Instant::now()))
+    }
+
+    fn pause(&self, query: &str) -> Result<(), String> {
+        self.pauser.pause(query)
+    }
+
+    fn resume(&self) {
+        self.pauser.resume("it was asked for");
+    }
+
+    fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>> {
+        Box::pin(self.pauser.report())
     }
 
     fn readiness(&self) -> Readiness {

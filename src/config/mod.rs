@@ -11,7 +11,7 @@ mod load;
 mod model;
 mod nodes;
 mod overrides;
-mod units;
+pub mod units;
 
 pub use args::{CheckArgs, RunArgs};
 pub use fault::{Fault, Faults, Origin};

@@ -282,7 +282,11 @@ impl Session {
             decision = decide(None);
         }
         let (node, side) = match decision.destination {
-            Destination::Primary(node) if self.shard.is_doubted(node, &snapshot) => return None,
+            Destination::Primary(node)
+                if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
+            {
+                return None;
+            }
             Destination::Primary(node) => (node, Side::Primary),
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return None,

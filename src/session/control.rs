@@ -27,6 +27,8 @@ pub struct Control {
     pub process_id: Cell<i32>,
     /// Nothing is under way.
     pub idle: Cell<bool>,
+    /// What is under way waits for the end of a pause.
+    pub paused: Cell<bool>,
     /// A server connection is held, by these.
     pub runs_at: RefCell<Option<Rc<CancelKey>>>,
     /// A cancel was sent to the server connection held now: it is not reused.
@@ -65,6 +67,7 @@ impl Control {
             client: Rc::downgrade(client),
             process_id: Cell::new(0),
             idle: Cell::new(true),
+            paused: Cell::new(false),
             runs_at: RefCell::default(),
             cancel_sent: Cell::new(false),
             begin_pending: Cell::new(false),

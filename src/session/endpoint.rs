@@ -1,4 +1,4 @@
-//! What is different for a session whose endpoint is for standbys.
+//! What is different for a session whose endpoint is for standbys, and whether one that stays on its server may go on there.
 //!
 //! Invariant: a session of a standby endpoint runs nothing on a node that is known not to be a standby, and nothing outside of the
 //! lag budget but the rest of a transaction that it has begun. Must not know: how nodes are judged.
@@ -8,6 +8,7 @@ use super::hold::Hold;
 use super::outcome;
 use super::run::Task;
 use crate::route::{Mode, Need};
+use crate::telemetry::metrics::Side;
 use crate::topology::model::{NodeId, Role};
 
 /// How a node stands to a session that stays on it.
@@ -36,10 +37,13 @@ impl Session {
         }
     }
 
-    /// Looks whether a session that stays on its standby may run its next unit there; `false` when the client has been told why not.
+    /// Looks whether a session that stays on its server may run its next unit there; `false` when the client has been told why not.
     pub(super) async fn may_go_on(&mut self, task: &mut Task<'_>) -> Flow<bool> {
-        if !self.is_for_standbys() || self.transaction.is_on_server() || self.is_in_batch() {
+        if self.transaction.is_on_server() || self.is_in_batch() {
             return Ok(true);
+        }
+        if !self.is_for_standbys() {
+            return self.waits_for_end_of_pause(task).await;
         }
         let mut hold: Option<Hold> = None;
         while let Some(node) = self.attached.as_ref().map(|attached| attached.node) {
@@ -58,6 +62,19 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// A pause holds those, too, that stay on the primary: its end may be the end of what keeps them there.
+    async fn waits_for_end_of_pause(&mut self, task: &mut Task<'_>) -> Flow<bool> {
+        let on_primary = self.attached.as_ref().is_some_and(|attached| attached.side == Side::Primary);
+        let mut hold: Option<Hold> = None;
+        let mut may_go_on = Ok(true);
+        while on_primary && self.shard.is_paused() && matches!(may_go_on, Ok(true)) {
+            self.control.paused.set(true);
+            may_go_on = self.hold(&mut hold, task).await;
+        }
+        self.control.paused.set(false);
+        may_go_on
     }
 
     fn standing(&self, node: NodeId, task: &Task<'_>) -> Standing {

@@ -48,6 +48,7 @@ impl Hold {
             changed = self.changes.changed() => changed.map_err(|_| Box::new(outcome::shutting_down())),
             () = tokio::time::sleep_until(deadline) => Err(Box::new(match self.mode {
                 Mode::Standby => outcome::no_standby(limit),
+                _ if self.shard.is_paused() => outcome::paused(limit),
                 _ => outcome::no_primary(limit),
             })),
             () = control.bell.notified() => {

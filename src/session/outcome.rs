@@ -48,6 +48,15 @@ pub fn no_primary(waited: Duration) -> Report {
         .hint("Run it again later; see /topology on the admin address for the state of each node.")
 }
 
+/// Held by a pause for longer than `hold_timeout`.
+pub fn paused(waited: Duration) -> Report {
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: paused")
+        .detail(format!(
+            "The statement was held for {waited:?} because somebody has paused pgsteer. It was not run."
+        ))
+        .hint("Run it again later, or end the pause: pgsteer resume.")
+}
+
 /// No standby within `hold_timeout`, for a session that is for standbys alone.
 pub fn no_standby(waited: Duration) -> Report {
     Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available")

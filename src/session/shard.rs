@@ -99,6 +99,8 @@ pub struct Shard {
     pub load: RefCell<Vec<NodeLoad>>,
     /// No new work.
     pub draining: Cell<bool>,
+    /// Nothing new begins on the primary.
+    paused: Cell<bool>,
     /// A node that a session of this shard has seen fail, and when: until it has been looked at since, it gets nothing new as the
     /// primary. A server that shuts down ends its connections one after the other.
     doubt: Cell<Option<(NodeId, Instant)>>,
@@ -143,6 +145,7 @@ impl Shard {
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
             draining: Cell::new(false),
+            paused: Cell::new(false),
             doubt: Cell::default(),
             last_primary: Cell::default(),
             last_bell: Cell::new(Instant::now()),
@@ -330,6 +333,32 @@ impl Shard {
             drop(taken);
             shard.cancels_under_way.set(shard.cancels_under_way.get().saturating_sub(1));
         });
+    }
+
+    /// From now on what would begin on the primary is held.
+    pub fn pause(&self) {
+        self.paused.set(true);
+    }
+
+    /// What was held by the pause goes on.
+    pub fn resume(&self) {
+        self.paused.set(false);
+        self.snapshot_changed.send_modify(|_| {});
+    }
+
+    /// Nothing new begins on the primary.
+    pub fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// How many sessions have a statement or a transaction under way on the primary, or on that of before.
+    pub fn running_on_primary(&self) -> usize {
+        let Some((primary, _)) = self.last_primary.get() else { return 0 };
+        let is_there =
+            |control: &Control| control.runs_at.borrow().as_ref().is_some_and(|key| key.node == primary);
+        let is_running = |control: &Control| !control.idle.get() && !control.paused.get();
+        let sessions = self.sessions.borrow();
+        sessions.values().filter(|control| is_running(control) && is_there(control)).count()
     }
 
     /// Begins the drain: who is not logged in is told, idle sessions end now, the others at the end of their transaction.

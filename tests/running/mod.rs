@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pgsteer::admin::request;
 use pgsteer::sandbox::{Auth, Node, Sandbox};
 pub use raw::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -253,13 +254,12 @@ impl Running {
 
     /// Status and body of one page of the admin address.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.admin).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: pgsteer\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        request::send(self.admin, "GET", path).await.ok()
+    }
+
+    /// Status and body of a request that changes something.
+    pub async fn post(&self, path: &str) -> (u16, String) {
+        request::send(self.admin, "POST", path).await.unwrap()
     }
 
     async fn ready(&self) -> bool {
