@@ -6,14 +6,14 @@
 
 mod running;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
+use running::ledger::{Fate, Write, judge, rows};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, in_time, parse, promote, status, values,
+    RawClient, Running, bind, errors, eventually, execute, in_time, parse, promote, status, tag, values,
 };
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
@@ -31,29 +31,6 @@ async fn cluster(sync: Sync) -> Sandbox {
 
 async fn proxy(sandbox: &Sandbox, extra: &[&str]) -> Running {
     Running::start(sandbox, &[&["--auth", "trust"], extra].concat()).await
-}
-
-fn tag(answer: &[Message]) -> String {
-    let complete = answer.iter().find(|message| message.kind == b'C');
-    complete
-        .map(|message| String::from_utf8_lossy(&message.body).trim_end_matches('\0').to_owned())
-        .unwrap_or_default()
-}
-
-/// What became of a write, as the client was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Acknowledged,
-    Unknown,
-    RolledBack,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Write {
-    id: i64,
-    sent: Instant,
-    answered: Instant,
-    fate: Fate,
 }
 
 /// How a writer writes.
@@ -159,27 +136,6 @@ async fn write_in_transaction(client: &mut RawClient, id: i64) -> Fate {
         [code] if code == "08007" => Fate::Unknown,
         [code] if code == "40001" => Fate::RolledBack,
         other => panic!("a COMMIT ended with {other:?}: {answer:?}"),
-    }
-}
-
-/// How often each row is on a node.
-async fn rows(sandbox: &Sandbox, node: usize) -> HashMap<i64, i64> {
-    let client = sandbox.connect(node).await.unwrap();
-    let rows = client.query("SELECT id, count(*) FROM ledger GROUP BY id", &[]).await.unwrap();
-    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-}
-
-/// X19: what was acknowledged is there once, what was rolled back is not, the rest is there once or not.
-async fn judge(sandbox: &Sandbox, node: usize, writes: &[Write]) {
-    let rows = rows(sandbox, node).await;
-    for write in writes {
-        let count = rows.get(&write.id).copied().unwrap_or(0);
-        let right = match write.fate {
-            Fate::Acknowledged => count == 1,
-            Fate::Unknown => count <= 1,
-            Fate::RolledBack => count == 0,
-        };
-        assert!(right, "{write:?} is there {count} times");
     }
 }
 
