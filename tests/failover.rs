@@ -6,15 +6,19 @@
 
 mod running;
 
-use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
+use running::ledger::{Fate, Write, judge, rows};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, in_time, parse, promote, status, values,
+    RawClient, Running, bind, errors, eventually, execute, frame, in_time, parse, promote, status, tag,
+    values,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
@@ -31,29 +35,6 @@ async fn cluster(sync: Sync) -> Sandbox {
 
 async fn proxy(sandbox: &Sandbox, extra: &[&str]) -> Running {
     Running::start(sandbox, &[&["--auth", "trust"], extra].concat()).await
-}
-
-fn tag(answer: &[Message]) -> String {
-    let complete = answer.iter().find(|message| message.kind == b'C');
-    complete
-        .map(|message| String::from_utf8_lossy(&message.body).trim_end_matches('\0').to_owned())
-        .unwrap_or_default()
-}
-
-/// What became of a write, as the client was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Acknowledged,
-    Unknown,
-    RolledBack,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Write {
-    id: i64,
-    sent: Instant,
-    answered: Instant,
-    fate: Fate,
 }
 
 /// How a writer writes.
@@ -159,27 +140,6 @@ async fn write_in_transaction(client: &mut RawClient, id: i64) -> Fate {
         [code] if code == "08007" => Fate::Unknown,
         [code] if code == "40001" => Fate::RolledBack,
         other => panic!("a COMMIT ended with {other:?}: {answer:?}"),
-    }
-}
-
-/// How often each row is on a node.
-async fn rows(sandbox: &Sandbox, node: usize) -> HashMap<i64, i64> {
-    let client = sandbox.connect(node).await.unwrap();
-    let rows = client.query("SELECT id, count(*) FROM ledger GROUP BY id", &[]).await.unwrap();
-    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-}
-
-/// X19: what was acknowledged is there once, what was rolled back is not, the rest is there once or not.
-async fn judge(sandbox: &Sandbox, node: usize, writes: &[Write]) {
-    let rows = rows(sandbox, node).await;
-    for write in writes {
-        let count = rows.get(&write.id).copied().unwrap_or(0);
-        let right = match write.fate {
-            Fate::Acknowledged => count == 1,
-            Fate::Unknown => count <= 1,
-            Fate::RolledBack => count == 0,
-        };
-        assert!(right, "{write:?} is there {count} times");
     }
 }
 
@@ -592,4 +552,45 @@ async fn a_switchover_behind_a_pause_costs_no_client_an_error() {
     judge(&sandbox, primary, &all).await;
     let failed: Vec<&Write> = all.iter().filter(|write| write.fate != Fate::Acknowledged).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// A server in front of a server: while it is shut, new connections are ended as by an administrator in the middle of their login.
+async fn gate(node: SocketAddr, shut: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let fatal =
+        frame(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0");
+    tokio::spawn(async move {
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let (shut, fatal) = (Arc::clone(&shut), fatal.clone());
+            tokio::spawn(async move {
+                if shut.load(Ordering::Relaxed) {
+                    let mut startup = vec![0; from.read_u32().await.unwrap() as usize - 4];
+                    from.read_exact(&mut startup).await.unwrap();
+                    from.write_all(&fatal).await.unwrap();
+                } else {
+                    let mut to = TcpStream::connect(node).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+/// X08, M16: a server that ends all its clients ends those that are logging in, too. Nothing of theirs has run.
+#[tokio::test]
+async fn a_server_that_ends_a_login_costs_the_client_nothing() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let shut = Arc::new(AtomicBool::new(false));
+    let address = gate(sandbox.node(0).address(), Arc::clone(&shut)).await;
+    let proxy = Running::start_at(&[address], &sandbox, &["--auth", "trust"], &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    shut.store(true, Ordering::Relaxed);
+    client.send(&running::query("SELECT 1")).await;
+    waiting(&proxy, 1.0).await;
+    shut.store(false, Ordering::Relaxed);
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer).len(), values(&answer)), (0, vec!["1".to_owned()]), "{answer:?}");
 }

@@ -86,16 +86,6 @@ impl Passing {
     }
 }
 
-/// Whether an error with this SQLSTATE may be gone when the same is asked again: connections, rollbacks, resources, an
-/// operator's intervention.
-pub(super) fn passes(code: SqlState) -> bool {
-    match &code.class() {
-        b"08" | b"40" | b"53" => true,
-        b"57" => code != state::DATABASE_DROPPED,
-        _ => code == state::LOCK_NOT_AVAILABLE,
-    }
-}
-
 /// What one node's answer, or its silence, came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cause {
@@ -117,7 +107,7 @@ impl Cause {
             let code = <[u8; 5]>::try_from(error.code().code().as_bytes()).map(SqlState);
             return Self {
                 text: format!("{doing} failed: {} (SQLSTATE {})", error.message(), error.code().code()),
-                passes: code.is_ok_and(passes),
+                passes: code.is_ok_and(state::passes),
             };
         }
         if probe::lacks_password(error) {
@@ -153,17 +143,6 @@ impl Warnings {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_servers_final_word_is_told_from_a_passing_one() {
-        for code in ["08006", "40001", "53300", "53400", "57014", "57P01", "57P02", "57P03", "55P03"] {
-            assert!(passes(SqlState(code.as_bytes().try_into().unwrap())), "{code}");
-        }
-        for code in ["42501", "42883", "42P01", "28000", "28P01", "3D000", "57P04", "55000", "22023", "XX000"]
-        {
-            assert!(!passes(SqlState(code.as_bytes().try_into().unwrap())), "{code}");
-        }
-    }
 
     #[test]
     fn a_cause_is_said_once_in_a_second_and_few_at_a_time() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use super::failure::{self, Failure, PAUSE, Passing};
+use super::failure::{Failure, PAUSE, Passing};
 use super::flights::Flights;
 use super::house::{self, random};
 use super::login_role::{Asked, LoginRole};
@@ -213,7 +213,7 @@ pub(super) fn refusal(error: ConnectError) -> Option<Refusal> {
     match error {
         ConnectError::Login(LoginError::Refused { code, frame, authenticated, .. }) => {
             let denial = Denial { frame, authenticated };
-            (!failure::passes(code)).then_some(Refusal { code: Some(code), denial })
+            (!state::passes(code)).then_some(Refusal { code: Some(code), denial })
         }
         ConnectError::Login(
             error @ (LoginError::NoSecret | LoginError::Method(_) | LoginError::Scram(_)),

@@ -103,8 +103,7 @@ impl Session {
                     return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
                 }
                 LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
-                    if side == Side::Primary
-                        && !matches!(code, sqlstate::CANNOT_CONNECT_NOW | sqlstate::TOO_MANY_CONNECTIONS) =>
+                    if side == Side::Primary && !sqlstate::passes(code) =>
                 {
                     // The role or database is gone, or the password was changed: the server's own words, and the end.
                     self.send_client(&frame).await?;

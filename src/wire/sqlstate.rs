@@ -102,3 +102,29 @@ pub fn dismisses(code: SqlState) -> bool {
         DATABASE_DROPPED | IDLE_IN_TRANSACTION_SESSION_TIMEOUT | TRANSACTION_TIMEOUT | IDLE_SESSION_TIMEOUT
     )
 }
+
+/// Whether an error with this SQLSTATE may be gone when the same is asked again: connections, rollbacks, resources, an
+/// operator's intervention.
+pub fn passes(code: SqlState) -> bool {
+    match &code.class() {
+        b"08" | b"40" | b"53" => true,
+        b"57" => code != DATABASE_DROPPED,
+        _ => code == LOCK_NOT_AVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_final_word_is_told_from_a_passing_one() {
+        for code in ["08006", "40001", "53300", "53400", "57014", "57P01", "57P02", "57P03", "55P03"] {
+            assert!(passes(SqlState(code.as_bytes().try_into().unwrap())), "{code}");
+        }
+        for code in ["42501", "42883", "42P01", "28000", "28P01", "3D000", "57P04", "55000", "22023", "XX000"]
+        {
+            assert!(!passes(SqlState(code.as_bytes().try_into().unwrap())), "{code}");
+        }
+    }
+}

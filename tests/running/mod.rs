@@ -7,6 +7,8 @@
 
 mod raw;
 
+pub mod ledger;
+pub mod relay;
 pub mod two;
 
 use std::fs::File;

@@ -139,6 +139,11 @@ impl RawClient {
         in_time("sending", self.stream.write_all(bytes)).await.unwrap();
     }
 
+    /// The same; whether the connection took them.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        in_time("sending", self.stream.write_all(bytes)).await.is_ok()
+    }
+
     /// One byte, such as the answer to SSLRequest.
     pub async fn read_byte(&mut self) -> u8 {
         in_time("one byte", self.stream.read_u8()).await.unwrap()
@@ -165,7 +170,9 @@ impl RawClient {
     pub async fn read_until(&mut self, kind: u8) -> Vec<Message> {
         let mut messages = Vec::new();
         loop {
-            let message = self.read().await;
+            let Some(message) = self.try_read().await else {
+                panic!("the connection has ended behind {messages:?}")
+            };
             let last = message.kind == kind;
             messages.push(message);
             if last {
@@ -233,6 +240,14 @@ pub fn no_errors(messages: &[Message]) {
 /// The transaction status at the end of an answer.
 pub fn status(answer: &[Message]) -> char {
     char::from(answer.last().unwrap().body[0])
+}
+
+/// The tag of the first statement that was completed.
+pub fn tag(answer: &[Message]) -> String {
+    let complete = answer.iter().find(|message| message.kind == b'C');
+    complete
+        .map(|message| String::from_utf8_lossy(&message.body).trim_end_matches('\0').to_owned())
+        .unwrap_or_default()
 }
 
 /// Runs a simple query, which must succeed; all of its answer.
