@@ -3,13 +3,14 @@
 #   make demo ARGS="--help"        the demonstration, with its own arguments
 #   make test                      everything that must hold before a commit
 #   make bench                     the figures, see benches/README.md
+#   make bench-failover            how long after a promotion writes go on, see benches/README.md
 #   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
 #   make deny                      licences, advisories and sources of the crates in use
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo bench functions deny clean
+.PHONY: build setup test lint demo bench bench-failover functions deny clean
 
 build:
 	@.ci/setup compiler
@@ -33,6 +34,10 @@ demo:
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)
+
+bench-failover: setup
+	@.ci/drivers
+	$(CARGO) bench --locked --bench failover -- $(ARGS)
 
 functions:
 	BINS="$(BINS)" $(CARGO) test --locked --test builtin_functions -- --ignored write_the_lists

@@ -1,0 +1,275 @@
+//! How long after a new primary can be written through pgsteer: by kind of failover, beside a client of libpq that knows all nodes.
+//!
+//! `make bench-failover`, or `cargo bench --bench failover -- --runs 20 --faults kill9,freeze`. Counted from the moment at which a direct
+//! client that looks every millisecond sees the node out of recovery.
+//! Invariant: each run has a cluster of its own; what it starts ends with it. Must not know: how pgsteer does it.
+
+// A bench that can't go on ends by a panic.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../tests/running/mod.rs"]
+mod running;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pgsteer::sandbox::{Auth, Node, Sandbox, Sync};
+use running::relay::{Link, Relay};
+use running::{Running, errors, eventually};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::task::JoinHandle;
+
+/// How the primary goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// `kill -9` of all its processes.
+    Kill9,
+    /// `pg_ctl stop -m immediate`.
+    Immediate,
+    /// SIGSTOP: its sockets stay open.
+    Freeze,
+    /// Nothing comes through to it or from it any more.
+    BlackHole,
+    /// `pg_ctl stop -m fast`.
+    Switchover,
+    /// The same behind `POST /pause`.
+    Pause,
+    /// `kill -9`, and the same node is started again.
+    Restart,
+}
+
+impl Fault {
+    const ALL: [(&'static str, Self); 7] = [
+        ("kill9", Self::Kill9),
+        ("immediate", Self::Immediate),
+        ("freeze", Self::Freeze),
+        ("blackhole", Self::BlackHole),
+        ("switchover", Self::Switchover),
+        ("pause", Self::Pause),
+        ("restart", Self::Restart),
+    ];
+}
+
+/// When writes of one client were acknowledged, and the errors it got.
+#[derive(Debug, Default)]
+struct Record {
+    acknowledged: Vec<Instant>,
+    errors: BTreeMap<String, u64>,
+}
+
+impl Record {
+    fn note(&mut self, error: Option<&String>) {
+        match error {
+            None => self.acknowledged.push(Instant::now()),
+            Some(code) => *self.errors.entry(code.clone()).or_default() += 1,
+        }
+    }
+}
+
+type Shared = Arc<Mutex<Record>>;
+
+fn first_after(record: &Shared, moment: Instant) -> Option<Instant> {
+    record.lock().unwrap().acknowledged.iter().copied().find(|at| *at > moment)
+}
+
+fn begins(record: &Shared) -> bool {
+    record.lock().unwrap().acknowledged.len() > 50
+}
+
+/// Writes through pgsteer, one statement after the other.
+async fn write(proxy: &Running) -> (Shared, JoinHandle<()>) {
+    let record = Shared::default();
+    let mut client = proxy.raw_logged_in().await;
+    client.stream.set_nodelay(true).unwrap();
+    let kept = Arc::clone(&record);
+    let task = tokio::spawn(async move {
+        loop {
+            let answer = client.query("INSERT INTO ledger VALUES (1)").await;
+            kept.lock().unwrap().note(errors(&answer).first());
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    });
+    (record, task)
+}
+
+/// The client of libpq, as a process; it ends with this value.
+struct Libpq {
+    record: Shared,
+    _child: tokio::process::Child,
+}
+
+impl Libpq {
+    fn start(nodes: &[SocketAddr], user: &str) -> Option<Self> {
+        let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+        let python = Path::new(&target).join("drivers/python/bin/python");
+        let of = |part: fn(&SocketAddr) -> String| nodes.iter().map(part).collect::<Vec<_>>().join(",");
+        let conninfo = format!(
+            "host={} port={} user={user} dbname=postgres target_session_attrs=read-write connect_timeout=2",
+            of(|node| node.ip().to_string()),
+            of(|node| node.port().to_string())
+        );
+        let mut child = tokio::process::Command::new(python)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/failover/libpq_client.py"))
+            .arg(conninfo)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .ok()?;
+        let mut lines = BufReader::new(child.stdout.take()?).lines();
+        let record = Shared::default();
+        let kept = Arc::clone(&record);
+        tokio::spawn(async move {
+            while let Ok(Some(_)) = lines.next_line().await {
+                kept.lock().unwrap().acknowledged.push(Instant::now());
+            }
+        });
+        Some(Self { record, _child: child })
+    }
+}
+
+/// Looks every millisecond; gives the moment at which the node can be written.
+async fn writable(node: &Node) -> Instant {
+    loop {
+        if let Ok(client) = node.connect().await {
+            while let Ok(row) = client.query_one("SELECT pg_is_in_recovery()", &[]).await {
+                if !row.get::<_, bool>(0) {
+                    return Instant::now();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What one run has shown.
+struct Shown {
+    promotion: Duration,
+    /// In milliseconds; below zero when it was answered before the direct client had looked again.
+    pgsteer: f64,
+    libpq: Option<f64>,
+    errors: BTreeMap<String, u64>,
+}
+
+async fn run(fault: Fault) -> Shown {
+    let sandbox = Sandbox::builder().sync(Sync::Async).auth(Auth::Trust).fsync(false).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE TABLE ledger (id bigint)").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let mut nodes: Vec<SocketAddr> = sandbox.nodes().iter().map(Node::address).collect();
+    let relay = Relay::start(nodes[0]).await;
+    if fault == Fault::BlackHole {
+        nodes[0] = relay.address;
+    }
+    let proxy = Running::start_at(&nodes, &sandbox, &["--auth", "trust"], &[]).await;
+    let (through, writing) = write(&proxy).await;
+    let libpq = Libpq::start(&nodes, sandbox.user());
+    let at_work = || begins(&through) && libpq.as_ref().is_none_or(|libpq| begins(&libpq.record));
+    eventually("the clients write", async || at_work()).await;
+    if fault == Fault::Pause {
+        assert_eq!(proxy.post("/pause").await.0, 200);
+        eventually("nothing runs", async || proxy.get("/pause").await.unwrap().1.contains("\"paused\""))
+            .await;
+    }
+    let (ordered, seen) = strike(&sandbox, fault, &relay).await;
+    let after = |record: &Shared| first_after(record, ordered);
+    eventually("writes go on", async || {
+        after(&through).is_some() && libpq.as_ref().is_none_or(|libpq| after(&libpq.record).is_some())
+    })
+    .await;
+    writing.abort();
+    let beyond = |record: &Shared| {
+        let first = after(record).unwrap();
+        let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
+        if first > seen { millis(first - seen) } else { -millis(seen - first) }
+    };
+    let errors = through.lock().unwrap().errors.clone();
+    Shown {
+        promotion: seen - ordered,
+        pgsteer: beyond(&through),
+        libpq: libpq.as_ref().map(|libpq| beyond(&libpq.record)),
+        errors,
+    }
+}
+
+/// Gives when the end of the outage was ordered, and when it was seen by the direct client.
+async fn strike(sandbox: &Sandbox, fault: Fault, relay: &Relay) -> (Instant, Instant) {
+    let old = sandbox.primary();
+    match fault {
+        Fault::Kill9 | Fault::Restart => drop(old.kill9().await.unwrap()),
+        Fault::Immediate => old.stop_immediate().await.unwrap(),
+        Fault::Freeze => old.sigstop().unwrap(),
+        Fault::BlackHole => relay.set(Link::Silent),
+        Fault::Switchover | Fault::Pause => old.stop_fast().await.unwrap(),
+    }
+    if fault == Fault::Restart {
+        let ordered = Instant::now();
+        let (started, seen) = tokio::join!(old.start(), writable(old));
+        started.unwrap();
+        return (ordered, seen);
+    }
+    let chosen = sandbox.most_advanced_standby().await.unwrap();
+    let watcher = tokio::spawn({
+        let client = sandbox.connect(chosen).await.unwrap();
+        async move {
+            while client.query_one("SELECT pg_is_in_recovery()", &[]).await.unwrap().get::<_, bool>(0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Instant::now()
+        }
+    });
+    let ordered = Instant::now();
+    sandbox.promote(chosen).unwrap();
+    (ordered, watcher.await.unwrap())
+}
+
+fn median_and_worst(values: &[f64]) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.last() {
+        Some(worst) => format!("{:.1} / {worst:.1}", sorted[sorted.len() / 2]),
+        None => "-".to_owned(),
+    }
+}
+
+fn option(arguments: &[String], name: &str) -> Option<String> {
+    let at = arguments.iter().position(|argument| argument == name)?;
+    arguments.get(at + 1).cloned()
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let runs: usize = option(&arguments, "--runs").map_or(20, |runs| runs.parse().expect("--runs N"));
+    let wanted = option(&arguments, "--faults");
+    let is_wanted = |name: &str| wanted.as_ref().is_none_or(|wanted| wanted.split(',').any(|it| it == name));
+    println!(
+        "milliseconds from the end of recovery to the first acknowledged write, median / worst of {runs} runs\n"
+    );
+    println!(
+        "| fault | promotion or restart itself, ms | pgsteer, ms | libpq, ms | errors of pgsteer's client |"
+    );
+    println!("|---|---:|---:|---:|---|");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (name, fault) in Fault::ALL.into_iter().filter(|(name, _)| is_wanted(name)) {
+        let shown: Vec<Shown> = (0..runs).map(|_| runtime.block_on(run(fault))).collect();
+        let promotions: Vec<f64> = shown.iter().map(|it| it.promotion.as_secs_f64() * 1000.0).collect();
+        let pgsteer: Vec<f64> = shown.iter().map(|it| it.pgsteer).collect();
+        let libpq: Vec<f64> = shown.iter().filter_map(|it| it.libpq).collect();
+        let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
+        for (code, count) in shown.iter().flat_map(|it| &it.errors) {
+            *errors.entry(code).or_default() += count;
+        }
+        let errors: Vec<String> = errors.iter().map(|(code, count)| format!("{code} x{count}")).collect();
+        let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
+        println!(
+            "| {name} | {} | {} | {} | {errors} |",
+            median_and_worst(&promotions),
+            median_and_worst(&pgsteer),
+            median_and_worst(&libpq)
+        );
+    }
+}
