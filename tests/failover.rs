@@ -6,7 +6,6 @@
 
 mod running;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,11 +13,8 @@ use std::time::{Duration, Instant};
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
 use running::ledger::{Fate, Write, judge, rows};
 use running::{
-    RawClient, Running, bind, errors, eventually, execute, frame, in_time, parse, promote, status, tag,
-    values,
+    RawClient, Running, bind, errors, eventually, execute, in_time, parse, promote, status, tag, values,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
@@ -519,45 +515,4 @@ async fn a_refusal_behind_a_commit_runs_nothing_again() {
     assert_eq!(errors(&answer), ["25006"], "{answer:?}");
     let direct = sandbox.connect(primary).await.unwrap();
     assert_eq!(direct.query_one("SELECT count(*) FROM once", &[]).await.unwrap().get::<_, i64>(0), 1);
-}
-
-/// A server in front of a server: while it is shut, new connections are ended as by an administrator in the middle of their login.
-async fn gate(node: SocketAddr, shut: Arc<AtomicBool>) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let fatal =
-        frame(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0");
-    tokio::spawn(async move {
-        loop {
-            let (mut from, _) = listener.accept().await.unwrap();
-            let (shut, fatal) = (Arc::clone(&shut), fatal.clone());
-            tokio::spawn(async move {
-                if shut.load(Ordering::Relaxed) {
-                    let mut startup = vec![0; from.read_u32().await.unwrap() as usize - 4];
-                    from.read_exact(&mut startup).await.unwrap();
-                    from.write_all(&fatal).await.unwrap();
-                } else {
-                    let mut to = TcpStream::connect(node).await.unwrap();
-                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
-                }
-            });
-        }
-    });
-    address
-}
-
-/// X08, M16: a server that ends all its clients ends those that are logging in, too. Nothing of theirs has run.
-#[tokio::test]
-async fn a_server_that_ends_a_login_costs_the_client_nothing() {
-    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
-    let shut = Arc::new(AtomicBool::new(false));
-    let address = gate(sandbox.node(0).address(), Arc::clone(&shut)).await;
-    let proxy = Running::start_at(&[address], &sandbox, &["--auth", "trust"], &[]).await;
-    let mut client = proxy.raw_logged_in().await;
-    shut.store(true, Ordering::Relaxed);
-    client.send(&running::query("SELECT 1")).await;
-    waiting(&proxy, 1.0).await;
-    shut.store(false, Ordering::Relaxed);
-    let answer = client.read_until(b'Z').await;
-    assert_eq!((errors(&answer).len(), values(&answer)), (0, vec!["1".to_owned()]), "{answer:?}");
 }
