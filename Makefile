@@ -2,6 +2,7 @@
 #   make build                     target/release/pgsteer
 #   make demo ARGS="--help"        the demonstration, with its own arguments
 #   make test                      everything that must hold before a commit
+#   make chaos                     the ledger under 2,000 random faults (PGSTEER_FAULTS, PGSTEER_SEED), half an hour
 #   make bench                     the figures, see benches/README.md
 #   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
 #   make deny                      licences, advisories and sources of the crates in use
@@ -9,7 +10,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo bench functions deny clean
+.PHONY: build setup test lint demo chaos bench functions deny clean
 
 build:
 	@.ci/setup compiler
@@ -30,6 +31,9 @@ demo:
 	@.ci/setup compiler server
 	$(CARGO) build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/pgsteer" demo $(ARGS)
+
+chaos: setup
+	PGSTEER_FAULTS=$${PGSTEER_FAULTS:-2000} $(CARGO) test --locked --test ledger what_clients_were_told -- --nocapture
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)
