@@ -2,6 +2,7 @@
 #   make build                     target/release/pgsteer
 #   make demo ARGS="--help"        the demonstration, with its own arguments
 #   make test                      everything that must hold before a commit
+#   make chaos                     the ledger under 2,000 random faults (PGSTEER_FAULTS, PGSTEER_SEED), half an hour
 #   make bench                     the figures, see benches/README.md
 #   make bench-failover            how long after a promotion writes go on, see benches/README.md
 #   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
@@ -10,7 +11,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo bench bench-failover functions deny clean
+.PHONY: build setup test lint demo chaos bench bench-failover functions deny clean
 
 build:
 	@.ci/setup compiler
@@ -31,6 +32,9 @@ demo:
 	@.ci/setup compiler server
 	$(CARGO) build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/pgsteer" demo $(ARGS)
+
+chaos: setup
+	PGSTEER_FAULTS=$${PGSTEER_FAULTS:-2000} $(CARGO) test --locked --test ledger what_clients_were_told -- --nocapture
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)

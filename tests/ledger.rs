@@ -89,6 +89,8 @@ fn a_seed_gives_the_same_faults() {
         "Frozen {",
         "Failover",
         "Handover",
+        "Twice",
+        "Orphaned",
         "Kill9",
         "Immediate",
         "Fast",

@@ -7,16 +7,17 @@
 mod running;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox, Sync};
 use running::{
-    Running, bind, errors, eventually, execute, flush, in_time, kinds, no_errors, parse, promote, query,
-    status, sync, values, wait_blocked,
+    Running, bind, errors, eventually, execute, flush, frame, in_time, kinds, no_errors, parse, promote,
+    query, status, sync, values, wait_blocked,
 };
 use socket2::{Domain, Socket, Type};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A read by its text, and a write by what it calls. It waits for a lock that a test may hold.
 const HIDDEN_WRITE: &str = "CREATE FUNCTION note() RETURNS bigint LANGUAGE plpgsql AS \
@@ -308,4 +309,154 @@ async fn a_lost_primary_whose_address_drops_everything_delays_no_failover() {
     let sandbox = cluster().await;
     let proxy = Running::start_with(&sandbox, &["--auth", "trust"], &PATIENT).await;
     fails_over_promptly(&proxy, &sandbox, true).await;
+}
+
+/// What a gate lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passes {
+    All,
+    /// New connections are ended as by an administrator in the middle of their login.
+    NoLogin,
+    /// The answer that has this in it up to its ReadyForQuery; there the connection ends.
+    UpToReady(&'static str),
+}
+
+/// A server in front of a server.
+struct Gate {
+    address: SocketAddr,
+    passes: Arc<Mutex<Passes>>,
+}
+
+impl Gate {
+    async fn before(node: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let passes = Arc::new(Mutex::new(Passes::All));
+        let shared = Arc::clone(&passes);
+        tokio::spawn(async move {
+            loop {
+                let (from, _) = listener.accept().await.unwrap();
+                // An end that comes sooner than expected is as good as any.
+                tokio::spawn(carry(from, node, Arc::clone(&shared)));
+            }
+        });
+        Self { address, passes }
+    }
+
+    fn set(&self, passes: Passes) {
+        *self.passes.lock().unwrap() = passes;
+    }
+}
+
+async fn carry(mut from: TcpStream, node: SocketAddr, passes: Arc<Mutex<Passes>>) -> std::io::Result<()> {
+    if *passes.lock().unwrap() == Passes::NoLogin {
+        let mut startup = vec![0; from.read_u32().await? as usize - 4];
+        from.read_exact(&mut startup).await?;
+        let fatal = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0";
+        return from.write_all(&frame(b'E', fatal)).await;
+    }
+    let to = TcpStream::connect(node).await?;
+    let (mut from_proxy, mut to_proxy) = from.into_split();
+    let (mut from_node, mut to_node) = to.into_split();
+    let back = async move {
+        let mut bytes = vec![0; 64 * 1024];
+        loop {
+            let count = from_node.read(&mut bytes).await?;
+            let last = passed(&bytes[..count], &passes);
+            to_proxy.write_all(&bytes[..last.unwrap_or(count)]).await?;
+            if last.is_some() || count == 0 {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        ended = tokio::io::copy(&mut from_proxy, &mut to_node) => ended.map(|_| ()),
+        ended = back => ended,
+    }
+}
+
+/// How much of these bytes passes, if the connection is to end behind that. Small answers come in one piece.
+fn passed(bytes: &[u8], passes: &Mutex<Passes>) -> Option<usize> {
+    let mut passes = passes.lock().unwrap();
+    let Passes::UpToReady(text) = *passes else { return None };
+    bytes.windows(text.len()).find(|part| *part == text.as_bytes())?;
+    *passes = Passes::All;
+    bytes.windows(5).position(|part| part == b"Z\0\0\0\x05")
+}
+
+async fn behind_a_gate() -> (Sandbox, Gate, Running) {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let table = "CREATE TABLE ledger (id bigint UNIQUE DEFERRABLE INITIALLY DEFERRED)";
+    sandbox.connect(0).await.unwrap().batch_execute(table).await.unwrap();
+    let gate = Gate::before(sandbox.node(0).address()).await;
+    let proxy = Running::start_at(&[gate.address], &sandbox, &["--auth", "trust"], &[]).await;
+    (sandbox, gate, proxy)
+}
+
+/// X08, M16: a server that ends all its clients ends those that are logging in, too. Nothing of theirs has run.
+#[tokio::test]
+async fn a_server_that_ends_a_login_costs_the_client_nothing() {
+    let (_sandbox, gate, proxy) = behind_a_gate().await;
+    let mut client = proxy.raw_logged_in().await;
+    gate.set(Passes::NoLogin);
+    client.send(&query("SELECT 1")).await;
+    eventually("it waits", async || proxy.metric("pgsteer_statements_waiting", &[]).await > 0.5).await;
+    gate.set(Passes::All);
+    let answer = client.read_until(b'Z').await;
+    no_errors(&answer);
+    assert_eq!(values(&answer), ["1"]);
+}
+
+/// A unit whose answer lacks its ReadyForQuery.
+struct Endless {
+    /// A transaction block with this in it is open.
+    block: Option<String>,
+    unit: Vec<u8>,
+    /// What is in the last message that comes.
+    behind: &'static str,
+    /// What the client gets, and where its transaction stands.
+    answered: (&'static str, char),
+    /// What is there then.
+    rows: &'static [i64],
+}
+
+/// X08: what the client has been told is what happened, whatever becomes of the server before its ReadyForQuery.
+#[tokio::test]
+async fn an_answer_that_lacks_only_its_end_is_no_loss() {
+    let (sandbox, gate, proxy) = behind_a_gate().await;
+    let mut client = proxy.raw_logged_in().await;
+    let insert =
+        [parse("", "INSERT INTO ledger VALUES (2)"), bind("", "", &[]), execute(""), sync()].concat();
+    let commit = [parse("", "COMMIT"), bind("", "", &[]), execute(""), sync()].concat();
+    let row = |id: i64| format!("INSERT INTO ledger VALUES ({id})");
+    let of = |block, unit, behind, answered, rows| Endless { block, unit, behind, answered, rows };
+    let cases = [
+        of(None, query(&row(1)), "INSERT 0 1", ("CZ", 'I'), &[1][..]),
+        of(None, query("SELECT 1/0"), "22012", ("EZ", 'I'), &[1]),
+        // In the extended protocol only the Sync commits.
+        of(None, insert, "INSERT 0 1", ("12CEZ", 'I'), &[1, 2]),
+        of(None, query(&format!("BEGIN; {}", row(3))), "INSERT 0 1", ("CCEZ", 'I'), &[1, 2]),
+        of(Some(row(4)), query("COMMIT"), "COMMIT", ("CZ", 'I'), &[1, 2, 4]),
+        of(Some(row(5)), commit, "COMMIT", ("12CZ", 'I'), &[1, 2, 4, 5]),
+        of(Some(row(5)), query("COMMIT"), "23505", ("EZ", 'I'), &[1, 2, 4, 5]),
+        of(Some(row(6)), query("SELECT 1/0"), "22012", ("EZ", 'E'), &[1, 2, 4, 5]),
+        of(Some(row(7)), query("SELECT 8"), "SELECT 1", ("TDCEZ", 'E'), &[1, 2, 4, 5]),
+    ];
+    for Endless { block, unit, behind, answered, rows } in cases {
+        if let Some(sql) = block {
+            no_errors(&client.query("BEGIN").await);
+            no_errors(&client.query(&sql).await);
+        }
+        gate.set(Passes::UpToReady(behind));
+        client.send(&unit).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((kinds(&answer).as_str(), status(&answer)), answered, "{behind}: {answer:?}");
+        if answered.1 == 'E' {
+            assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+            no_errors(&client.query("ROLLBACK").await);
+        }
+        assert_eq!(ledger(&sandbox, 0).await, rows, "{behind}");
+    }
+    let unknown = proxy.metric("pgsteer_errors_total", &[("sqlstate", "08007")]).await;
+    assert!((unknown - 2.0).abs() < 0.5, "{unknown}");
 }

@@ -54,6 +54,8 @@ pub struct Answer {
     announces_ready: bool,
     preamble_error: Option<Vec<u8>>,
     results: bool,
+    /// The client's last message was the end of a statement.
+    completed: bool,
     discarding: bool,
     /// The client has been told of an error: what comes up to ReadyForQuery is kept back.
     muted: bool,
@@ -74,6 +76,7 @@ impl Answer {
             announces_ready: false,
             preamble_error: None,
             results: false,
+            completed: false,
             discarding: false,
             muted: false,
             last_status: None,
@@ -88,7 +91,7 @@ impl Answer {
         self.expected.clear();
         self.shapes.clear();
         self.deallocated = None;
-        (self.results, self.discarding) = (false, false);
+        (self.results, self.completed, self.discarding) = (false, false, false);
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
@@ -213,6 +216,11 @@ impl Answer {
         self.results
     }
 
+    /// The last that the client is told of is the end of a statement (CommandComplete or EmptyQueryResponse).
+    pub fn is_completed(&self) -> bool {
+        self.completed
+    }
+
     /// A Bind or Describe is next to be answered: whatever it is answered with, its statement has not begun.
     pub fn is_before_execute(&self) -> bool {
         matches!(
@@ -258,6 +266,7 @@ impl Answer {
         match kind {
             b'D' | b'd' => {
                 self.results |= !self.expected.is_preamble();
+                self.completed = false;
                 self.take(frame_bytes);
             }
             b'E' => return self.error(frame_bytes),
@@ -291,6 +300,7 @@ impl Answer {
                 let forward = self.expected.reply(kind);
                 // The client's, whatever of pgsteer's own is expected behind it.
                 if forward && !self.discarding && !self.muted {
+                    self.completed = matches!(kind, b'C' | b'I');
                     self.passage.pass_on(frame_bytes)
                 } else {
                     self.passage.keep_back(frame_bytes)

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use super::attempt::Sent;
+use super::attempt::{Sent, Told};
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
@@ -20,7 +20,7 @@ use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
 use crate::backend::carried::Carried;
-use crate::classify::{PinReason, Refusal};
+use crate::classify::{PinReason, Refusal, TransactionEffect};
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -35,7 +35,7 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         mut attached: Attached,
-        (answer, mut journal): (Box<Answer>, Journal),
+        (mut answer, mut journal): (Box<Answer>, Journal),
         ended: Ended,
         mut sent: Sent,
     ) -> Flow<Tried> {
@@ -72,6 +72,7 @@ impl Session {
                 self.not_fit(task, attached, &sent, code, &message).await
             }
             Ended::ServerLost { cause, parting } => {
+                let unkept = answer.take_unkept();
                 self.shard.buffers.give_answer(answer);
                 match parting {
                     Parting::Announced => {
@@ -80,13 +81,13 @@ impl Session {
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
                 }
-                let (node, side) = (attached.node, attached.side);
+                let (node, side, owed) = (attached.node, attached.side, attached.inspect);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;
                 if side == Side::Standby {
                     task.excluded.push(node);
                 }
-                self.server_lost(task, &mut journal, &cause, (side, sent)).await
+                self.server_lost(task, (&mut journal, &unkept), &cause, (side, sent, owed)).await
             }
             Ended::Dismissed => Err(End::Client),
             Ended::Cut => {
@@ -380,9 +381,9 @@ impl Session {
     async fn server_lost(
         &mut self,
         task: &mut Task<'_>,
-        journal: &mut Journal,
+        (journal, unkept): (&mut Journal, &Unkept),
         cause: &str,
-        (side, sent): (Side, Sent),
+        (side, sent, owed): (Side, Sent, Inspect),
     ) -> Flow<Tried> {
         if sent.inside_frame {
             // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
@@ -417,19 +418,24 @@ impl Session {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
         }
-        let report = if alone && repeatable {
-            outcome::read_interrupted(cause)
+        let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
+            self.transaction = transaction;
+            None
+        } else if alone && repeatable {
+            Some(outcome::read_interrupted(cause))
         } else if alone || task.needs.commits {
             self.transaction = Transaction::None;
-            outcome::outcome_unknown(cause)
+            Some(outcome::outcome_unknown(cause))
         } else {
             self.transaction = Transaction::Lost { told: true };
-            outcome::transaction_lost(cause)
+            Some(outcome::transaction_lost(cause))
         };
-        journal.settle(&Unkept::default(), &mut self.names, &mut Carried::default());
-        self.shard.counters.error(report.code.as_str());
+        journal.settle(unkept, &mut self.names, &mut Carried::default());
         let mut out = Vec::new();
-        report.put(&mut out);
+        if let Some(report) = report {
+            self.shard.counters.error(report.code.as_str());
+            report.put(&mut out);
+        }
         task.beyond = sent.beyond;
         if sent.copying && task.kind == Kind::Synced {
             // The client still sends its data, then a Sync.
@@ -437,6 +443,37 @@ impl Session {
         }
         self.end_unit(task, out).await?;
         Ok(Tried::Over)
+    }
+
+    /// Where the transaction stands when the client has been told already what became of the unit, so that only ReadyForQuery is
+    /// missing: a Query has committed when its only statement is completed, a COMMIT in any case, and behind an error nothing runs.
+    fn already_told(&self, task: &Task<'_>, sent: &Sent, owed: Inspect) -> Option<Transaction> {
+        let Needs { transaction, commits, .. } = task.needs;
+        if !sent.fresh || !matches!(task.kind, Kind::Simple | Kind::Synced) {
+            return None;
+        }
+        let alone = matches!(self.transaction, Transaction::None);
+        let single = task.needs.statements == 1 && !task.needs.earlier_portal;
+        let ends = matches!(transaction, TransactionEffect::Commit | TransactionEffect::Rollback) && single;
+        let plain = transaction == TransactionEffect::None && !commits && !task.needs.rolls_back;
+        match sent.told {
+            Told::Failed if ends || (plain && alone) => Some(Transaction::None),
+            Told::Failed if plain => Some(Transaction::Lost { told: true }),
+            // The session's state would be asked for now.
+            Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
+            Told::Completed if ends => Some(Transaction::None),
+            Told::Completed if plain && alone && single && task.kind == Kind::Simple => {
+                Some(Transaction::None)
+            }
+            Told::Failed | Told::Completed | Told::Nothing => None,
+        }
+    }
+
+    /// What the unit left in its session would have to be asked for.
+    fn owes_questions(&self, needs: &Needs, now: Instant, owed: Inspect) -> bool {
+        let visible = needs.pin.is_some() || needs.session || needs.unseen;
+        let hidden = owed != Inspect::Nothing || self.hidden_effects(needs, now) == Inspect::All;
+        self.touched != Touched::Nothing || visible || hidden
     }
 
     /// The attached server is gone while nothing was under way.

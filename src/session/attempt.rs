@@ -22,6 +22,17 @@ use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::{extended, frame, reply};
 
+/// What the client has of an answer that ReadyForQuery is missing from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Nothing that would say how it ends.
+    Nothing,
+    /// The end of a statement, and nothing behind it.
+    Completed,
+    /// An error.
+    Failed,
+}
+
 /// What had happened when an exchange ended.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each asked for on its own")]
@@ -30,6 +41,8 @@ pub(super) struct Sent {
     pub(super) any: bool,
     /// Anything had reached the client.
     pub(super) delivered: bool,
+    /// What the client was told last.
+    pub(super) told: Told,
     /// The client has the beginning of a frame whose end will not come.
     pub(super) inside_frame: bool,
     /// Bytes of the unit that are still in the window: all or nothing of it.
@@ -105,6 +118,7 @@ impl Sent {
         Self {
             any: false,
             delivered: false,
+            told: Told::Nothing,
             inside_frame: false,
             unit_left: task.bytes,
             copying: false,
@@ -118,9 +132,16 @@ impl Sent {
     }
 
     fn of(exchange: &Exchange<'_>, fresh: bool) -> Self {
+        let told = match exchange.failed {
+            _ if !exchange.delivered || exchange.answer.ready_bytes() > 0 => Told::Nothing,
+            Some(_) => Told::Failed,
+            None if exchange.answer.is_completed() => Told::Completed,
+            None => Told::Nothing,
+        };
         Self {
             any: exchange.any_sent,
             delivered: exchange.delivered,
+            told,
             inside_frame: exchange.answer.inside_frame() && exchange.delivered,
             unit_left: exchange.reserved,
             copying: matches!(exchange.through, Through::Copy { .. }),

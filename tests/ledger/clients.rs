@@ -207,9 +207,7 @@ impl Hand {
         let answer = self.wire.query(&insert(id)).await;
         assert_eq!(status(&answer), 'I', "{answer:?}");
         let fate = fate(&answer);
-        if fate == Fate::Acknowledged {
-            assert_eq!(tag(&answer), "INSERT 0 1");
-        }
+        assert_eq!(tag(&answer) == "INSERT 0 1", fate == Fate::Acknowledged, "{answer:?}");
         self.settle(&[id], sent, fate);
         if fate == Fate::Acknowledged && id % 4 == 0 {
             self.look(id).await;
@@ -258,9 +256,8 @@ impl Hand {
         let answer = self.ask("COMMIT", extended).await;
         assert_eq!(status(&answer), 'I', "{answer:?}");
         let fate = fate(&answer);
-        let committed = tag(&answer) == "COMMIT";
-        assert!(committed || fate != Fate::Acknowledged, "{answer:?}");
-        self.settle(&ids, sent, if committed { Fate::Acknowledged } else { fate });
+        assert_eq!(tag(&answer) == "COMMIT", fate == Fate::Acknowledged, "{answer:?}");
+        self.settle(&ids, sent, fate);
     }
 
     async fn pipelined_transaction(&mut self) {

@@ -20,6 +20,8 @@ pub enum Death {
     Kill9,
     Immediate,
     Fast,
+    /// SIGKILL to the postmaster alone: those of its processes that are busy go on for a while.
+    Orphaned,
     /// It does not end: it hangs.
     Frozen,
 }
@@ -50,10 +52,12 @@ pub enum Fault {
     Restart { at: Place, death: Death },
     /// A node hangs for a while.
     Frozen { at: Place, lasts: Duration },
-    /// The primary goes, the better standby is promoted, and then has all its clients' connections ended, or not.
-    Failover { death: Death, second_wave: bool, old: Return },
+    /// The primary goes, the better standby is promoted, and then has all its clients' connections ended, or one cut, or not.
+    Failover { death: Death, second_wave: bool, cut: Option<Cut>, old: Return },
     /// A standby is promoted beside the living primary, which the proxy may reach in this way by then.
     Handover { to: usize, link: Link, old: Return },
+    /// The primary goes, and the one after it as soon as it has written anything.
+    Twice { to: usize, first: Death, second: Death },
 }
 
 /// The faults of one cluster.
@@ -61,6 +65,9 @@ pub fn schedule(seed: u64, count: usize) -> Vec<Fault> {
     let mut rng = Rng::with_seed(seed);
     (0..count).map(|_| fault(&mut rng)).collect()
 }
+
+/// Of a primary for which a standby is promoted.
+const DEATHS: [Death; 4] = [Death::Kill9, Death::Immediate, Death::Fast, Death::Frozen];
 
 fn one<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(..of.len())]
@@ -80,17 +87,22 @@ fn fault(rng: &mut Rng) -> Fault {
         75..79 => Fault::Crash,
         79..86 => {
             let at = if rng.u32(..3) > 0 { Place::Primary } else { standby(rng) };
-            Fault::Restart { at, death: one(rng, &[Death::Kill9, Death::Immediate, Death::Fast]) }
+            let deaths = [Death::Kill9, Death::Immediate, Death::Fast, Death::Orphaned];
+            Fault::Restart { at, death: one(rng, &deaths) }
         }
         86..90 => {
             let at = if rng.bool() { Place::Primary } else { standby(rng) };
             Fault::Frozen { at, lasts: Duration::from_millis(one(rng, &[20, 200, 800])) }
         }
-        90..95 => Fault::Failover {
-            death: one(rng, &[Death::Kill9, Death::Immediate, Death::Fast, Death::Frozen]),
+        90..94 => Fault::Failover {
+            death: one(rng, &DEATHS),
             second_wave: rng.bool(),
+            cut: rng.bool().then(|| order(rng, 2_000)),
             old: old(rng),
         },
+        94..96 => {
+            Fault::Twice { to: rng.usize(..2), first: one(rng, &DEATHS), second: one(rng, &DEATHS[..3]) }
+        }
         _ => Fault::Handover {
             to: rng.usize(..2),
             link: one(rng, &[Link::Open, Link::Silent, Link::Deaf, Link::Mute, Link::Refused]),
@@ -111,7 +123,11 @@ fn cut(rng: &mut Rng) -> Fault {
     let at = if rng.u32(..6) > 0 { Place::Primary } else { standby(rng) };
     // Little passes between the proxy and a standby.
     let most = if at == Place::Primary { one(rng, &[100, 1_000, 20_000]) } else { 600 };
+    Fault::Cut { at, cut: order(rng, most) }
+}
+
+fn order(rng: &mut Rng, most: usize) -> Cut {
     let direction = one(rng, &[Direction::ToNode, Direction::FromNode]);
     let manner = one(rng, &[Manner::Reset, Manner::Close]);
-    Fault::Cut { at, cut: Cut { direction, after_bytes: rng.usize(..most), manner } }
+    Cut { direction, after_bytes: rng.usize(..most), manner }
 }

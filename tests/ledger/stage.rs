@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pgsteer::sandbox::{Auth, Node, Sandbox, Sync};
+use tokio_postgres::types::PgLsn;
 
 use crate::clients::{Client, Style};
 use crate::faults::{Death, Fault, Place, Return};
 use crate::running::ledger::{Fate, Write, faults, rows};
-use crate::running::relay::{Link, Relay};
+use crate::running::relay::{Cut, Link, Relay};
 use crate::running::{Running, eventually, in_time};
 
 /// A standby that has not begun to stream by then holds WAL that the new primary does not know.
@@ -120,8 +121,11 @@ impl Stage {
                 tokio::time::sleep(lasts).await;
                 node.sigcont().unwrap();
             }
-            Fault::Failover { death, second_wave, old } => self.fail_over(death, second_wave, old).await,
+            Fault::Failover { death, second_wave, cut, old } => {
+                self.fail_over(death, (second_wave, cut), old).await;
+            }
             Fault::Handover { to, link, old } => self.hand_over(to, link, old).await,
+            Fault::Twice { to, first, second } => self.fail_over_twice(to, first, second).await,
         }
         self.all_write().await;
         self.sandbox.wait_streaming().await.unwrap();
@@ -215,11 +219,14 @@ impl Stage {
         .await;
     }
 
-    async fn fail_over(&mut self, death: Death, second_wave: bool, back: Return) {
+    async fn fail_over(&mut self, death: Death, (second_wave, cut): (bool, Option<Cut>), back: Return) {
         let old = self.primary();
         strike(self.sandbox.node(old), death).await;
         let new = self.sandbox.most_advanced_standby().await.unwrap();
         self.sandbox.promote_wait(new).await.unwrap();
+        if let Some(cut) = cut {
+            self.relays[new].will_cut(cut);
+        }
         if second_wave {
             self.terminate("true").await;
         }
@@ -240,6 +247,34 @@ impl Stage {
         self.all_write().await;
         self.relays[old].set(Link::Open);
         self.bring_back(old, new, back, over).await;
+    }
+
+    async fn fail_over_twice(&self, to: usize, first: Death, second: Death) {
+        let (old, new) = (self.primary(), self.standbys()[to]);
+        let last = 3 - old - new;
+        self.sandbox.follow(last, new).await.unwrap();
+        self.wait_streaming(last, new).await;
+        strike(self.sandbox.node(old), first).await;
+        self.sandbox.promote_wait(new).await.unwrap();
+        self.wait_beyond_switch(last, new).await;
+        strike(self.sandbox.node(new), second).await;
+        self.sandbox.promote_wait(last).await.unwrap();
+        for node in [new, old] {
+            self.sandbox.reattach(node, last).await.unwrap();
+        }
+        self.taken_over(last).await;
+    }
+
+    /// Waits until a standby has of the new primary's timeline, and so all that was written before it.
+    async fn wait_beyond_switch(&self, node: usize, primary: usize) {
+        let client = self.sandbox.connect(primary).await.unwrap();
+        let switch: PgLsn = client.query_one("SELECT pg_last_wal_replay_lsn()", &[]).await.unwrap().get(0);
+        let client = self.sandbox.connect(node).await.unwrap();
+        eventually("a standby has WAL of the new timeline", async || {
+            let received = client.query_one("SELECT pg_last_wal_receive_lsn()", &[]).await.unwrap();
+            received.get::<_, Option<PgLsn>>(0).is_some_and(|lsn| lsn > switch)
+        })
+        .await;
     }
 
     /// When the proxy has taken this node for its primary.
@@ -337,6 +372,7 @@ async fn strike(node: &Node, death: Death) {
         Death::Kill9 => drop(node.kill9().await.unwrap()),
         Death::Immediate => node.stop_immediate().await.unwrap(),
         Death::Fast => node.stop_fast().await.unwrap(),
+        Death::Orphaned => drop(node.kill9_postmaster_only().await.unwrap()),
         Death::Frozen => node.sigstop().unwrap(),
     }
 }

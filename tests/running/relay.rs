@@ -100,8 +100,14 @@ impl Relay {
 
     /// Has one connection cut, and waits until it is.
     pub async fn cut(&self, cut: Cut) {
+        let done = self.shared.done.notified();
+        self.will_cut(cut);
+        done.await;
+    }
+
+    /// Has one connection cut, some time.
+    pub fn will_cut(&self, cut: Cut) {
         *self.shared.cut.lock().unwrap() = Some(cut);
-        self.shared.done.notified().await;
     }
 }
 
@@ -166,7 +172,7 @@ async fn pass(shared: &Shared, direction: Direction, from: &TcpStream, to: &TcpS
             return Manner::Reset;
         }
         if let Some(manner) = manner {
-            shared.done.notify_one();
+            shared.done.notify_waiters();
             return manner;
         }
     }
