@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgsteer::topology::evidence::{
-    Input, Node, ProbeFailure, ProbeResult, ServerFacts, Standing, SuspectWhy,
+    Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, Role, Timeline};
 use pgsteer::topology::reconcile::{Reconciler, Settings};
@@ -121,6 +121,7 @@ impl World {
                     replay_lsn: Lsn(lsn),
                     receive_lsn: Some(Lsn(lsn)),
                     replay_paused: false,
+                    replay_waits: ReplayWait::Unknown,
                 };
                 self.observe(node, late, CLUSTER, 0, standing);
             }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pgsteer::topology::evidence::{
-    Event, EventKind, Input, Node, ProbeFailure, ProbeResult, ServerFacts, Standing, SuspectWhy,
+    Event, EventKind, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, NodeView, Role, Snapshot, Timeline};
 use pgsteer::topology::reconcile::{Reconciler, Settings};
@@ -113,6 +113,7 @@ impl Scenario {
                 replay_lsn: Lsn(replay),
                 receive_lsn: Some(Lsn(receive)),
                 replay_paused: false,
+                replay_waits: ReplayWait::Unknown,
             },
         );
     }

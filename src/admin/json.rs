@@ -59,6 +59,8 @@ fn node(snapshot: &Snapshot, view: &NodeView, names: &[String], now: Instant) ->
         "receive_lsn": view.receive_lsn.map(|lsn| lsn.to_string()),
         "sample_age_ms": view.sampled_at.map(|at| age_ms(at, now)),
         "lag_bytes": view.lag_bytes,
+        "replay_stands_for_ms": view.replay_stands_since.map(|since| age_ms(since, now)),
+        "readers": view.readers.as_str(),
         "staleness_ms": snapshot.staleness(view, now).map(millis),
         "weight": view.weight,
     })

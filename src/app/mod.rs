@@ -196,6 +196,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
         probe_timeout: config.topology.probe_timeout,
         connect_timeout: config.topology.connect_timeout,
         claim_ttl: config.topology.claim_ttl,
+        replay_stall_timeout: config.topology.replay_stall_timeout,
         system_id: None,
     };
     let credentials = Credentials {

@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 54] = [
+pub(super) const KEYS: [Key; 55] = [
     flagged(
         "listen.address",
         "--listen",
@@ -245,6 +245,10 @@ pub(super) const KEYS: [Key; 54] = [
     key("topology.probe_timeout", duration(|c| &mut c.topology.probe_timeout)),
     key("topology.connect_timeout", duration(|c| &mut c.topology.connect_timeout)),
     key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
+    key(
+        "topology.replay_stall_timeout",
+        Kind::Duration { zero: true, field: |c| &mut c.topology.replay_stall_timeout },
+    ),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),

@@ -217,6 +217,8 @@ pub struct Topology {
     pub connect_timeout: Duration,
     /// How long a primary's own attestation is believed.
     pub claim_ttl: Duration,
+    /// How long replay may stand still while the primary is doubted before reads must leave the standby; zero: for ever.
+    pub replay_stall_timeout: Duration,
 }
 
 impl Default for Topology {
@@ -227,6 +229,7 @@ impl Default for Topology {
             probe_timeout: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),
+            replay_stall_timeout: Duration::from_millis(50),
         }
     }
 }

@@ -129,13 +129,15 @@ pub enum Reason {
     OwnWrites,
     /// Every node that qualifies has already failed for this statement.
     Excluded,
+    /// A promotion may be waiting for the replay of every standby that qualifies.
+    ReplayStands,
     /// There is no attested primary now.
     NoPrimary,
 }
 
 impl Reason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NeedsPrimary,
         Self::StandbyWithinBudget,
         Self::Asked,
@@ -144,6 +146,7 @@ impl Reason {
         Self::OthersWrites,
         Self::OwnWrites,
         Self::Excluded,
+        Self::ReplayStands,
         Self::NoPrimary,
     ];
 
@@ -158,6 +161,7 @@ impl Reason {
             Self::OthersWrites => "others_writes",
             Self::OwnWrites => "own_writes",
             Self::Excluded => "excluded",
+            Self::ReplayStands => "replay_stands",
             Self::NoPrimary => "no_primary",
         }
     }

@@ -6,7 +6,7 @@
 use super::balance::{self, Candidates};
 use super::{Decision, Destination, Need, Question, Reason};
 use crate::classify::Target;
-use crate::topology::model::{NodeView, Role};
+use crate::topology::model::{NodeView, Readers, Role};
 
 /// Decides where a statement, batch or transaction goes.
 ///
@@ -71,6 +71,7 @@ fn fall_back(question: &Question<'_>, reason: Reason) -> Decision {
 enum Obstacle {
     NoStandby,
     Excluded,
+    ReplayStands,
     LagBudget,
     OthersWrites,
     OwnWrites,
@@ -81,6 +82,7 @@ impl Obstacle {
         match self {
             Self::NoStandby => Reason::NoStandby,
             Self::Excluded => Reason::Excluded,
+            Self::ReplayStands => Reason::ReplayStands,
             Self::LagBudget => Reason::LagBudget,
             Self::OthersWrites => Reason::OthersWrites,
             Self::OwnWrites => Reason::OwnWrites,
@@ -94,6 +96,9 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
     }
     if question.excluded.contains(&node.id) {
         return Some(Obstacle::Excluded);
+    }
+    if node.readers == Readers::MustLeave {
+        return Some(Obstacle::ReplayStands);
     }
     let staleness = question.snapshot.staleness(node, question.now);
     if staleness.is_none_or(|staleness| staleness > question.max_lag) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::freshness::Freshness;
 use super::*;
-use crate::topology::model::{Epoch, Lsn, NodeAddress, PrimaryView, Role, Timeline};
+use crate::topology::model::{Epoch, Lsn, NodeAddress, PrimaryView, Readers, Role, Timeline};
 
 const A: NodeId = NodeId(0);
 const B: NodeId = NodeId(1);
@@ -184,6 +184,21 @@ fn p2_while_frozen_reads_go_on() {
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Hold);
     it.max_lag = Duration::from_millis(19);
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
+}
+
+/// A promotion may be waiting for the replay of a standby: it gets no reads.
+#[test]
+fn readers_that_must_leave_a_standby_do_not_come_back() {
+    let mut it = Cluster::healthy();
+    it.snapshot.nodes[1].readers = Readers::MustLeave;
+    for dice in 0..64 {
+        assert_eq!(it.ask(Need::Read, dice).destination, Destination::Standby(C));
+    }
+    it.snapshot.nodes[2].readers = Readers::MustLeave;
+    assert_eq!(it.read(), (Destination::Primary(A), Reason::ReplayStands));
+    it.snapshot.primary = None;
+    assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
+    assert_eq!(it.ask(Need::Standby, 0).destination, Destination::Hold);
 }
 
 #[test]

@@ -89,6 +89,18 @@ impl Session {
                 }
                 self.server_lost(task, (&mut journal, &unkept), &cause, (side, sent, owed)).await
             }
+            Ended::Left { unsent } => {
+                self.shard.buffers.give_answer(answer);
+                let side = attached.side;
+                drop(attached);
+                *self.control.runs_at.borrow_mut() = None;
+                self.finish_frame(&unsent).await?;
+                let cause = outcome::LEFT_FOR_REPLAY;
+                Ok(match self.server_lost(task, &mut journal, cause, (side, sent)).await? {
+                    Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
+                    tried => tried,
+                })
+            }
             Ended::Dismissed => Err(End::Client),
             Ended::Cut => {
                 let unsent = !sent.any && sent.fresh;
@@ -168,6 +180,15 @@ impl Session {
         self.control.begin_pending.set(false);
         self.control.forget_cancels();
         Ok(())
+    }
+
+    /// The client is to have the rest of what it was being told when its standby was given up, as long as it reads at all.
+    async fn finish_frame(&mut self, unsent: &[u8]) -> Flow<()> {
+        let limit = self.shard.shared.settings.standby_stall_timeout;
+        match tokio::time::timeout(limit, self.send_client(unsent)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(End::Client),
+        }
     }
 
     /// A client that does not read a standby's answer is cut off.
@@ -400,8 +421,11 @@ impl Session {
             let cause = format!("{cause}. {fate}");
             return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, &cause))));
         }
-        // Whatever the lost statement did must be seen by the session's next look.
-        self.freshness.on_primary_answer(Instant::now());
+        let only_read = side == Side::Standby && task.needs.repeatable && !sent.delivered;
+        if !only_read {
+            // Whatever the lost statement did or told must be seen by the session's next look.
+            self.freshness.on_primary_answer(Instant::now());
+        }
         let begun = self.transaction.is_on_server();
         let whole = task.bytes > 0 && sent.fresh;
         if !sent.any && !begun && whole {
@@ -478,7 +502,9 @@ impl Session {
 
     /// The attached server is gone while nothing was under way.
     pub(super) fn detach_lost(&mut self, why: SuspectCause) {
-        if let Some(attached) = self.attached.take() {
+        if let Some(attached) = self.attached.take()
+            && !self.control.leaves.get()
+        {
             self.shard.suspect(attached.node, why);
         }
         *self.control.runs_at.borrow_mut() = None;

@@ -22,7 +22,7 @@ use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
-use crate::topology::model::{Epoch, NodeId};
+use crate::topology::model::{Epoch, NodeId, Readers};
 use crate::wire::sqlstate;
 
 /// What became of a lease that was got.
@@ -226,10 +226,8 @@ impl Session {
                     task.now = Instant::now();
                     return match waited {
                         Ok(()) => {
-                            if self.mode == Mode::Standby {
-                                // There is nobody else: who could not answer before may now.
-                                task.excluded.clear();
-                            }
+                            // There is nobody else: who could not answer before may now, and may be the primary by now.
+                            task.excluded.clear();
                             Ok(true)
                         }
                         Err(report) => self.refuse(task, &report).await,
@@ -323,7 +321,10 @@ impl Session {
                 Side::Primary => {
                     snapshot.epoch == epoch && snapshot.primary_at(now).is_some_and(|view| view.node == node)
                 }
-                Side::Standby => snapshot.epoch == epoch,
+                Side::Standby => {
+                    let view = snapshot.node(node);
+                    snapshot.epoch == epoch && view.is_some_and(|view| view.readers == Readers::MayStay)
+                }
             }
         };
         if !still {
@@ -339,8 +340,7 @@ impl Session {
             }
             server.link.epoch.set(epoch);
         }
-        *self.control.runs_at.borrow_mut() = Some(Rc::clone(&server.cancel_key));
-        self.control.cancel_sent.set(false);
+        self.control.hold_server(&server.link, &server.cancel_key);
         // Nothing of the unit has been sent: a cancel request waits until then.
         self.control.begin_pending.set(true);
         self.shard.counters.leases.inc();

@@ -288,6 +288,7 @@ impl Session {
             (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
         exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
+        exchange.leaves = (side == Side::Standby).then_some(&self.control.leaves);
         exchange.sought = Some(&self.control.sought);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {

@@ -10,7 +10,9 @@ use std::task::Waker;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
-use crate::backend::connection::CancelKey;
+use crate::backend::connection::{CancelKey, Link};
+use crate::net;
+use crate::topology::model::NodeId;
 
 /// Whoever sent a cancel request waits for this: dropping it says that the request has been taken, or came to nothing.
 pub type Taken = oneshot::Sender<()>;
@@ -56,6 +58,10 @@ pub struct Control {
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
     pub cooling: Cell<bool>,
+    /// The server connection held now is given up, so that replay on its standby can go on.
+    pub leaves: Cell<bool>,
+    /// That connection.
+    server: RefCell<Weak<Link>>,
     /// Wakes the session.
     waker: RefCell<Option<Waker>>,
 }
@@ -81,6 +87,8 @@ impl Control {
             sought: Cell::new(false),
             active: Cell::new(false),
             cooling: Cell::new(false),
+            leaves: Cell::new(false),
+            server: RefCell::default(),
             waker: RefCell::default(),
         })
     }
@@ -116,6 +124,30 @@ impl Control {
     /// Those who have summoned it.
     pub fn take_summons(&self) -> Vec<Answered> {
         self.summons.take()
+    }
+
+    /// Another server connection is held from now on.
+    pub fn hold_server(&self, link: &Rc<Link>, key: &Rc<CancelKey>) {
+        *self.runs_at.borrow_mut() = Some(Rc::clone(key));
+        *self.server.borrow_mut() = Rc::downgrade(link);
+        self.cancel_sent.set(false);
+        self.leaves.set(false);
+    }
+
+    /// Has the session give up what it does on this node, unless it does nothing there or has been told so already; gives by what the
+    /// server is to be told. Whoever is idle between transactions is in nobody's way.
+    pub fn leave(&self, node: NodeId) -> Option<Rc<CancelKey>> {
+        let key = self.runs_at.borrow().clone().filter(|key| key.node == node && !self.idle.get())?;
+        if self.leaves.replace(true) {
+            return None;
+        }
+        // One will be on its way: the connection is not reused.
+        self.cancel_sent.set(true);
+        if let Some(link) = self.server.borrow().upgrade() {
+            net::sever(&link.stream);
+        }
+        self.wake();
+        Some(key)
     }
 
     fn wake(&self) {

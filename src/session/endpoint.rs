@@ -9,13 +9,13 @@ use super::outcome;
 use super::run::Task;
 use crate::route::{Mode, Need};
 use crate::telemetry::metrics::Side;
-use crate::topology::model::{NodeId, Role};
+use crate::topology::model::{NodeId, Readers, Role};
 
 /// How a node stands to a session that stays on it.
 enum Standing {
     /// It may go on.
     Good,
-    /// It does not know enough, or nothing is known of it: that may pass.
+    /// It does not know enough, its replay must go on, or nothing is known of it: that may pass.
     Stale,
     /// It is no standby any more.
     Promoted,
@@ -84,7 +84,7 @@ impl Session {
             Role::Standby => {
                 let budget = task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag);
                 let fresh = snapshot.staleness(view, task.now).is_some_and(|staleness| staleness <= budget);
-                if fresh { Standing::Good } else { Standing::Stale }
+                if fresh && view.readers == Readers::MayStay { Standing::Good } else { Standing::Stale }
             }
             Role::Primary if self.mode == Mode::PreferStandby => Standing::Good,
             Role::Unknown => Standing::Stale,

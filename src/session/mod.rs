@@ -48,8 +48,8 @@ pub use hidden::CATALOGUE as CATALOGUE_QUERY;
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Labels of the causes of a retry, by the index that the counters use.
-pub const RETRY_LABELS: [&str; 6] =
-    ["conflict", "refused", "server_lost", "unsent", "not_primary", "plan_changed"];
+pub const RETRY_LABELS: [&str; 7] =
+    ["conflict", "refused", "server_lost", "unsent", "not_primary", "plan_changed", "replay_stands"];
 
 /// Settings of sessions (`[hold]`, `[retry]`, `[routing]` ...).
 #[derive(Debug, Clone)]

@@ -39,6 +39,10 @@ pub fn read_interrupted(cause: &str) -> Report {
     .hint("Run it again.")
 }
 
+/// Why a server connection to a standby was given up.
+pub const LEFT_FOR_REPLAY: &str =
+    "Replay on the standby stood still while the primary was doubted, so pgsteer ended what ran there";
+
 /// No primary within `hold_timeout`.
 pub fn no_primary(waited: Duration) -> Report {
     Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no primary is available")

@@ -34,6 +34,8 @@ pub enum RetryCause {
     NotPrimary,
     /// What was prepared gave other rows by now.
     PlanChanged,
+    /// Replay on its standby stood still, and was not to.
+    ReplayStands,
 }
 
 /// What a try of a unit came to.

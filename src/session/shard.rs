@@ -27,7 +27,7 @@ use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
-use crate::topology::model::{Epoch, NodeId, Snapshot};
+use crate::topology::model::{Epoch, NodeId, NodeView, Readers, Role, Snapshot};
 use crate::wire::reply::Clients;
 
 /// Sets of settings that a shard remembers before it looks for those that nobody has any more.
@@ -38,6 +38,11 @@ const BELL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Tells the monitor that a node is doubted, and why.
 pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
+
+/// What sessions that wait may be given by this node.
+fn admission(node: &NodeView) -> (Role, Readers) {
+    (node.role, node.readers)
+}
 
 /// What a session saw of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,7 +172,7 @@ impl Shard {
     }
 
     /// A new snapshot: severs what the new epoch outdates, then lets sessions see it.
-    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+    pub fn publish(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         if let Some(primary) = &snapshot.primary {
             if let Some((node, epoch)) = self.last_primary.get()
                 && epoch < snapshot.epoch
@@ -184,8 +189,9 @@ impl Shard {
             let now = self.snapshot.borrow();
             before.epoch != now.epoch
                 || before.primary.map(|view| view.node) != now.primary.map(|view| view.node)
-                || before.nodes.iter().map(|node| node.role).ne(now.nodes.iter().map(|node| node.role))
+                || before.nodes.iter().map(admission).ne(now.nodes.iter().map(admission))
         };
+        self.clear_the_way();
         let cleared = self.doubt.get().is_some() && !self.is_doubted_anywhere();
         if cleared {
             self.doubt.set(None);
@@ -194,6 +200,27 @@ impl Shard {
         if changed || cleared || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
             self.last_bell.set(now);
             self.snapshot_changed.send_replace(version);
+        }
+    }
+
+    /// Ends what sessions do on standbys that are to have no readers. With every picture, since one may have got its connection by
+    /// the picture before.
+    fn clear_the_way(self: &Rc<Self>) {
+        let snapshot = self.snapshot();
+        for node in snapshot.nodes.iter().filter(|node| node.readers == Readers::MustLeave) {
+            for control in self.sessions.borrow().values() {
+                // A server process that is stuck takes no cancel, one that works sees no closed socket: each gets both.
+                if let Some(key) = control.leave(node.id) {
+                    self.counters.reads_ended_for_replay.inc();
+                    tracing::debug!(
+                        node = node.id.0,
+                        process = key.process_id,
+                        client = control.process_id.get(),
+                        "what runs there is ended"
+                    );
+                    self.cancel_at(&key);
+                }
+            }
         }
     }
 

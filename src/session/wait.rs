@@ -227,6 +227,7 @@ impl Session {
     }
 
     async fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
+        let cause = if self.control.leaves.get() { outcome::LEFT_FOR_REPLAY } else { cause };
         self.detach_lost(SuspectCause::ConnectionLost);
         if self.only_listens() {
             return Box::pin(self.listen_again(cause)).await;

@@ -94,6 +94,8 @@ pub struct ShardCounters {
     pub clients_kept_out: Family<LIMITS_MAX>,
     /// Server connections lent to a transaction.
     pub leases: Counter,
+    /// What ran on a standby and was ended so that its replay could go on.
+    pub reads_ended_for_replay: Counter,
     /// Cancel requests passed on.
     pub cancels: Counter,
     /// Cancel requests that another pgsteer process has taken.
@@ -425,7 +427,7 @@ const GAUGES: [Row<Gauge>; 3] = [
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
-const COUNTERS: [Row<Counter>; 13] = [
+const COUNTERS: [Row<Counter>; 14] = [
     ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
     ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
     ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
@@ -448,6 +450,11 @@ const COUNTERS: [Row<Counter>; 13] = [
         |shard| &shard.reserve_connections,
     ),
     ("pgsteer_leases_total", "Server connections lent to a transaction.", |shard| &shard.leases),
+    (
+        "pgsteer_reads_ended_for_replay_total",
+        "What ran on a standby and was ended, while the primary was doubted, so that replay there could go on.",
+        |shard| &shard.reads_ended_for_replay,
+    ),
     ("pgsteer_cancels_total", "Cancel requests passed on.", |shard| &shard.cancels),
     (
         "pgsteer_cancels_forwarded_total",

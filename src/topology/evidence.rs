@@ -65,7 +65,20 @@ pub enum Standing {
         receive_lsn: Option<Lsn>,
         /// Replay is paused, or a pause is requested.
         replay_paused: bool,
+        /// What replay waits for, should there be WAL that is not replayed yet.
+        replay_waits: ReplayWait,
     },
+}
+
+/// What a standby's replay waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayWait {
+    /// For the rest of a record, or on purpose (a pause, an apply delay): readers are not why it stands still.
+    NotForReaders,
+    /// It works, or waits for something else: if it stands still, readers may be why.
+    PerhapsForReaders,
+    /// Not asked, as there is nothing to replay, or not told to a role without `pg_monitor`.
+    Unknown,
 }
 
 /// Settings worth a warning.
@@ -226,6 +239,10 @@ pub enum EventKind {
     Suspected,
     /// The doubt is over.
     Cleared,
+    /// Replay on a standby stands still while the primary is doubted: reads must leave it.
+    ReadersLeave,
+    /// They may stay on it again.
+    ReadersMayStay,
     /// A setting of a server deserves a warning.
     Advice,
 }
@@ -240,6 +257,8 @@ impl EventKind {
             Self::RoleChanged => "role_changed",
             Self::Suspected => "suspected",
             Self::Cleared => "cleared",
+            Self::ReadersLeave => "readers_leave",
+            Self::ReadersMayStay => "readers_may_stay",
             Self::Advice => "advice",
         }
     }

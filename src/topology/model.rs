@@ -112,6 +112,26 @@ impl Role {
     }
 }
 
+/// Whether reads may stay on a standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Readers {
+    /// As far as its staleness allows.
+    MayStay,
+    /// Its replay stands still, a promotion would wait for that, and readers may be why: it gets no reads, and those that run there
+    /// are ended.
+    MustLeave,
+}
+
+impl Readers {
+    /// The word on `/topology`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MayStay => "may_stay",
+            Self::MustLeave => "must_leave",
+        }
+    }
+}
+
 /// One node as routing sees it.
 #[derive(Debug, Clone)]
 pub struct NodeView {
@@ -139,6 +159,10 @@ pub struct NodeView {
     pub fresh_as_of: Option<Instant>,
     /// Bytes of WAL flushed on the primary and not replayed here, in the same probe round.
     pub lag_bytes: Option<u64>,
+    /// Standby: since when it has had WAL to replay and has replayed none of it.
+    pub replay_stands_since: Option<Instant>,
+    /// Standby: whether reads may stay there.
+    pub readers: Readers,
     /// Relative share of reads; 0 means none.
     pub weight: u32,
 }
@@ -158,6 +182,8 @@ impl NodeView {
             sampled_at: None,
             fresh_as_of: None,
             lag_bytes: None,
+            replay_stands_since: None,
+            readers: Readers::MayStay,
             weight: 1,
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
-use super::model::{Epoch, NodeAddress, NodeId, Snapshot};
+use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection};
 use super::reconcile::{Reconciler, Settings};
 
@@ -260,7 +260,7 @@ impl Coordinator {
             .map_or_else(String::new, |node| node.address.to_string());
         let (kind, epoch) = (event.kind.as_str(), snapshot.epoch.0);
         match event.kind {
-            EventKind::PrimaryLost | EventKind::Suspected | EventKind::Advice => {
+            EventKind::PrimaryLost | EventKind::Suspected | EventKind::Advice | EventKind::ReadersLeave => {
                 tracing::warn!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text);
             }
             _ => tracing::info!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text),
@@ -285,7 +285,11 @@ fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
         || old.primary != new.primary
         || old.suspected != new.suspected
         || old.frozen_at != new.frozen_at
-        || !old.nodes.iter().map(|node| node.role).eq(new.nodes.iter().map(|node| node.role))
+        || !old.nodes.iter().map(admission).eq(new.nodes.iter().map(admission))
+}
+
+fn admission(node: &NodeView) -> (Role, Readers) {
+    (node.role, node.readers)
 }
 
 /// Probes one node, once a round.

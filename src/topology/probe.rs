@@ -3,7 +3,8 @@
 //! Invariant: a probe has a connection of its own, never one of a client's pool; every wait is bounded; nothing that a server
 //! sends can panic. Must not know: the other nodes, what the answer means.
 //!
-//! Grant the probe role `pg_monitor`: without it a standby's timeline is seen late after a failover.
+//! Grant the probe role `pg_monitor`: without it a standby's timeline is seen late after a failover, and what its replay waits
+//! for is not seen at all.
 
 use std::error::Error as _;
 use std::fmt;
@@ -15,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket, Statement};
 
-use super::evidence::{ProbeFailure, ProbeResult, ServerFacts, Standing};
+use super::evidence::{ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing};
 use super::model::{Lsn, NodeAddress, Timeline};
 
 /// The statement. LSNs come as text, numbers as `int8`, so that no type depends on the server's version.
@@ -33,6 +34,10 @@ SELECT r.rec AS in_recovery,
   CASE WHEN NOT r.rec THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
   CASE WHEN r.rec THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
   CASE WHEN r.rec THEN pg_is_wal_replay_paused() END AS replay_paused,
+  CASE WHEN r.rec AND pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()
+       THEN (SELECT coalesce(a.wait_event_type = 'Activity'
+                             OR a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryApplyDelay', 'RecoveryPause'), false)
+             FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'startup' LIMIT 1) END AS replay_is_idle,
   w.pid IS NOT NULL AS wal_receiver_up,
   current_setting('hot_standby_feedback') = 'on' AS hot_standby_feedback,
   current_setting('server_version_num')::int8 AS version_num,
@@ -284,6 +289,11 @@ fn parse(row: &Row) -> Result<ProbeResult, ProbeError> {
             replay_lsn: replay_lsn.unwrap_or_default(),
             receive_lsn: lsn(row, "receive_lsn")?,
             replay_paused: optional(row, "replay_paused")?.unwrap_or(false),
+            replay_waits: match optional(row, "replay_is_idle")? {
+                Some(true) => ReplayWait::NotForReaders,
+                Some(false) => ReplayWait::PerhapsForReaders,
+                None => ReplayWait::Unknown,
+            },
         }
     } else {
         Standing::OutOfRecovery {

@@ -15,6 +15,7 @@
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
 mod node;
+mod stall;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +45,9 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// An answer counts for so long after its probe was sent.
     pub claim_ttl: Duration,
+    /// While the primary is doubted, a standby that has WAL to replay and has replayed none of it for so long is to have no
+    /// readers; zero: they may stay.
+    pub replay_stall_timeout: Duration,
     /// System identifier of the cluster; `None`: that of the first primary seen.
     pub system_id: Option<u64>,
 }
@@ -56,6 +60,7 @@ impl Default for Settings {
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
+            replay_stall_timeout: Duration::from_millis(50),
             system_id: None,
         }
     }
@@ -97,6 +102,8 @@ pub struct Reconciler {
     vacancy: &'static str,
     frozen_at: Option<Instant>,
     suspicion: Option<Suspicion>,
+    /// Since when the epoch's primary is doubted or missing, without having attested itself in between.
+    unattested_since: Option<Instant>,
     /// Since when rapid rounds run without a break.
     rapid_since: Option<Instant>,
     first_input_at: Option<Instant>,
@@ -128,6 +135,7 @@ impl Reconciler {
             vacancy: "no node has been probed yet",
             frozen_at: None,
             suspicion: None,
+            unattested_since: None,
             rapid_since: None,
             first_input_at: None,
             looked_at_all: false,
@@ -235,6 +243,7 @@ impl Reconciler {
         self.assign_roles(now);
         self.freeze(&claims, now);
         self.doubt(now);
+        self.clear_the_way(now);
         self.set_deadline(now);
     }
 
@@ -576,6 +585,8 @@ impl Reconciler {
             role: node.role,
             reason: node.reason,
             role_since: node.role_since,
+            replay_stands_since: node.stall.since(),
+            readers: node.readers,
             weight: node.weight,
             ..NodeView::not_probed(id, Arc::clone(&node.address))
         };

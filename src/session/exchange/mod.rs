@@ -108,6 +108,8 @@ pub struct Exchange<'a> {
     pub on_begun: Option<&'a dyn Fn()>,
     /// Set when pgsteer ends: the exchange is not to go on.
     pub cut: Option<&'a Cell<bool>>,
+    /// Set when the server is given up so that replay there can go on.
+    pub leaves: Option<&'a Cell<bool>>,
 }
 
 impl<'a> Exchange<'a> {
@@ -159,6 +161,7 @@ impl<'a> Exchange<'a> {
             forgetful: false,
             on_begun: None,
             cut: None,
+            leaves: None,
         }
     }
 
@@ -173,16 +176,35 @@ impl<'a> Exchange<'a> {
         self.cut.is_some_and(Cell::get)
     }
 
+    fn leaves(&self) -> bool {
+        self.leaves.is_some_and(Cell::get)
+    }
+
+    /// The server is gone: by itself, or because it was given up.
+    fn lost(&self, cause: String) -> Ended {
+        if self.leaves() {
+            return Ended::Left { unsent: Vec::new() };
+        }
+        Ended::ServerLost { cause, parting: Parting::Unexplained }
+    }
+
+    fn failed(&self, error: &io::Error) -> Ended {
+        self.lost(format!("The connection to the server failed: {error}"))
+    }
+
     /// Runs to the goal. Not cancel-safe: dropping it leaves both ends in the middle of something.
     pub async fn run(&mut self) -> Ended {
         loop {
             if self.is_cut() {
                 return Ended::Cut;
             }
+            if self.leaves() && self.finishing.is_none() {
+                return Ended::Left { unsent: Vec::new() };
+            }
             let mut moved = false;
             match self.push() {
                 Ok(pushed) => moved |= pushed,
-                Err(error) => return lost(&error),
+                Err(error) => return self.failed(&error),
             }
             if self.goal == Goal::Sent && self.out.is_empty() && self.through == Through::Nothing {
                 return Ended::Settled;
@@ -199,7 +221,7 @@ impl<'a> Exchange<'a> {
                 Ok(false) if self.goal == Goal::Drained => return Ended::Settled,
                 Ok(pulled) => moved |= pulled,
                 // The answer is complete; that the server ends behind it is the next statement's matter.
-                Err(Ended::ServerLost { .. }) if self.finishing.is_some() => {
+                Err(Ended::ServerLost { .. } | Ended::Left { .. }) if self.finishing.is_some() => {
                     self.server_ended = true;
                     return Ended::Complete(self.finishing.unwrap_or_default());
                 }
@@ -248,12 +270,7 @@ impl<'a> Exchange<'a> {
             self.flush().await?;
         }
         let count = match net::try_read(self.server, self.answer.spare()) {
-            Ok(0) => {
-                return Err(Ended::ServerLost {
-                    cause: "The server closed the connection".to_owned(),
-                    parting: Parting::Unexplained,
-                });
-            }
+            Ok(0) => return Err(self.lost("The server closed the connection".to_owned())),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if self.goal.is_at_replies()
@@ -265,7 +282,7 @@ impl<'a> Exchange<'a> {
                 }
                 return Ok(false);
             }
-            Err(error) => return Err(lost(&error)),
+            Err(error) => return Err(self.failed(&error)),
         };
         self.answer.advance(count);
         loop {
@@ -333,14 +350,12 @@ impl<'a> Exchange<'a> {
                     self.delivered |= count > 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let writable = self.client.writable();
-                    let result = match self.stall_timeout {
-                        None => writable.await,
-                        Some(limit) => {
-                            tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?
-                        }
-                    };
-                    result.map_err(|_| Ended::ClientGone)?;
+                    if self.leaves.is_some_and(Cell::get) {
+                        // The server process may be stuck in sending: it is to be let go before the client is waited for.
+                        let unsent = rest.to_vec();
+                        return Err(Ended::Left { unsent });
+                    }
+                    self.client_reads().await?;
                 }
                 Err(_) => return Err(Ended::ClientGone),
             }
@@ -348,6 +363,27 @@ impl<'a> Exchange<'a> {
         self.passed_bytes += written as u64;
         self.answer.passed_on();
         Ok(())
+    }
+
+    /// Waits until the client takes more, or the server is to be given up.
+    async fn client_reads(&self) -> Result<(), Ended> {
+        let writable = async {
+            match self.leaves {
+                None => self.client.writable().await,
+                Some(leaves) => {
+                    poll_fn(|context| match self.client.poll_write_ready(context) {
+                        Poll::Pending if leaves.get() => Poll::Ready(Ok(())),
+                        ready => ready,
+                    })
+                    .await
+                }
+            }
+        };
+        let result = match self.stall_timeout {
+            None => writable.await,
+            Some(limit) => tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?,
+        };
+        result.map_err(|_| Ended::ClientGone)
     }
 
     /// Reads from the client, if there is room, and passes through what may pass.
@@ -414,7 +450,7 @@ impl<'a> Exchange<'a> {
         let want_write = !self.out.is_empty();
         let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
         poll_fn(|context| {
-            let mut ready = server.poll_read_ready(context).is_ready() || self.is_cut();
+            let mut ready = server.poll_read_ready(context).is_ready() || self.is_cut() || self.leaves();
             if want_write {
                 ready |= server.poll_write_ready(context).is_ready();
             }
@@ -424,12 +460,5 @@ impl<'a> Exchange<'a> {
             if ready { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-    }
-}
-
-fn lost(error: &io::Error) -> Ended {
-    Ended::ServerLost {
-        cause: format!("The connection to the server failed: {error}"),
-        parting: Parting::Unexplained,
     }
 }

@@ -78,6 +78,11 @@ pub enum Ended {
     },
     /// The server ended the session for good and the client has its words: nothing of it can run anywhere.
     Dismissed,
+    /// The server was given up so that replay there can go on.
+    Left {
+        /// What of complete frames the client is still to have, the rest of one that it has begun to read among them.
+        unsent: Vec<u8>,
+    },
     /// The client is gone.
     ClientGone,
     /// The client does not read a standby's answer.

@@ -41,6 +41,8 @@ impl Exchange<'_> {
         if let Some(code) = self.refused {
             return Err(Ended::Refused(code));
         }
+        // The server has said all: it waits for nobody.
+        self.leaves = None;
         self.flush().await?;
         self.through = self.through.at_the_end();
         if self.through == Through::Nothing && self.out.is_empty() && !self.answer.has_unscanned() {

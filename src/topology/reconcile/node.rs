@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::topology::evidence::{Node, ProbeFailure, ProbeResult, Standing};
-use crate::topology::model::{Epoch, Lsn, NodeAddress, Role, Timeline};
+use crate::topology::model::{Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
+
+use super::stall::Stall;
 
 /// The last answer of a node.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ pub(super) struct NodeState {
     pub(super) role_since: Option<Instant>,
     pub(super) reason: &'static str,
     pub(super) advised: bool,
+    pub(super) stall: Stall,
+    pub(super) readers: Readers,
 }
 
 impl NodeState {
@@ -70,6 +74,8 @@ impl NodeState {
             role_since: None,
             reason: "not probed yet",
             advised: false,
+            stall: Stall::default(),
+            readers: Readers::MayStay,
         }
     }
 
@@ -88,6 +94,7 @@ impl NodeState {
             }
             Standing::OutOfRecovery { .. } => self.powerless_since = None,
         }
+        self.stall.observed(&result, answered_at);
         self.heard_at = Some(answered_at);
         self.failure = None;
         self.answer = Some(Answer { sent_at, result, withdrawn: false });

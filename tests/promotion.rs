@@ -1,0 +1,235 @@
+//! What a promotion waits for, against real clusters: reads that hold up replay leave the standby while the primary is doubted.
+
+// A test ends by a panic, its set-up too.
+#![allow(clippy::unwrap_used)]
+
+mod running;
+
+use std::time::{Duration, Instant};
+
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{RawClient, Running, errors, eventually, query, status, values, wait_blocked};
+use tokio_postgres::Client;
+
+/// One minute for the 400 rows that there are, no time for the two that are left.
+const MINUTE: &str = "SELECT count(pg_sleep(0.15)) AS minute FROM c";
+/// More than fits into all buffers on its way.
+const LARGE: &str = "SELECT a.id, repeat('x', 10000) AS large FROM c a, c b";
+/// So much longer than an unobstructed promotion one with pgsteer's help may take.
+const HELPED: Duration = Duration::from_millis(300);
+/// A promotion that has not come by then is taken for one that does not come.
+const NEVER: Duration = Duration::from_secs(5);
+
+/// No conflict ends a read.
+async fn cluster(standbys: usize) -> Sandbox {
+    let sandbox = Sandbox::builder()
+        .standbys(standbys)
+        .auth(Auth::Trust)
+        .max_standby_streaming_delay(None)
+        .setting("autovacuum", "off")
+        .start()
+        .await
+        .unwrap();
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
+    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    sandbox
+}
+
+async fn proxy(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Running {
+    // Only the help is to end a reader; no budget is to be exceeded, and no statement given up.
+    let bounds = [("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "10m"), ("PGSTEER_HOLD_TIMEOUT", "10m")];
+    let args = ["--auth", "trust", "--max-lag", "10m"];
+    let proxy = Running::start_with(sandbox, &args, &[&bounds, extra].concat()).await;
+    eventually("all standbys may be read", async || {
+        let topology = proxy.topology().await;
+        (1..sandbox.nodes().len()).all(|node| topology["nodes"][node]["staleness_ms"].is_u64())
+    })
+    .await;
+    proxy
+}
+
+/// Makes every snapshot on the standbys conflict with replay, and waits until replay stands still on this one.
+async fn obstruct(sandbox: &Sandbox, node: usize) {
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("DELETE FROM c WHERE id > 2").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    // VACUUM alone does not flush its WAL; a commit after it does.
+    primary.batch_execute("CREATE TABLE vacuumed ()").await.unwrap();
+    let standby = sandbox.connect(node).await.unwrap();
+    let sql =
+        "SELECT wait_event = 'RecoveryConflictSnapshot' FROM pg_stat_activity WHERE backend_type = 'startup'";
+    eventually("replay waits for readers", async || {
+        standby.query_one(sql, &[]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+    })
+    .await;
+}
+
+async fn is_in_recovery(standby: &Client) -> bool {
+    standby.query_one("SELECT pg_is_in_recovery()", &[]).await.unwrap().get(0)
+}
+
+/// Promotes the first standby; how long that takes, if it comes to an end.
+async fn promotion(sandbox: &Sandbox, standby: &Client) -> Option<Duration> {
+    let began = Instant::now();
+    sandbox.promote(1).unwrap();
+    while began.elapsed() < NEVER {
+        if !is_in_recovery(standby).await {
+            return Some(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    None
+}
+
+async fn unobstructed() -> Duration {
+    let sandbox = cluster(1).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    sandbox.node(0).kill9().await.unwrap();
+    promotion(&sandbox, &standby).await.expect("nothing is in its way")
+}
+
+/// The statement runs on the node, and nowhere else.
+async fn wait_runs(sandbox: &Sandbox, node: usize, marker: &str) {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND strpos(query, $1) > 0 \
+               AND pid <> pg_backend_pid()";
+    eventually(&format!("{marker} runs on node {node}"), async || {
+        direct.query_one(sql, &[&marker]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+}
+
+/// A read of a minute, and one whose client does not read, on the only standby.
+async fn two_readers(sandbox: &Sandbox, proxy: &Running) -> (RawClient, RawClient) {
+    let (mut slow, mut stalled) = (proxy.raw_logged_in().await, proxy.raw_logged_in().await);
+    slow.send(&query(MINUTE)).await;
+    stalled.send(&query(LARGE)).await;
+    wait_runs(sandbox, 1, "AS minute").await;
+    wait_blocked(sandbox, 1, "AS large", "ClientWrite").await;
+    (slow, stalled)
+}
+
+async fn ended_for_replay(proxy: &Running) -> f64 {
+    proxy.metric("pgsteer_reads_ended_for_replay_total", &[]).await
+}
+
+/// C10: the promotion of a standby with a conflicting read of a minute and with a reader that does not read.
+#[tokio::test]
+async fn readers_do_not_hold_up_a_promotion() {
+    let bound = unobstructed().await;
+    let sandbox = cluster(1).await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let (mut slow, mut stalled) = two_readers(&sandbox, &proxy).await;
+    obstruct(&sandbox, 1).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    assert!(ended_for_replay(&proxy).await < 0.5, "the primary is there");
+    sandbox.node(0).kill9().await.unwrap();
+    let took = promotion(&sandbox, &standby).await.expect("it comes to an end");
+    println!("unobstructed {bound:?}, with two readers in its way {took:?}");
+    assert!(took < bound + HELPED, "{took:?}, unobstructed {bound:?}");
+    // Nothing of its answer had been passed on.
+    let answer = slow.read_until(b'Z').await;
+    assert_eq!(values(&answer), ["2"], "{answer:?}");
+    // The beginning of its answer had.
+    let answer = stalled.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+    assert_eq!(values(&stalled.query("SELECT count(*) FROM c").await), ["2"]);
+    assert!((ended_for_replay(&proxy).await - 2.0).abs() < 0.5);
+    assert!((proxy.metric("pgsteer_retries_total", &[("cause", "replay_stands")]).await - 1.0).abs() < 0.5);
+    assert!(proxy.log().contains("reads leave it"), "the log tells of it");
+}
+
+/// C10: what it is like without the help.
+#[tokio::test]
+async fn without_help_readers_hold_up_a_promotion() {
+    let sandbox = cluster(1).await;
+    let proxy = proxy(&sandbox, &[("PGSTEER_TOPOLOGY_REPLAY_STALL_TIMEOUT", "0s")]).await;
+    let (slow, stalled) = two_readers(&sandbox, &proxy).await;
+    obstruct(&sandbox, 1).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    sandbox.node(0).kill9().await.unwrap();
+    assert_eq!(promotion(&sandbox, &standby).await, None);
+    // The one ends by itself after a minute; the other never does.
+    drop(slow);
+    wait_gone(&standby, "AS minute").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(is_in_recovery(&standby).await, "the reader that does not read is in its way");
+    drop(stalled);
+    eventually("the promotion ends", async || !is_in_recovery(&standby).await).await;
+}
+
+async fn wait_gone(standby: &Client, marker: &str) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND strpos(query, $1) > 0 \
+               AND backend_type = 'client backend' AND application_name <> 'pgsteer_probe' AND pid <> pg_backend_pid()";
+    eventually(&format!("{marker} has ended"), async || {
+        standby.query_one(sql, &[&marker]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+}
+
+/// Reads on other standbys, and whoever is idle, are in nobody's way.
+#[tokio::test]
+async fn what_is_in_nobodys_way_stays() {
+    let sandbox = cluster(2).await;
+    let proxy = proxy(&sandbox, &[]).await;
+    // On both standbys, as long as it takes: one of them is obstructed.
+    let mut readers = Vec::new();
+    for _ in 0..16 {
+        let mut reader = proxy.raw_logged_in().await;
+        reader.send(&query("SELECT 7, pg_sleep(8) AS both")).await;
+        readers.push(reader);
+    }
+    let standbys = [sandbox.connect(1).await.unwrap(), sandbox.connect(2).await.unwrap()];
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND strpos(query, 'AS both') > 0 \
+                 AND pid <> pg_backend_pid()";
+    let mut on = [0, 0];
+    eventually("all run", async || {
+        for (on, standby) in on.iter_mut().zip(&standbys) {
+            *on = standby.query_one(count, &[]).await.unwrap().get::<_, i64>(0);
+        }
+        on.iter().sum::<i64>() == 16
+    })
+    .await;
+    assert!(on.iter().all(|&on| on > 0), "{on:?}");
+    // Replay on the second goes on: it has nothing to replay that conflicts, as it gets nothing.
+    sandbox.node(2).pause_replay().await.unwrap();
+    obstruct(&sandbox, 1).await;
+    sandbox.node(0).kill9().await.unwrap();
+    eventually("the reads of the first have left it", async || {
+        (ended_for_replay(&proxy).await - on[0] as f64).abs() < 0.5
+    })
+    .await;
+    for mut reader in readers {
+        let answer = reader.read_until(b'Z').await;
+        assert_eq!(errors(&answer), Vec::<String>::new());
+        assert_eq!(values(&answer).first().map(String::as_str), Some("7"), "{answer:?}");
+    }
+    assert!((ended_for_replay(&proxy).await - on[0] as f64).abs() < 0.5);
+}
+
+/// A READ ONLY transaction holds its locks between two statements.
+#[tokio::test]
+async fn an_idle_read_only_transaction_is_told_at_its_next_statement() {
+    let sandbox = cluster(1).await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let (mut open, mut idle) = (proxy.raw_logged_in().await, proxy.raw_logged_in().await);
+    for statement in ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT count(*) FROM c"] {
+        assert_eq!(status(&open.query(statement).await), 'T');
+    }
+    assert_eq!(values(&idle.query("SELECT count(*) FROM c").await), ["400"]);
+    // What pgsteer asks behind an answer is a reader like any other.
+    wait_gone(&sandbox.connect(1).await.unwrap(), "").await;
+    obstruct(&sandbox, 1).await;
+    sandbox.node(0).kill9().await.unwrap();
+    let standby = sandbox.connect(1).await.unwrap();
+    assert!(promotion(&sandbox, &standby).await.is_some());
+    let answer = open.query("SELECT count(*) FROM c").await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert_eq!(status(&open.query("ROLLBACK").await), 'I');
+    assert_eq!(values(&idle.query("SELECT count(*) FROM c").await), ["2"]);
+    let ended = ended_for_replay(&proxy).await;
+    assert!((ended - 1.0).abs() < 0.5, "{ended}");
+}
