@@ -474,3 +474,39 @@ async fn the_application_name_is_reported_as_the_server_has_it() {
         assert_eq!(values(&raw.query("SHOW application_name").await), [expected], "{parameters:?}");
     }
 }
+
+/// What the server has to say of a login is told to each client, and not only to the first for which it was asked.
+#[tokio::test]
+async fn notices_of_the_login_are_passed_on() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    direct
+        .batch_execute("CREATE ROLE warned LOGIN; ALTER ROLE warned SET default_text_search_config = 'none'")
+        .await
+        .unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust"]).await;
+    let (long, longest) = ("x".repeat(65), "y".repeat(63));
+    for (parameters, count) in [
+        (&[("user", "postgres"), ("application_name", &long)][..], 1),
+        (&[("user", "postgres"), ("application_name", &longest)], 0),
+        (&[("user", "warned"), ("database", "postgres")], 1),
+        (&[("user", "warned"), ("database", "postgres"), ("client_min_messages", "error")], 0),
+    ] {
+        let address = sandbox.node(0).address().to_string();
+        let mut server = RawClient { stream: tokio::net::TcpStream::connect(address).await.unwrap() };
+        let expected = server.log_in_with(parameters).await;
+        assert_eq!(notices(&expected).len(), count, "{parameters:?}: {expected:?}");
+        for _ in 0..2 {
+            let mut raw = proxy.raw().await;
+            let welcome = raw.log_in_with(parameters).await;
+            assert_eq!(notices(&welcome), notices(&expected), "{parameters:?}");
+            assert_eq!(application_name(&welcome), application_name(&expected), "{parameters:?}");
+            // It is said once.
+            assert_eq!(kinds(&raw.query("SELECT 1").await), "TDCZ", "{parameters:?}");
+        }
+    }
+}
+
+fn notices(welcome: &[Message]) -> Vec<&Message> {
+    welcome.iter().filter(|message| message.kind == b'N').collect()
+}

@@ -9,7 +9,9 @@
 mod running;
 
 use running::two::{Two, show};
-use running::{RawClient, bind, close, errors, eventually, execute, flush, frame, kinds, parse, run, values};
+use running::{
+    RawClient, bind, close, describe, errors, eventually, execute, flush, frame, kinds, parse, run, values,
+};
 
 /// G01, G04, F04: however a setting is made, it stays with its client.
 #[tokio::test]
@@ -449,6 +451,26 @@ async fn the_name_of_a_statement_that_cant_be_prepared_any_more_is_taken() {
     }
     assert_eq!(told[0][0].2, ["42P05"], "the server itself");
     assert_eq!(told[1], told[0]);
+}
+
+/// G02: who asks what rows an EXECUTE gives is told those of the client's own statement.
+#[tokio::test]
+async fn an_execute_is_described_as_the_clients_own_statement() {
+    let mut all = Two::start().await;
+    prepare(&mut all.one, &[("s", "SELECT 1, 'one'"), ("e", "EXECUTE s")]).await;
+    prepare(&mut all.two, &[("s", "SELECT 2"), ("e", "EXECUTE s")]).await;
+    for _ in 0..2 {
+        for (client, columns) in [(&mut all.one, 2), (&mut all.two, 1)] {
+            let unnamed = client.extended(&[parse("", "EXECUTE s"), describe(b'S', "")]).await;
+            let named = client.extended(&[describe(b'S', "e")]).await;
+            for answer in [unnamed, named] {
+                let rows = answer.iter().find(|message| message.kind == b'T').expect("a RowDescription");
+                assert_eq!(rows.body[..2], [0, columns], "{answer:?}");
+            }
+            assert_eq!(executed(client, "").await, executed(client, "s").await);
+            assert_eq!(executed(client, "e").await, executed(client, "s").await);
+        }
+    }
 }
 
 /// G02: code that drops what other sessions have prepared on the connection does not make their names mean something else.

@@ -32,7 +32,7 @@ use crate::wire::sqlstate as state;
 use crate::wire::startup::Startup;
 use crate::wire::text;
 
-/// PostgreSQL cuts a longer application name.
+/// PostgreSQL cuts a longer application name, and says so.
 const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
 /// A cancel request's connection is kept open no longer than this, whatever has become of the request.
@@ -227,7 +227,7 @@ impl<'a> ShardDoor<'a> {
         let server = self.asking(opening).await?;
         let parameters = server.reported.pairs().to_vec();
         self.server.replace(Some(server));
-        Ok(Granted { parameters, role: None })
+        Ok(Granted { parameters, notices: Vec::new(), role: None })
     }
 
     /// Runs what asks servers; `too_late` tells the last cause that it notes.
@@ -338,7 +338,6 @@ impl Door for ShardDoor<'_> {
                 told.clone_into(value);
             } else if let (true, Some((_, given))) = (is_application_name(name), plain_names.last()) {
                 value.clone_from(given);
-                value.truncate(APPLICATION_NAME_BYTES_MAX);
             }
         }
         Ok(found)
@@ -398,5 +397,5 @@ fn is_application_name(name: &str) -> bool {
 
 /// PostgreSQL keeps only printable ASCII in an application name, and what it makes of the rest depends on its version.
 fn is_plain(value: &str) -> bool {
-    value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+    value.len() <= APPLICATION_NAME_BYTES_MAX && value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }

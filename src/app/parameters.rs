@@ -202,9 +202,9 @@ impl Reported {
             parameters: question.settings.clone(),
             timeout: self.role.timeout,
         };
-        let (server, parameters) = backend::open(endpoint, nonce_from(random())).await?;
+        let (server, greeting) = backend::open(endpoint, nonce_from(random())).await?;
         server.terminate();
-        Ok(Granted { parameters, role: server.role })
+        Ok(Granted { parameters: greeting.parameters, notices: greeting.notices, role: server.role })
     }
 }
 

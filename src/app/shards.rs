@@ -355,7 +355,7 @@ async fn log_in(
 
 fn let_in(shard: &Shard, logged_in: LoggedIn, mode: Mode) -> (Identity, i32, Vec<u8>) {
     let LoggedIn { request, startup, keys, granted, process_id, early } = logged_in;
-    let Granted { parameters, role } = granted;
+    let Granted { parameters, role, .. } = granted;
     let mut settings = settings::from_startup(&startup).unwrap_or_default();
     // What a server makes of other bytes than printable ASCII depends on its version.
     for (_, value) in settings.iter_mut().filter(|(name, _)| name == "application_name") {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::carried::Carried;
-use super::login::{Action, Login, LoginError, startup_message};
+use super::login::{Action, Greeting, Login, LoginError, startup_message};
 use super::reported::Reported;
 use super::senders::Sender;
 use crate::auth::{RoleOid, Secret};
@@ -138,21 +138,15 @@ impl Server {
     }
 }
 
-/// Connects and logs in; gives the connection and the reported parameters. Cancel-safe: dropping it closes the socket.
-pub async fn open(
-    endpoint: Endpoint,
-    nonce: String,
-) -> Result<(Box<Server>, Vec<(String, String)>), ConnectError> {
+/// Connects and logs in; gives the connection and what the server said. Cancel-safe: dropping it closes the socket.
+pub async fn open(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Greeting), ConnectError> {
     let timeout = endpoint.timeout;
     tokio::time::timeout(timeout, open_unbounded(endpoint, nonce))
         .await
         .map_err(|_| ConnectError::TimedOut)?
 }
 
-async fn open_unbounded(
-    endpoint: Endpoint,
-    nonce: String,
-) -> Result<(Box<Server>, Vec<(String, String)>), ConnectError> {
+async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Greeting), ConnectError> {
     let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
     let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
     net::write_all(&stream, &startup).await?;
@@ -178,7 +172,7 @@ async fn open_unbounded(
                         cancel_key: Rc::new(CancelKey {
                             node: endpoint.node,
                             process_id: greeting.process_id,
-                            key: greeting.key,
+                            key: greeting.key.clone(),
                         }),
                         in_hot_standby,
                         role: greeting.role,
@@ -193,7 +187,7 @@ async fn open_unbounded(
                         defaults: Rc::default(),
                         applied: Rc::default(),
                     });
-                    return Ok((server, greeting.parameters));
+                    return Ok((server, greeting));
                 }
             }
         }

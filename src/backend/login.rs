@@ -15,6 +15,9 @@ use crate::wire::text;
 /// Asks which role the session's user is. No function or setting of the user's own can get between.
 const WHICH_ROLE: &str = "SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid";
 
+/// Notices of a login are kept up to this many bytes.
+const NOTICES_BYTES_MAX: usize = 4096;
+
 /// What the server said once it was ready.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Greeting {
@@ -24,6 +27,8 @@ pub struct Greeting {
     pub key: Vec<u8>,
     /// Reported parameters.
     pub parameters: Vec<(String, String)>,
+    /// What the server had to say of the login: whole NoticeResponses, `NOTICES_BYTES_MAX` at most.
+    pub notices: Vec<u8>,
     /// The role that the user is. `None` where the server does not tell, as a standby where the user's transactions are SERIALIZABLE.
     pub role: Option<RoleOid>,
 }
@@ -140,7 +145,11 @@ impl Login {
                 self.greeting.key = key.to_vec();
                 Ok(Action::Wait)
             }
-            b'N' | b'v' => Ok(Action::Wait),
+            b'N' => {
+                self.notice(body);
+                Ok(Action::Wait)
+            }
+            b'v' => Ok(Action::Wait),
             b'Z' if matches!(self.state, State::Parameters) => {
                 self.state = State::Role;
                 let mut question = Vec::new();
@@ -154,6 +163,15 @@ impl Login {
             b'T' | b'C' if matches!(self.state, State::Role) => Ok(Action::Wait),
             b'Z' if matches!(self.state, State::Role) => Ok(Action::Done(std::mem::take(&mut self.greeting))),
             _ => Err(LoginError::Malformed),
+        }
+    }
+
+    /// pgsteer's own question is none of the client's affairs.
+    fn notice(&mut self, body: &[u8]) {
+        let notices = &mut self.greeting.notices;
+        let fits = notices.len() + frame::HEADER_BYTES + body.len() <= NOTICES_BYTES_MAX;
+        if fits && !matches!(self.state, State::Role) {
+            frame::put(notices, b'N', &[body]);
         }
     }
 

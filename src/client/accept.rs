@@ -57,6 +57,8 @@ pub trait Door {
 pub struct Granted {
     /// The parameters to report.
     pub parameters: Vec<(String, String)>,
+    /// Its notices, whole messages.
+    pub notices: Vec<u8>,
     /// The role that the user is, if known.
     pub role: Option<RoleOid>,
 }
@@ -161,7 +163,12 @@ pub async fn login<D: Door>(stream: &TcpStream, door: &D) -> io::Result<Outcome>
         }
     };
     let (process_id, key) = door.admit(startup.cancel_key_bytes());
-    negotiation.extend_from_slice(&handshake::welcome(&granted.parameters, process_id, &key));
+    negotiation.extend_from_slice(&handshake::welcome(
+        &granted.notices,
+        &granted.parameters,
+        process_id,
+        &key,
+    ));
     net::write_all(stream, &negotiation).await?;
     Ok(Outcome::In(Box::new(LoggedIn { request, startup, keys, granted, process_id, early: bytes })))
 }

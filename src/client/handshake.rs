@@ -146,9 +146,10 @@ pub fn authentication_ok() -> Vec<u8> {
     encode(&Authentication::Ok)
 }
 
-/// AuthenticationOk, the parameters, the key, ReadyForQuery.
-pub fn welcome(parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
+/// AuthenticationOk, what the server had to say, the parameters, the key, ReadyForQuery.
+pub fn welcome(notices: &[u8], parameters: &[(String, String)], process_id: i32, key: &[u8]) -> Vec<u8> {
     let mut out = authentication_ok();
+    out.extend_from_slice(notices);
     for (name, value) in parameters {
         reply::put_parameter_status(&mut out, name, value);
     }

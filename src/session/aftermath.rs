@@ -90,13 +90,15 @@ impl Session {
                 self.server_lost(task, (&mut journal, &unkept), &cause, (side, sent, owed)).await
             }
             Ended::Left { unsent } => {
+                let unkept = answer.take_unkept();
                 self.shard.buffers.give_answer(answer);
-                let side = attached.side;
+                let (side, owed) = (attached.side, attached.inspect);
                 drop(attached);
                 *self.control.runs_at.borrow_mut() = None;
                 self.finish_frame(&unsent).await?;
                 let cause = outcome::LEFT_FOR_REPLAY;
-                Ok(match self.server_lost(task, &mut journal, cause, (side, sent)).await? {
+                let lost = self.server_lost(task, (&mut journal, &unkept), cause, (side, sent, owed));
+                Ok(match lost.await? {
                     Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
                     tried => tried,
                 })

@@ -298,8 +298,14 @@ pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
             b'D' | b'C' => {
                 let Some(named) = extended::named(body) else { return Needs::unknown() };
                 if let Named::Statement(name) = named {
-                    match names.class(name, dialect) {
-                        Some(class) => needs.target = needs.target.or(class.hint.target),
+                    let here =
+                        parsed.iter().rev().find(|(parsed, _)| *parsed == name).map(|(_, class)| *class);
+                    match here.or_else(|| names.class(name, dialect)) {
+                        Some(class) => {
+                            needs.target = needs.target.or(class.hint.target);
+                            // The rows of an EXECUTE are those of the statement that it names.
+                            needs.names_prepared |= kind == b'D' && class.names_prepared;
+                        }
                         // It may be one of SQL-level PREPARE.
                         None => needs.may_unpin |= kind == b'C' && !name.is_empty(),
                     }
