@@ -23,6 +23,7 @@ use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId, Readers};
+use crate::wire::reply::Report;
 use crate::wire::sqlstate;
 
 /// What became of a lease that was got.
@@ -41,8 +42,8 @@ enum Waited {
     Over(Box<Result<Lease, LeaseError>>),
     /// A new epoch began: choose again.
     Outdated,
-    /// The client cancelled.
-    Cancelled,
+    /// The client cancelled, or the statement's own time is up.
+    GivenUp(Box<Report>),
 }
 
 impl Session {
@@ -50,6 +51,7 @@ impl Session {
     pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
         let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
+        let gives_up_at = self.statement_limit.map(|limit| task.now + limit);
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -62,13 +64,14 @@ impl Session {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
+                    let fit = self.fit(&task.needs);
                     let waited =
-                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
+                        self.wait_for_lease(&pool, &endpoint, (fit, gives_up_at), task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
                         Waited::Outdated => continue,
-                        Waited::Cancelled => return self.refuse(task, &outcome::cancelled()).await,
+                        Waited::GivenUp(report) => return self.refuse(task, &report).await,
                     }
                 }
             };
@@ -171,11 +174,18 @@ impl Session {
         &self,
         pool: &Rc<crate::pool::set::Pool>,
         endpoint: &Endpoint,
-        fit: Fit,
+        (fit, gives_up_at): (Fit, Option<Instant>),
         window: &mut Window,
     ) -> Flow<Waited> {
         let lease = self.shard.pools.lease(pool, endpoint, fit);
         let mut lease = std::pin::pin!(lease);
+        let time_is_up = async {
+            match gives_up_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut time_is_up = std::pin::pin!(time_is_up);
         loop {
             let watched = !window.spare().is_empty();
             tokio::select! {
@@ -185,9 +195,10 @@ impl Session {
                 () = self.shard.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
-                        return Ok(Waited::Cancelled);
+                        return Ok(Waited::GivenUp(Box::new(outcome::cancelled())));
                     }
                 }
+                () = &mut time_is_up => return Ok(Waited::GivenUp(Box::new(outcome::statement_timed_out()))),
                 ready = crate::net::readable(&self.client), if watched => {
                     ready.map_err(|_| End::Client)?;
                     self.read_ahead(window)?;
@@ -212,7 +223,7 @@ impl Session {
     /// Waits for another snapshot; `false` when the client has been told that there will be none.
     pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
-            match Hold::enter(&self.shard, task.bytes, task.now, self.mode) {
+            match Hold::enter(&self.shard, task.bytes, task.now, (self.mode, self.statement_limit)) {
                 Ok(entered) => *hold = Some(entered),
                 Err(report) => return self.refuse(task, &report).await,
             }

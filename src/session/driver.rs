@@ -153,6 +153,8 @@ pub struct Session {
     pub(super) serializable: bool,
     /// `idle_session_timeout`, for while no server is held that would look at it.
     pub(super) idle_limit: Option<Duration>,
+    /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
+    pub(super) statement_limit: Option<Duration>,
     /// `idle_in_transaction_session_timeout`, for a transaction that was put off.
     pub(super) idle_in_transaction_limit: Option<Duration>,
     /// What the session is to find on its server, between transactions.
@@ -231,6 +233,7 @@ impl Session {
             read_only: identity.read_only,
             serializable: false,
             idle_limit: None,
+            statement_limit: None,
             idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,

@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -21,16 +21,23 @@ pub struct Hold {
     began: Instant,
     changes: watch::Receiver<u64>,
     mode: Mode,
+    /// The session's `statement_timeout`.
+    statement_limit: Option<Duration>,
 }
 
 impl Hold {
-    /// Enters the queue with a statement of so many bytes, from an endpoint of this mode.
-    pub fn enter(shard: &Rc<Shard>, bytes: usize, now: Instant, mode: Mode) -> Result<Self, Box<Report>> {
+    /// Enters the queue with a statement of so many bytes, from an endpoint of this mode and a session with this `statement_timeout`.
+    pub fn enter(
+        shard: &Rc<Shard>,
+        bytes: usize,
+        now: Instant,
+        (mode, statement_limit): (Mode, Option<Duration>),
+    ) -> Result<Self, Box<Report>> {
         let shared = &shard.shared;
         let count = shared.held_count.fetch_add(1, Ordering::AcqRel) + 1;
         let held_bytes = shared.held_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
         let changes = shard.snapshot_changed.subscribe();
-        let hold = Self { shard: Rc::clone(shard), bytes, began: now, changes, mode };
+        let hold = Self { shard: Rc::clone(shard), bytes, began: now, changes, mode, statement_limit };
         shard.counters.statements_waiting.inc();
         shard.counters.statements_held.inc();
         if count > shared.settings.hold_count_max || held_bytes > shared.settings.hold_bytes_max {
@@ -39,14 +46,17 @@ impl Hold {
         Ok(hold)
     }
 
-    /// Waits for the next snapshot. An error ends the hold: time is up, the client cancelled, or pgsteer ends.
+    /// Waits for the next snapshot. An error ends the hold: time is up (`hold_timeout`, or the statement's own), the client cancelled,
+    /// or pgsteer ends.
     /// Cancel-safe.
     pub async fn wait(&mut self, control: &Control) -> Result<(), Box<Report>> {
         let limit = self.shard.shared.settings.hold_timeout;
-        let deadline = tokio::time::Instant::from_std(self.began) + limit;
+        let statement_limit = self.statement_limit.filter(|it| *it < limit);
+        let deadline = tokio::time::Instant::from_std(self.began) + statement_limit.unwrap_or(limit);
         tokio::select! {
             changed = self.changes.changed() => changed.map_err(|_| Box::new(outcome::shutting_down())),
             () = tokio::time::sleep_until(deadline) => Err(Box::new(match self.mode {
+                _ if statement_limit.is_some() => outcome::statement_timed_out(),
                 Mode::Standby => outcome::no_standby(limit),
                 _ if self.shard.is_paused() => outcome::paused(limit),
                 _ => outcome::no_primary(limit),

@@ -174,6 +174,12 @@ pub fn cancelled() -> Report {
         .detail("pgsteer: the statement was waiting for a server and was not run.")
 }
 
+/// Its `statement_timeout` passed while the statement was waiting.
+pub fn statement_timed_out() -> Report {
+    Report::error(state::QUERY_CANCELED, "canceling statement due to statement timeout")
+        .detail("pgsteer: the statement was waiting for a server and was not run.")
+}
+
 /// A client that held no server has been idle for longer than its settings allow: in the words of PostgreSQL.
 pub fn idle_too_long(between: bool) -> Report {
     if between {
