@@ -1,4 +1,5 @@
-//! What holds of the reconciler whatever the network and the servers do: 10,000 random histories.
+//! What holds of the reconciler, and of statements that wait for a primary, whatever the network and the servers do: 10,000 random
+//! histories under a clock of their own.
 //!
 //! Invariant: answers may be late, repeated, contradictory and of any timeline; the laws below hold after every single input.
 //! Must not know: the reconciler's inside.
@@ -6,6 +7,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use pgsteer::route::freshness::Freshness;
+use pgsteer::route::{Destination, Need, Question, route};
 use pgsteer::topology::evidence::{
     Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
@@ -19,11 +22,50 @@ const CLUSTER: u64 = 1;
 #[derive(Debug, Clone)]
 enum Step {
     Wait(u64),
-    Primary { node: u16, timeline: u32, lsn: u64, started: i64, late: u64, foreign: bool },
-    Standby { node: u16, timeline: u32, plain: bool, lsn: u64, late: u64 },
-    Fail { node: u16, why: ProbeFailure, late: u64 },
-    Suspect { node: u16, why: SuspectWhy },
+    Primary {
+        node: u16,
+        timeline: u32,
+        lsn: u64,
+        started: i64,
+        late: u64,
+        foreign: bool,
+    },
+    Standby {
+        node: u16,
+        timeline: u32,
+        plain: bool,
+        lsn: u64,
+        late: u64,
+    },
+    Fail {
+        node: u16,
+        why: ProbeFailure,
+        late: u64,
+    },
+    Suspect {
+        node: u16,
+        why: SuspectWhy,
+    },
     Round,
+    /// A client sends a write.
+    Write,
+}
+
+/// A statement is held no longer than this.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What became of a held statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Held {
+        since: Instant,
+    },
+    Sent {
+        epoch: Epoch,
+        to: NodeId,
+    },
+    /// Its client was told that there is no primary.
+    GivenUp,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -49,6 +91,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (node, prop::sample::select(SuspectWhy::ALL.to_vec()))
             .prop_map(|(node, why)| Step::Suspect { node, why }),
         1 => Just(Step::Round),
+        2 => Just(Step::Write),
     ]
 }
 
@@ -64,6 +107,8 @@ struct World {
     primaries: HashMap<Epoch, (NodeId, Timeline)>,
     /// When each node's newest claim was sent, and its timeline.
     claims: HashMap<NodeId, (Instant, Timeline)>,
+    /// The writes of clients, in their order.
+    writes: Vec<Fate>,
 }
 
 impl World {
@@ -81,6 +126,7 @@ impl World {
             last_version: 0,
             primaries: HashMap::new(),
             claims: HashMap::new(),
+            writes: Vec::new(),
         }
     }
 
@@ -135,7 +181,68 @@ impl World {
             Step::Round => {
                 self.reconciler.on(Input::RoundStarted, self.now);
             }
+            Step::Write => {
+                self.writes.push(Fate::Held { since: self.now });
+                self.reconciler.on(Input::Tick, self.now);
+            }
         }
+    }
+
+    /// What sessions do with every picture: each asks for the primary, and is told where it is, or goes on waiting.
+    fn release(&mut self) {
+        let snapshot = self.reconciler.snapshot();
+        for write in &mut self.writes {
+            let Fate::Held { since } = *write else { continue };
+            let decision = route(&Question {
+                need: Need::Primary,
+                target: None,
+                max_lag: Duration::from_secs(1),
+                others_wrote_at: None,
+                freshness: &Freshness::default(),
+                excluded: &[],
+                load: &[],
+                snapshot: &snapshot,
+                now: self.now,
+                dice: 0,
+            });
+            if let Destination::Primary(to) = decision.destination {
+                *write = Fate::Sent { epoch: snapshot.epoch, to };
+            } else if self.now >= since + HOLD_TIMEOUT {
+                *write = Fate::GivenUp;
+            }
+        }
+    }
+
+    /// Statements go to one node in each epoch, in the order of epochs, and none waits while there is a primary.
+    fn check_writes(&self, before: &[Fate]) -> Result<(), TestCaseError> {
+        for (before, after) in before.iter().zip(&self.writes) {
+            let was_held = matches!(before, Fate::Held { .. });
+            prop_assert!(was_held || before == after, "sent twice, or taken back: {:?} {:?}", before, after);
+        }
+        for write in &self.writes {
+            match *write {
+                Fate::Sent { epoch, to } => {
+                    prop_assert_eq!(self.primaries.get(&epoch).map(|(node, _)| *node), Some(to));
+                }
+                Fate::Held { since } => {
+                    prop_assert!(self.reconciler.snapshot().primary_at(self.now).is_none(), "no progress");
+                    prop_assert!(self.now < since + HOLD_TIMEOUT, "held for ever");
+                }
+                Fate::GivenUp => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All is well again: every node answers, one as the primary of a timeline that is higher than any before.
+    fn heal(&mut self) {
+        let timeline =
+            1 + self.highest.0.max(self.claims.values().map(|(_, it)| it.0).max().unwrap_or(0)).max(9);
+        self.now += Duration::from_secs(2);
+        for node in 1..NODES {
+            self.run(Step::Standby { node, timeline, plain: false, lsn: 100, late: 0 });
+        }
+        self.run(Step::Primary { node: 0, timeline, lsn: 100, started: 9, late: 0, foreign: false });
     }
 
     fn check(&mut self) -> Result<(), TestCaseError> {
@@ -180,6 +287,14 @@ proptest! {
         for step in steps {
             world.run(step);
             world.check()?;
+            let before = world.writes.clone();
+            world.release();
+            world.check_writes(&before)?;
         }
+        let waited = world.writes.iter().filter(|write| matches!(write, Fate::Held { .. })).count();
+        world.heal();
+        world.release();
+        let left = world.writes.iter().filter(|write| matches!(write, Fate::Held { .. })).count();
+        prop_assert_eq!(left, 0, "{} waited, and there is a primary", waited);
     }
 }
