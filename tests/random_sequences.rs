@@ -384,7 +384,13 @@ impl Sides {
     async fn difference(&self, steps: &[Step]) -> Option<String> {
         let (direct, through) = (self.direct.answers(steps).await, self.through.answers(steps).await);
         let meaning = |answers: &[Vec<String>], at: usize| -> Option<Vec<String>> {
-            Some(answers.get(at)?.iter().map(|line| without_place(line)).collect())
+            let lines = answers.get(at)?;
+            let next = lines.iter().skip(1).map(Some).chain([None]);
+            // Describe of a statement that can't be prepared any more: which parameters it had, only its first server knew.
+            let told = lines.iter().zip(next).filter(|(line, next)| {
+                !(line.starts_with("t ") && next.is_some_and(|next| next.starts_with("E ")))
+            });
+            Some(told.map(|(line, _)| without_place(line)).collect())
         };
         let at =
             (0..direct.len().max(through.len())).find(|&at| meaning(&direct, at) != meaning(&through, at))?;
