@@ -40,11 +40,6 @@ const WRITERS: usize = 16;
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_millis(150);
 
-/// Readers beside an outage, what they think between two reads, and how long there is no primary.
-const READERS: usize = 4;
-const THINKING: Duration = Duration::from_millis(4);
-const OUTAGE: Duration = Duration::from_secs(5);
-
 /// How a writer writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
@@ -342,58 +337,6 @@ async fn a_promotion_beside_a_living_primary_takes_all_writes_over() {
 
 async fn wait_no_primary(proxy: &Running) {
     eventually("no primary is known", async || proxy.topology().await["primary"].is_null()).await;
-}
-
-/// Reads of every kind in this time: of sessions that are there, and of new ones.
-async fn reads(proxy: &Arc<Running>, readers: &mut [RawClient], lasts: Duration) -> (usize, usize) {
-    let until = Instant::now() + lasts;
-    let counts = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
-    let counted = Arc::clone(&counts);
-    let logins = Arc::clone(proxy);
-    let news = tokio::spawn(async move {
-        while Instant::now() < until {
-            read(&mut logins.raw_logged_in().await).await;
-            counted.1.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(10 * THINKING).await;
-        }
-    });
-    let existing = readers.iter_mut().map(async |client| {
-        while Instant::now() < until {
-            read(client).await;
-            counts.0.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(THINKING).await;
-        }
-    });
-    futures_util::future::join_all(existing).await;
-    news.await.unwrap();
-    (counts.0.load(Ordering::Relaxed), counts.1.load(Ordering::Relaxed))
-}
-
-async fn read(client: &mut RawClient) {
-    let answer = client.query("SELECT count(*) FROM ledger").await;
-    assert_eq!(values(&answer), ["0"], "{answer:?}");
-}
-
-/// X13: nine tenths of their rate at least, on sessions that are there and on new ones.
-#[tokio::test]
-async fn reads_go_on_while_there_is_no_primary() {
-    let sandbox = cluster(Sync::Any1).await;
-    let proxy = Arc::new(proxy(&sandbox, &["--max-lag", "1m"]).await);
-    let mut readers = Vec::new();
-    for _ in 0..READERS {
-        readers.push(proxy.raw_logged_in().await);
-    }
-    // Connections are opened, and both standbys known.
-    reads(&proxy, &mut readers, OUTAGE / 10).await;
-    let before = reads(&proxy, &mut readers, OUTAGE).await;
-    sandbox.node(0).kill9().await.unwrap();
-    wait_no_primary(&proxy).await;
-    let during = reads(&proxy, &mut readers, OUTAGE).await;
-    println!(
-        "reads on existing and on new sessions in {OUTAGE:?}: {before:?} before, {during:?} without a primary"
-    );
-    assert!(during.0 * 10 >= before.0 * 9 && during.1 * 10 >= before.1 * 9, "{before:?} {during:?}");
-    assert!(proxy.topology().await["primary"].is_null());
 }
 
 async fn waiting(proxy: &Running, count: f64) {

@@ -43,10 +43,12 @@ pub enum Style {
     Copy,
     /// One statement, in a session that is pinned: it ends with its server, and is made anew.
     Pinned,
+    /// Connections that are left: in an open transaction, and with a statement under way.
+    Leaving,
 }
 
 impl Style {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Simple,
         Self::Prepared,
         Self::Transaction,
@@ -56,6 +58,7 @@ impl Style {
         Self::Several,
         Self::Copy,
         Self::Pinned,
+        Self::Leaving,
     ];
 }
 
@@ -198,6 +201,7 @@ impl Hand {
             Style::Several => self.several().await,
             Style::Copy => self.copy().await,
             Style::Pinned => self.pinned().await,
+            Style::Leaving => self.leaving().await,
         }
     }
 
@@ -366,6 +370,20 @@ impl Hand {
         self.settle(&[id], sent, Fate::Unknown);
         self.wire = connect(&self.proxy).await;
         self.pin().await;
+    }
+
+    /// G19: what is left without a COMMIT is rolled back, whoever gets that server next.
+    async fn leaving(&mut self) {
+        let [left, under_way] = self.keys();
+        let sent = Instant::now();
+        self.ask("BEGIN", false).await;
+        self.ask(&insert(left), false).await;
+        self.wire = connect(&self.proxy).await;
+        self.settle(&[left], sent, Fate::RolledBack);
+        self.wire.send(&query(&insert(under_way))).await;
+        self.wire = connect(&self.proxy).await;
+        self.settle(&[under_way], sent, Fate::Unknown);
+        self.simple().await;
     }
 
     /// Pins the session, whatever becomes of the try.
