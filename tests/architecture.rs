@@ -76,6 +76,7 @@ const PURE: &[&str] = &[
     "topology/reconcile",
     "client/handshake",
     "backend/login",
+    "backend/promotion",
     "backend/reset",
     "session/exchange/rules",
     "session/exchange/through",

@@ -11,6 +11,7 @@ mod house;
 mod login_role;
 mod parameters;
 mod peers;
+mod promotion;
 mod replication;
 mod seats;
 mod shards;
@@ -29,7 +30,7 @@ use self::house::House;
 use self::seats::Seats;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
-use crate::config::{self, Config};
+use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
@@ -38,6 +39,7 @@ use crate::telemetry::Metrics;
 use crate::topology::evidence::{Node, SuspectWhy};
 use crate::topology::monitor::{Fence, Monitor, MonitorHandle};
 use crate::topology::probe::Credentials;
+use crate::topology::watchers::{NoWatch, PromotionWatch};
 use crate::{admin, net, pool, route, session, topology};
 
 /// What is left at the end of the drain has so long to tell its clients, and the servers to stop.
@@ -202,7 +204,13 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
         password: config.cluster.password.as_ref().map(|password| password.expose().to_owned()),
         dbname: config.cluster.database.clone(),
     };
-    Monitor::spawn(settings, nodes, credentials, fence)
+    let watch: Arc<dyn PromotionWatch> = match config.topology.promotion_watch {
+        PromotionEvents::Watch => {
+            Arc::new(promotion::ReplicationWatch::new(credentials.clone(), config.topology.connect_timeout))
+        }
+        PromotionEvents::Off => Arc::new(NoWatch),
+    };
+    Monitor::spawn(settings, nodes, credentials, fence, watch)
 }
 
 fn pool_settings(config: &Config) -> pool::Settings {

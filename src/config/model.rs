@@ -204,6 +204,15 @@ impl Default for Auth {
     }
 }
 
+/// How a promotion is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromotionEvents {
+    /// By a replication connection to each standby while the primary is doubted, where the servers allow that; and by probes.
+    Watch,
+    /// By probes.
+    Off,
+}
+
 /// Probing and judging the nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
@@ -219,6 +228,8 @@ pub struct Topology {
     pub claim_ttl: Duration,
     /// How long replay may stand still while the primary is doubted before reads must leave the standby; zero: for ever.
     pub replay_stall_timeout: Duration,
+    /// Whether standbys tell of their promotion.
+    pub promotion_watch: PromotionEvents,
 }
 
 impl Default for Topology {
@@ -230,6 +241,7 @@ impl Default for Topology {
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),
             replay_stall_timeout: Duration::from_millis(50),
+            promotion_watch: PromotionEvents::Watch,
         }
     }
 }

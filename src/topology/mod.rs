@@ -10,3 +10,4 @@ pub mod model;
 pub mod monitor;
 pub mod probe;
 pub mod reconcile;
+pub mod watchers;

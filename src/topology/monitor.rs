@@ -21,6 +21,7 @@ use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
 use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection};
 use super::reconcile::{Reconciler, Settings};
+use super::watchers::{PromotionWatch, Watchers};
 
 /// The fence has so long; then the new epoch is published anyway.
 pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
@@ -106,6 +107,7 @@ impl Monitor {
         nodes: Vec<Node>,
         credentials: Credentials,
         fence: Arc<dyn Fence>,
+        watch: Arc<dyn PromotionWatch>,
     ) -> MonitorHandle {
         let reconciler = Reconciler::new(settings.clone(), nodes.clone());
         let first = reconciler.snapshot();
@@ -132,6 +134,7 @@ impl Monitor {
         }
         let coordinator = Coordinator {
             reconciler,
+            watchers: Watchers::new(watch, &nodes, inputs_in),
             inputs,
             rounds,
             suspicions: Arc::clone(&suspicions),
@@ -153,6 +156,7 @@ impl Monitor {
 /// Feeds the judge and publishes its pictures.
 struct Coordinator {
     reconciler: Reconciler,
+    watchers: Watchers,
     inputs: mpsc::Receiver<Input>,
     rounds: watch::Sender<u64>,
     suspicions: Arc<Suspicions>,
@@ -219,13 +223,20 @@ impl Coordinator {
         {
             *awaited = false;
         }
+        let is_promotion = matches!(input, Input::Promoted { .. });
         self.judge(input).await;
+        if is_promotion {
+            self.start_round().await;
+        }
     }
 
     async fn judge(&mut self, input: Input) {
         let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
             && !self.awaited.contains(&true);
-        let events = self.reconciler.on(input, Instant::now());
+        let now = Instant::now();
+        let events = self.reconciler.on(input, now);
+        let reconciler = &self.reconciler;
+        self.watchers.watch(|node| reconciler.may_be_promoted(node, now));
         let snapshot = self.reconciler.snapshot();
         if round_over || is_news(&self.published, &snapshot) {
             self.publish(Arc::clone(&snapshot)).await;
@@ -378,6 +389,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::super::model::{Lsn, PrimaryView, Timeline};
+    use super::super::watchers::NoWatch;
     use super::*;
 
     /// Never answers, and counts how often it was asked.
@@ -394,11 +406,12 @@ mod tests {
     fn coordinator(fence: Arc<dyn Fence>) -> (Coordinator, watch::Receiver<Arc<Snapshot>>) {
         let nodes: Vec<Node> =
             (1..=2).map(|n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 })).collect();
-        let reconciler = Reconciler::new(Settings::default(), nodes);
+        let reconciler = Reconciler::new(Settings::default(), nodes.clone());
         let first = reconciler.snapshot();
         let (snapshots, seen) = watch::channel(Arc::clone(&first));
         let coordinator = Coordinator {
             reconciler,
+            watchers: Watchers::new(Arc::new(NoWatch), &nodes, mpsc::channel(1).0),
             inputs: mpsc::channel(1).1,
             rounds: watch::channel(0).0,
             suspicions: Arc::new(Suspicions { reasons: Box::default(), raised: Notify::new() }),

@@ -15,6 +15,7 @@
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
 mod node;
+mod promotion;
 mod stall;
 
 use std::sync::Arc;
@@ -161,6 +162,8 @@ impl Reconciler {
             }
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
+            Input::Promoted { node, told, at } => self.promoted(node, told, at),
+            Input::NotWatched { node, why } => self.not_watched(node, &why, now),
         }
         self.judge(now);
         self.publish(now);

@@ -56,6 +56,10 @@ pub(super) struct NodeState {
     pub(super) advised: bool,
     pub(super) stall: Stall,
     pub(super) readers: Readers,
+    /// It told of its promotion while this epoch lasted.
+    pub(super) promoted_in: Option<Epoch>,
+    /// It was told that it can't be watched for its promotion.
+    pub(super) unwatched_told: bool,
 }
 
 impl NodeState {
@@ -76,6 +80,8 @@ impl NodeState {
             advised: false,
             stall: Stall::default(),
             readers: Readers::MayStay,
+            promoted_in: None,
+            unwatched_told: false,
         }
     }
 
