@@ -73,6 +73,7 @@ const PURE: &[&str] = &[
     "route",
     "config",
     "topology/model",
+    "topology/failover",
     "topology/reconcile",
     "client/handshake",
     "backend/login",

@@ -265,6 +265,22 @@ async fn a_promotion_is_told_by_the_standby_itself() {
     }
 }
 
+/// No round of probes is near: the promotion that is told begins one.
+#[tokio::test]
+async fn a_promotion_that_is_told_is_looked_at_at_once() {
+    let sandbox = cluster(1).await;
+    let names = ["PROBE_INTERVAL", "RAPID_INTERVAL", "CLAIM_TTL"].map(|it| format!("PGSTEER_TOPOLOGY_{it}"));
+    let slow: Vec<_> = names.iter().map(String::as_str).zip(["20s", "20s", "60s"]).collect();
+    let proxy = proxy(&sandbox, &slow).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    sandbox.node(0).kill9().await.unwrap();
+    eventually("it is watched", async || watches(&standby).await == 1).await;
+    assert!(promotion(&sandbox, &standby).await.is_some());
+    let promoted = Instant::now();
+    wait_epoch(&proxy, 2).await;
+    assert!(promoted.elapsed() < Duration::from_secs(10), "{:?}", promoted.elapsed());
+}
+
 /// A role without REPLICATION: told once for each standby, and the failover goes on by probes.
 #[tokio::test]
 async fn without_replication_promotions_are_found_by_probes() {
@@ -298,18 +314,22 @@ fn epoch_opened_at(proxy: &Running) -> f64 {
 }
 
 /// From the moment at which a direct client sees the promotion to pgsteer's new epoch, milliseconds.
-async fn lateness_ms(watch: &str) -> f64 {
+async fn lateness_ms(watch: &str, interval: &str) -> f64 {
     let sandbox = cluster(1).await;
-    let proxy = proxy(&sandbox, &[("PGSTEER_TOPOLOGY_PROMOTION_WATCH", watch)]).await;
+    let settings =
+        [("PGSTEER_TOPOLOGY_PROMOTION_WATCH", watch), ("PGSTEER_TOPOLOGY_RAPID_INTERVAL", interval)];
+    let proxy = proxy(&sandbox, &settings).await;
     let standby = sandbox.connect(1).await.unwrap();
     sandbox.node(0).kill9().await.unwrap();
     if watch == "on" {
         eventually("it is watched", async || watches(&standby).await == 1).await;
     }
     // Not in step with the rounds.
-    tokio::time::sleep(Duration::from_micros(fastrand::u64(100_000..110_000))).await;
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(100_000..200_000))).await;
     sandbox.promote(1).unwrap();
-    while is_in_recovery(&standby).await {}
+    while is_in_recovery(&standby).await {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let seen = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64() % 86_400.0;
     wait_epoch(&proxy, 2).await;
     (epoch_opened_at(&proxy) - seen) * 1000.0
@@ -319,12 +339,13 @@ async fn lateness_ms(watch: &str) -> f64 {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn measure_how_soon_a_promotion_is_known() {
-    for watch in ["on", "off", "on", "off"] {
+    for (watch, interval) in [("on", "5ms"), ("off", "5ms"), ("on", "100ms"), ("off", "100ms")] {
         let mut all = Vec::new();
         for _ in 0..10 {
-            all.push(lateness_ms(watch).await);
+            all.push(lateness_ms(watch, interval).await);
         }
         all.sort_by(f64::total_cmp);
-        println!("promotion_watch {watch}: {all:.1?} ms, median {:.1}", f64::midpoint(all[4], all[5]));
+        let median = f64::midpoint(all[4], all[5]);
+        println!("promotion_watch {watch}, rapid_interval {interval}: {all:.1?} ms, median {median:.1}");
     }
 }

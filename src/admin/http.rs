@@ -1,4 +1,5 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/pools` and `/learned`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/topology/events`, `/pools` and
+//! `/learned`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
 //! peer does costs at most that. GET and HEAD only: nothing here changes anything. Must not know: what the answers
@@ -30,6 +31,7 @@ pgsteer
 /livez     200 as long as the control thread answers
 /readyz    200 while a primary is known and no drain has begun
 /topology  the cluster as pgsteer sees it, JSON
+/topology/events  what happened to the cluster, one record for each failover, JSON
 /pools     server connections, their limits, and who waits, JSON
 /learned   reads that standbys refuse, by shape, JSON
 ";
@@ -54,6 +56,8 @@ pub trait Status: Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// The answer of `/topology`.
     fn topology(&self) -> serde_json::Value;
+    /// The answer of `/topology/events`.
+    fn events(&self) -> serde_json::Value;
     /// The answer of `/pools`.
     fn pools(&self) -> serde_json::Value;
     /// The answer of `/learned`.
@@ -146,6 +150,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
             respond(code, TEXT, text + "\n")
         }
         "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
+        "/topology/events" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.events())),
         "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
         "/learned" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.learned())),
         _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),

@@ -103,10 +103,10 @@ pub fn gauges(snapshot: &Snapshot, names: &[String], now: Instant) -> ClusterGau
     }
 }
 
-fn age_ms(at: Instant, now: Instant) -> u64 {
+pub(super) fn age_ms(at: Instant, now: Instant) -> u64 {
     millis(now.saturating_duration_since(at))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

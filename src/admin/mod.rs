@@ -3,6 +3,7 @@
 //! Invariant: reads only, and never in a statement's way; its answers come from a [`Status`] that `app` wires up.
 //! Must not know: sessions, how the cluster is judged, configuration files.
 
+pub mod failovers;
 pub mod http;
 pub mod json;
 pub mod learned;

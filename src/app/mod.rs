@@ -83,7 +83,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
 
     let (commands, command_receivers) = Shards::channels(shard_count);
     let fence: Arc<dyn Fence> = Arc::new(shards::ShardFence::new(commands.clone()));
-    let monitor = start_monitor(&config, fence);
+    let monitor = start_monitor(&config, fence, metrics.clone());
     let house =
         House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
     let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
@@ -183,7 +183,7 @@ fn listen(config: &Config) -> Result<Vec<(TcpListener, Mode)>, StartError> {
         .collect()
 }
 
-fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
+fn start_monitor(config: &Config, fence: Arc<dyn Fence>, metrics: Metrics) -> MonitorHandle {
     let nodes = config
         .cluster
         .nodes
@@ -210,7 +210,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
         }
         PromotionEvents::Off => Arc::new(NoWatch),
     };
-    Monitor::spawn(settings, nodes, credentials, fence, watch)
+    Monitor::spawn(settings, nodes, credentials, fence, watch, metrics)
 }
 
 fn pool_settings(config: &Config) -> pool::Settings {

@@ -80,7 +80,12 @@ impl Session {
             };
             let error = match lease {
                 Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
-                    Accepted::Taken => return Ok(true),
+                    Accepted::Taken => {
+                        if hold.is_some() {
+                            self.shard.counters.statements_released.inc();
+                        }
+                        return Ok(true);
+                    }
                     Accepted::Outdated => continue,
                     Accepted::NotPrimary => {
                         if !self.hold(&mut hold, task).await? {

@@ -81,6 +81,8 @@ struct Reign {
     /// Its predecessor was provably gone when the epoch opened.
     predecessor_gone: bool,
     opened_at: Instant,
+    /// By which rule it became the primary.
+    rule: &'static str,
 }
 
 /// A doubt.
@@ -338,8 +340,15 @@ impl Reconciler {
         }
     }
 
+    /// By which rule the primary of this epoch became it.
+    pub fn rule(&self) -> &'static str {
+        self.reign.map_or("", |reign| reign.rule)
+    }
+
     fn open_epoch(&mut self, node: NodeId, claim: Claim, now: Instant) {
         let before = self.reign;
+        let beside = self.claims(now).len() > 1;
+        let rule = rule(before, node, claim, beside);
         let epoch = Epoch(before.map_or(1, |reign| reign.epoch.0 + 1));
         let was = match before {
             None => "first primary seen".to_owned(),
@@ -352,7 +361,7 @@ impl Reconciler {
             Some(_) => "same node and timeline, restarted".to_owned(),
         };
         let text = format!(
-            "epoch {epoch}: {} is the primary on timeline {} ({was})",
+            "epoch {epoch}: {} is the primary on timeline {} ({was}; {rule})",
             self.name(node),
             claim.timeline
         );
@@ -375,6 +384,7 @@ impl Reconciler {
             switch_lsn: claim.switch_lsn,
             predecessor_gone,
             opened_at: now,
+            rule,
         });
         self.clock.reset();
         self.event(EventKind::EpochOpened, Some(node), text, now);
@@ -567,7 +577,8 @@ impl Reconciler {
             .map(|primary| primary.sampled_at + self.late_after());
         let first_look =
             self.first_input_at.filter(|_| !self.looked_at_all).map(|first| first + self.settings.claim_ttl);
-        self.deadline = expiries.chain(late).chain(first_look).min();
+        let watch = self.watch_deadline(now);
+        self.deadline = expiries.chain(late).chain(first_look).chain(watch).min();
     }
 
     fn publish(&mut self, now: Instant) {
@@ -620,6 +631,19 @@ impl Reconciler {
 
     fn event(&mut self, kind: EventKind, node: Option<NodeId>, text: String, at: Instant) {
         self.events.push(Event { at, kind, node, text });
+    }
+}
+
+/// By which rule a claim opens an epoch.
+fn rule(before: Option<Reign>, node: NodeId, claim: Claim, beside: bool) -> &'static str {
+    match before {
+        None => "the only claim, or that on the highest timeline",
+        Some(old) if claim.timeline > old.timeline && beside => {
+            "its timeline is the highest of several claims"
+        }
+        Some(old) if claim.timeline > old.timeline => "the only claim, on a higher timeline",
+        Some(old) if old.node == node => "the same node and timeline, started anew",
+        Some(_) => "the only claim, on the same timeline and with all of its WAL",
     }
 }
 

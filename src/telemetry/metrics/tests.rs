@@ -13,6 +13,7 @@ fn registry() -> Metrics {
         nodes: vec!["n1".to_owned(), "n\"2".to_owned()],
         limits: vec!["size", "max_db_connections"],
         client_limits: vec!["max_client_conn"],
+        failover_outcomes: vec!["new_epoch", "same_primary"],
     };
     Metrics::new(2, labels).expect("labels fit")
 }

@@ -19,6 +19,11 @@ impl Reconciler {
         doubted && self.nodes.get(id.index()).is_some_and(|node| node.role == Role::Standby)
     }
 
+    /// When the watch begins.
+    pub(super) fn watch_deadline(&self, now: Instant) -> Option<Instant> {
+        self.unattested_since.map(|since| since + WATCH_AFTER).filter(|at| *at > now)
+    }
+
     pub(super) fn promoted(&mut self, node: NodeId, told: Option<(Timeline, Lsn)>, at: Instant) {
         let Some(reign) = self.reign else { return };
         let name = self.name(node);
@@ -138,6 +143,7 @@ mod tests {
         assert!(!it.is_watched(STANDBY));
         it.dies();
         assert!(!it.is_watched(STANDBY), "it may be back at once");
+        assert_eq!(it.judge.deadline(), Some(it.now + WATCH_AFTER));
         it.wait(20);
         assert!(it.is_watched(STANDBY) && !it.is_watched(PRIMARY));
         it.out_of_recovery(STANDBY, 2);
