@@ -197,6 +197,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>, metrics: Metrics) -> Mo
         connect_timeout: config.topology.connect_timeout,
         claim_ttl: config.topology.claim_ttl,
         replay_stall_timeout: config.topology.replay_stall_timeout,
+        on_unreachable: config.topology.on_primary_unreachable,
         system_id: None,
     };
     let credentials = Credentials {

@@ -14,7 +14,7 @@ use crate::classify::Pattern;
 use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
-use crate::topology::model::NodeAddress;
+use crate::topology::model::{NodeAddress, OnUnreachable};
 
 /// A configuration that is being put together.
 #[derive(Debug, Default)]
@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 56] = [
+pub(super) const KEYS: [Key; 57] = [
     flagged(
         "listen.address",
         "--listen",
@@ -250,6 +250,7 @@ pub(super) const KEYS: [Key; 56] = [
         Kind::Duration { zero: true, field: |c| &mut c.topology.replay_stall_timeout },
     ),
     key("topology.promotion_watch", custom("\"on\" or \"off\"", promotion_watch)),
+    key("topology.on_primary_unreachable", custom("\"hold\" or \"stale-reads\"", on_primary_unreachable)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
@@ -379,6 +380,15 @@ fn promotion_watch(draft: &mut Draft, given: &Given) -> Option<()> {
     draft.config.topology.promotion_watch = match given.text()? {
         "on" => PromotionEvents::Watch,
         "off" => PromotionEvents::Off,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn on_primary_unreachable(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.topology.on_primary_unreachable = match given.text()? {
+        "hold" => OnUnreachable::Hold,
+        "stale-reads" => OnUnreachable::StaleReads,
         _ => return None,
     };
     Some(())

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::pool::Mode;
 use crate::route;
 use crate::telemetry::LogSettings;
-use crate::topology::model::NodeAddress;
+use crate::topology::model::{NodeAddress, OnUnreachable};
 
 /// Fetches a user's verifier with the login role; `$1` is the user name.
 pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
@@ -230,6 +230,8 @@ pub struct Topology {
     pub replay_stall_timeout: Duration,
     /// Whether standbys tell of their promotion.
     pub promotion_watch: PromotionEvents,
+    /// What becomes of reads while the primary is out of reach and may live.
+    pub on_primary_unreachable: OnUnreachable,
 }
 
 impl Default for Topology {
@@ -242,6 +244,7 @@ impl Default for Topology {
             claim_ttl: Duration::from_secs(1),
             replay_stall_timeout: Duration::from_millis(50),
             promotion_watch: PromotionEvents::Watch,
+            on_primary_unreachable: OnUnreachable::Hold,
         }
     }
 }

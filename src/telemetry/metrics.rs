@@ -148,6 +148,8 @@ pub struct ClusterGauges {
     pub primary_known: bool,
     /// The primary is doubted.
     pub suspected: bool,
+    /// Age of the last word of a primary that is out of reach and may live; 0 otherwise.
+    pub unreachable_seconds: f64,
     /// Each node.
     pub nodes: Vec<NodeGauges>,
 }
@@ -534,6 +536,10 @@ fn render_cluster(text: &mut Text, cluster: &ClusterGauges) {
         text.metric(name, Kind::Gauge, help);
         text.sample(name, &[], value);
     }
+    let name = "pgsteer_primary_unreachable_seconds";
+    let help = "Age of the last word of a primary that is out of reach and may live; 0 otherwise.";
+    text.metric(name, Kind::Gauge, help);
+    text.sample(name, &[], cluster.unreachable_seconds);
 }
 
 type Row<T> = (&'static str, &'static str, fn(&ShardCounters) -> &T);

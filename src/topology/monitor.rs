@@ -313,6 +313,7 @@ fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
         || old.primary != new.primary
         || old.suspected != new.suspected
         || old.frozen_at != new.frozen_at
+        || old.unreachable_since != new.unreachable_since
         || !old.nodes.iter().map(admission).eq(new.nodes.iter().map(admission))
 }
 

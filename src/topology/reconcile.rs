@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::lag_clock::LagClock;
-use super::model::{Epoch, Lsn, NodeId, NodeView, PrimaryView, Role, Snapshot, Timeline};
+use super::model::{Epoch, Lsn, NodeId, NodeView, OnUnreachable, PrimaryView, Role, Snapshot, Timeline};
 use node::{Claim, NodeState};
 
 /// WAL on its way to a standby when the primary dies has arrived after this time.
@@ -49,6 +49,8 @@ pub struct Settings {
     /// While the primary is doubted, a standby that has WAL to replay and has replayed none of it for so long is to have no
     /// readers; zero: they may stay.
     pub replay_stall_timeout: Duration,
+    /// What becomes of reads while the primary is out of reach and may live.
+    pub on_unreachable: OnUnreachable,
     /// System identifier of the cluster; `None`: that of the first primary seen.
     pub system_id: Option<u64>,
 }
@@ -62,6 +64,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
             replay_stall_timeout: Duration::from_millis(50),
+            on_unreachable: OnUnreachable::Hold,
             system_id: None,
         }
     }
@@ -104,6 +107,7 @@ pub struct Reconciler {
     /// Why there is no primary.
     vacancy: &'static str,
     frozen_at: Option<Instant>,
+    unreachable_since: Option<Instant>,
     suspicion: Option<Suspicion>,
     /// Since when the epoch's primary is doubted or missing, without having attested itself in between.
     unattested_since: Option<Instant>,
@@ -137,6 +141,7 @@ impl Reconciler {
             primary: None,
             vacancy: "no node has been probed yet",
             frozen_at: None,
+            unreachable_since: None,
             suspicion: None,
             unattested_since: None,
             rapid_since: None,
@@ -510,6 +515,12 @@ impl Reconciler {
             Some(since) if self.primary.is_none() && nobody_else => Some(self.frozen_at.unwrap_or(since)),
             _ => None,
         };
+        // It says nothing, and nothing proves that it is gone.
+        let silent = self.reign.and_then(|reign| self.nodes.get(reign.node.index()));
+        self.unreachable_since = silent
+            .filter(|node| self.primary.is_none() && claims.is_empty() && node.may_hide(now, ttl))
+            .and_then(|node| node.answer.as_ref())
+            .map(|answer| answer.sent_at);
     }
 
     /// Raises doubts that follow from the picture itself, and ends those that it answers.
@@ -590,6 +601,8 @@ impl Reconciler {
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),
             frozen_at: self.frozen_at,
+            unreachable_since: self.unreachable_since,
+            on_unreachable: self.settings.on_unreachable,
             nodes: views,
         });
     }

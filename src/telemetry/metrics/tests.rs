@@ -29,7 +29,7 @@ fn cluster() -> ClusterGauges {
         timeline: Some(3),
     };
     let nodes = vec![node("n1", "primary", None), node("n\"2", "standby", Some(0.125))];
-    ClusterGauges { epoch: 3, primary_known: true, suspected: false, nodes }
+    ClusterGauges { epoch: 3, primary_known: true, suspected: false, unreachable_seconds: 0.0, nodes }
 }
 
 /// Checks one sample line against the grammar of the format and returns the name.
