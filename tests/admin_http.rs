@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgsteer::admin::pools::{self, ClientReport};
-use pgsteer::admin::{Event, Limits, Readiness, Status, json, serve};
+use pgsteer::admin::{Event, Limits, Readiness, Status, failovers, json, serve};
 use pgsteer::telemetry::{Labels, Metrics, PoolGauges};
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, PrimaryView, Role, Snapshot, Timeline};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -55,6 +55,10 @@ impl Status for Fixed {
     fn topology(&self) -> serde_json::Value {
         let event = Event { at: self.now - Duration::from_millis(40), text: "n2 is primary".to_owned() };
         json::topology(&self.snapshot, &[], &[event], self.now)
+    }
+
+    fn events(&self) -> serde_json::Value {
+        failovers::events(&[], &[], &[], self.now)
     }
 
     fn pools(&self) -> serde_json::Value {

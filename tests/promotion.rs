@@ -5,7 +5,7 @@
 
 mod running;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{RawClient, Running, errors, eventually, query, status, values, wait_blocked};
@@ -232,4 +232,120 @@ async fn an_idle_read_only_transaction_is_told_at_its_next_statement() {
     assert_eq!(values(&idle.query("SELECT count(*) FROM c").await), ["2"]);
     let ended = ended_for_replay(&proxy).await;
     assert!((ended - 1.0).abs() < 0.5, "{ended}");
+}
+
+async fn watches(client: &Client) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgsteer_watch'";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+async fn wait_epoch(proxy: &Running, wanted: u64) {
+    eventually(&format!("epoch {wanted}"), async || proxy.topology().await["epoch"] == wanted).await;
+}
+
+#[tokio::test]
+async fn a_promotion_is_told_by_the_standby_itself() {
+    let sandbox = cluster(2).await;
+    let proxy = proxy(&sandbox, &[]).await;
+    let standbys = [sandbox.connect(1).await.unwrap(), sandbox.connect(2).await.unwrap()];
+    for standby in &standbys {
+        assert_eq!(watches(standby).await, 0, "the primary is there");
+    }
+    sandbox.node(0).kill9().await.unwrap();
+    for standby in &standbys {
+        eventually("it is watched", async || watches(standby).await == 1).await;
+    }
+    assert!(promotion(&sandbox, &standbys[0]).await.is_some());
+    wait_epoch(&proxy, 2).await;
+    let row = standbys[0].query_one("SELECT pg_last_wal_replay_lsn()::text", &[]).await.unwrap();
+    let told = format!("tells of its promotion: timeline 2 begins at {}", row.get::<_, &str>(0));
+    eventually("it is told where the timeline begins", async || proxy.log().contains(&told)).await;
+    for standby in &standbys {
+        eventually("it is watched no longer", async || watches(standby).await == 0).await;
+    }
+}
+
+/// No round of probes is near: the promotion that is told begins one.
+#[tokio::test]
+async fn a_promotion_that_is_told_is_looked_at_at_once() {
+    let sandbox = cluster(1).await;
+    let names = ["PROBE_INTERVAL", "RAPID_INTERVAL", "CLAIM_TTL"].map(|it| format!("PGSTEER_TOPOLOGY_{it}"));
+    let slow: Vec<_> = names.iter().map(String::as_str).zip(["20s", "20s", "60s"]).collect();
+    let proxy = proxy(&sandbox, &slow).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    sandbox.node(0).kill9().await.unwrap();
+    eventually("it is watched", async || watches(&standby).await == 1).await;
+    assert!(promotion(&sandbox, &standby).await.is_some());
+    let promoted = Instant::now();
+    wait_epoch(&proxy, 2).await;
+    assert!(promoted.elapsed() < Duration::from_secs(10), "{:?}", promoted.elapsed());
+}
+
+/// A role without REPLICATION: told once for each standby, and the failover goes on by probes.
+#[tokio::test]
+async fn without_replication_promotions_are_found_by_probes() {
+    let sandbox = cluster(1).await;
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE ROLE probe LOGIN IN ROLE pg_monitor").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let proxy = proxy(&sandbox, &[("PGSTEER_CLUSTER_USER", "probe")]).await;
+    let told = "can't be watched for its promotion";
+    for _ in 0..2 {
+        sandbox.node(0).stop_immediate().await.unwrap();
+        eventually("it is told", async || proxy.log().contains(told)).await;
+        sandbox.node(0).start().await.unwrap();
+        eventually("the primary is back", async || !proxy.topology().await["primary"].is_null()).await;
+    }
+    sandbox.node(0).kill9().await.unwrap();
+    let standby = sandbox.connect(1).await.unwrap();
+    assert!(promotion(&sandbox, &standby).await.is_some());
+    eventually("the standby is the primary", async || proxy.topology().await["primary"]["name"] == "n2")
+        .await;
+    assert_eq!(proxy.log().matches(told).count(), 1, "{}", proxy.log());
+}
+
+/// When pgsteer opened its last epoch, by its own log.
+fn epoch_opened_at(proxy: &Running) -> f64 {
+    let log = proxy.log();
+    let line = log.lines().rfind(|line| line.contains("epoch_opened")).unwrap();
+    // 2026-11-26T02:38:00.595296Z: of one day, as the test does not run at midnight.
+    let time: Vec<f64> = line[11..26].split(':').map(|part| part.parse().unwrap()).collect();
+    time[0] * 3600.0 + time[1] * 60.0 + time[2]
+}
+
+/// From the moment at which a direct client sees the promotion to pgsteer's new epoch, milliseconds.
+async fn lateness_ms(watch: &str, interval: &str) -> f64 {
+    let sandbox = cluster(1).await;
+    let settings =
+        [("PGSTEER_TOPOLOGY_PROMOTION_WATCH", watch), ("PGSTEER_TOPOLOGY_RAPID_INTERVAL", interval)];
+    let proxy = proxy(&sandbox, &settings).await;
+    let standby = sandbox.connect(1).await.unwrap();
+    sandbox.node(0).kill9().await.unwrap();
+    if watch == "on" {
+        eventually("it is watched", async || watches(&standby).await == 1).await;
+    }
+    // Not in step with the rounds.
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(100_000..200_000))).await;
+    sandbox.promote(1).unwrap();
+    while is_in_recovery(&standby).await {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let seen = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64() % 86_400.0;
+    wait_epoch(&proxy, 2).await;
+    (epoch_opened_at(&proxy) - seen) * 1000.0
+}
+
+/// Not a test of anything: `cargo test --test promotion -- --ignored --nocapture measure` tells what the event is worth.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure_how_soon_a_promotion_is_known() {
+    for (watch, interval) in [("on", "5ms"), ("off", "5ms"), ("on", "100ms"), ("off", "100ms")] {
+        let mut all = Vec::new();
+        for _ in 0..10 {
+            all.push(lateness_ms(watch, interval).await);
+        }
+        all.sort_by(f64::total_cmp);
+        let median = f64::midpoint(all[4], all[5]);
+        println!("promotion_watch {watch}, rapid_interval {interval}: {all:.1?} ms, median {median:.1}");
+    }
 }

@@ -1,4 +1,5 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/pools`, `/learned`, and `/pause` and `/resume`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/topology/events`, `/pools`, `/learned`, and `/pause` and
+//! `/resume`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
 //! peer does costs at most that. GET and HEAD change nothing; POST, which pauses and resumes, is heard from this machine alone. Must
@@ -32,6 +33,7 @@ pgsteer
 /livez     200 as long as the control thread answers
 /readyz    200 while a primary is known and no drain has begun
 /topology  the cluster as pgsteer sees it, JSON
+/topology/events  what happened to the cluster, one record for each failover, JSON
 /pools     server connections, their limits, and who waits, JSON
 /learned   reads that standbys refuse, by shape, JSON
 /pause     GET: whether pgsteer is paused, JSON; POST: hold what would begin on the primary (?for=60s&until=promotion|resume)
@@ -58,6 +60,8 @@ pub trait Status: Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// The answer of `/topology`.
     fn topology(&self) -> serde_json::Value;
+    /// The answer of `/topology/events`.
+    fn events(&self) -> serde_json::Value;
     /// The answer of `/pools`.
     fn pools(&self) -> serde_json::Value;
     /// The answer of `/learned`.
@@ -158,6 +162,7 @@ async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Stat
             respond(code, TEXT, text + "\n")
         }
         "/topology" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.topology())),
+        "/topology/events" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.events())),
         "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
         "/learned" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.learned())),
         "/pause" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pause_report().await)),

@@ -42,6 +42,7 @@ pub fn topology(snapshot: &Snapshot, names: &[String], events: &[Event], now: In
             "expires_in_ms": millis(primary.expires_at.saturating_duration_since(now)),
         })),
         "suspected": snapshot.suspected,
+        "unreachable_for_ms": snapshot.unreachable_since.map(|at| age_ms(at, now)),
         "frozen_for_ms": snapshot.frozen_at.map(|at| age_ms(at, now)),
         "nodes": nodes,
         "events": events,
@@ -99,14 +100,17 @@ pub fn gauges(snapshot: &Snapshot, names: &[String], now: Instant) -> ClusterGau
         epoch: snapshot.epoch.0,
         primary_known: snapshot.primary_at(now).is_some(),
         suspected: snapshot.suspected,
+        unreachable_seconds: snapshot
+            .unreachable_since
+            .map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64()),
         nodes: snapshot.nodes.iter().map(node).collect(),
     }
 }
 
-fn age_ms(at: Instant, now: Instant) -> u64 {
+pub(super) fn age_ms(at: Instant, now: Instant) -> u64 {
     millis(now.saturating_duration_since(at))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,6 +12,7 @@ mod login_role;
 mod parameters;
 mod pause;
 mod peers;
+mod promotion;
 mod replication;
 mod seats;
 mod shards;
@@ -31,7 +32,7 @@ use self::pause::Pauser;
 use self::seats::Seats;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
-use crate::config::{self, Config};
+use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
@@ -40,6 +41,7 @@ use crate::telemetry::Metrics;
 use crate::topology::evidence::{Node, SuspectWhy};
 use crate::topology::monitor::{Fence, Monitor, MonitorHandle};
 use crate::topology::probe::Credentials;
+use crate::topology::watchers::{NoWatch, PromotionWatch};
 use crate::{admin, net, pool, route, session, topology};
 
 /// What is left at the end of the drain has so long to tell its clients, and the servers to stop.
@@ -83,7 +85,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
 
     let (commands, command_receivers) = Shards::channels(shard_count);
     let fence: Arc<dyn Fence> = Arc::new(shards::ShardFence::new(commands.clone()));
-    let monitor = start_monitor(&config, fence);
+    let monitor = start_monitor(&config, fence, metrics.clone());
     let house =
         House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
     let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
@@ -183,7 +185,7 @@ fn listen(config: &Config) -> Result<Vec<(TcpListener, Mode)>, StartError> {
         .collect()
 }
 
-fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
+fn start_monitor(config: &Config, fence: Arc<dyn Fence>, metrics: Metrics) -> MonitorHandle {
     let nodes = config
         .cluster
         .nodes
@@ -197,6 +199,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
         connect_timeout: config.topology.connect_timeout,
         claim_ttl: config.topology.claim_ttl,
         replay_stall_timeout: config.topology.replay_stall_timeout,
+        on_unreachable: config.topology.on_primary_unreachable,
         system_id: None,
     };
     let credentials = Credentials {
@@ -204,7 +207,13 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>) -> MonitorHandle {
         password: config.cluster.password.as_ref().map(|password| password.expose().to_owned()),
         dbname: config.cluster.database.clone(),
     };
-    Monitor::spawn(settings, nodes, credentials, fence)
+    let watch: Arc<dyn PromotionWatch> = match config.topology.promotion_watch {
+        PromotionEvents::Watch => {
+            Arc::new(promotion::ReplicationWatch::new(credentials.clone(), config.topology.connect_timeout))
+        }
+        PromotionEvents::Off => Arc::new(NoWatch),
+    };
+    Monitor::spawn(settings, nodes, credentials, fence, watch, metrics)
 }
 
 fn pool_settings(config: &Config) -> pool::Settings {

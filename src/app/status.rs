@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::pause::Pauser;
 use super::seats::{ClientLimit, Seats};
+use crate::admin::failovers;
 use crate::admin::http::{Readiness, Status};
 use crate::admin::json;
 use crate::admin::learned;
@@ -19,6 +20,7 @@ use crate::route::Reason;
 use crate::session::RETRY_LABELS;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Labels, Metrics, PoolGauges};
+use crate::topology::failover::Outcome;
 use crate::topology::model::Role;
 use crate::topology::monitor::MonitorHandle;
 
@@ -49,6 +51,7 @@ pub(super) fn labels(config: &Config) -> Labels {
         nodes: names(config),
         limits: Limit::ALL.map(Limit::as_str).to_vec(),
         client_limits: ClientLimit::ALL.map(ClientLimit::as_str).to_vec(),
+        failover_outcomes: Outcome::ALL.iter().skip(1).map(|outcome| outcome.as_str()).collect(),
     }
 }
 
@@ -111,6 +114,11 @@ impl Status for ProxyStatus {
             self.shutdown.is_draining(),
             Instant::now(),
         )
+    }
+
+    fn events(&self) -> serde_json::Value {
+        let (failovers, events) = (self.monitor.failovers(), self.monitor.events());
+        failovers::events(&failovers, &events, &self.names, Instant::now())
     }
 
     fn topology(&self) -> serde_json::Value {

@@ -149,8 +149,40 @@ pub async fn open(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Gre
 async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Greeting), ConnectError> {
     let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
     let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
-    net::write_all(&stream, &startup).await?;
-    let mut login = Login::new(endpoint.secret, nonce);
+    let greeting = log_in(&stream, &startup, Login::new(endpoint.secret, nonce)).await?;
+    let now = Instant::now();
+    let in_hot_standby =
+        greeting.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
+    let server = Box::new(Server {
+        link: Rc::new(Link { stream, node: endpoint.node, epoch: Cell::new(endpoint.epoch) }),
+        cancel_key: Rc::new(CancelKey {
+            node: endpoint.node,
+            process_id: greeting.process_id,
+            key: greeting.key.clone(),
+        }),
+        in_hot_standby,
+        role: greeting.role,
+        generation: 0,
+        opened_at: now,
+        idle_since: now,
+        carried: Carried::default(),
+        reported: Reported::new(greeting.parameters.clone()),
+        last_writer: None,
+        sender: None,
+        left_by: None,
+        defaults: Rc::default(),
+        applied: Rc::default(),
+    });
+    Ok((server, greeting))
+}
+
+/// Logs in on a fresh stream. Nothing may come behind the greeting by itself. Cancel-safe: the stream is of no further use then.
+pub(super) async fn log_in(
+    stream: &TcpStream,
+    startup: &[u8],
+    mut login: Login<'_>,
+) -> Result<Greeting, ConnectError> {
+    net::write_all(stream, startup).await?;
     let mut received: Vec<u8> = Vec::with_capacity(1024);
     let mut chunk = vec![0u8; 4096];
     loop {
@@ -159,36 +191,9 @@ async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Box<Server
             let action = login.on(header.kind, body)?;
             received.drain(..header.frame_bytes);
             match action {
-                Action::Send(bytes) => net::write_all(&stream, &bytes).await?,
+                Action::Send(bytes) => net::write_all(stream, &bytes).await?,
                 Action::Wait => {}
-                Action::Done(greeting) => {
-                    let now = Instant::now();
-                    let in_hot_standby = greeting
-                        .parameters
-                        .iter()
-                        .any(|(name, value)| name == "in_hot_standby" && value == "on");
-                    let server = Box::new(Server {
-                        link: Rc::new(Link { stream, node: endpoint.node, epoch: Cell::new(endpoint.epoch) }),
-                        cancel_key: Rc::new(CancelKey {
-                            node: endpoint.node,
-                            process_id: greeting.process_id,
-                            key: greeting.key.clone(),
-                        }),
-                        in_hot_standby,
-                        role: greeting.role,
-                        generation: 0,
-                        opened_at: now,
-                        idle_since: now,
-                        carried: Carried::default(),
-                        reported: Reported::new(greeting.parameters.clone()),
-                        last_writer: None,
-                        sender: None,
-                        left_by: None,
-                        defaults: Rc::default(),
-                        applied: Rc::default(),
-                    });
-                    return Ok((server, greeting));
-                }
+                Action::Done(greeting) => return Ok(greeting),
             }
         }
         if received.len() > LOGIN_BYTES_MAX {

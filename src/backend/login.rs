@@ -73,9 +73,9 @@ pub enum Action {
     Done(Greeting),
 }
 
-enum State {
+enum State<'s> {
     Start,
-    First(Box<ScramClient<'static>>),
+    First(Box<ScramClient<'s>>),
     Final(Box<WaitingServerFinal>),
     Parameters,
     Role,
@@ -83,10 +83,12 @@ enum State {
 }
 
 /// A login under way.
-pub struct Login {
-    secret: Option<Secret<'static>>,
+pub struct Login<'s> {
+    secret: Option<Secret<'s>>,
     nonce: String,
-    state: State,
+    state: State<'s>,
+    /// What is asked behind the login.
+    question: Option<&'static str>,
     greeting: Greeting,
 }
 
@@ -107,10 +109,16 @@ pub fn startup_message(user: &str, database: &str, parameters: &[(String, String
     packet
 }
 
-impl Login {
+impl<'s> Login<'s> {
     /// A login whose StartupMessage has been sent. `nonce`: random printable ASCII.
-    pub fn new(secret: Option<Secret<'static>>, nonce: String) -> Self {
-        Self { secret, nonce, state: State::Start, greeting: Greeting::default() }
+    pub fn new(secret: Option<Secret<'s>>, nonce: String) -> Self {
+        let question = Some(WHICH_ROLE);
+        Self { secret, nonce, state: State::Start, question, greeting: Greeting::default() }
+    }
+
+    /// The same for a connection that takes no SQL: which role the user is, is not asked.
+    pub fn without_role(secret: Option<Secret<'s>>, nonce: String) -> Self {
+        Self { question: None, ..Self::new(secret, nonce) }
     }
 
     /// Takes one message from the server.
@@ -151,9 +159,12 @@ impl Login {
             }
             b'v' => Ok(Action::Wait),
             b'Z' if matches!(self.state, State::Parameters) => {
+                let Some(sql) = self.question else {
+                    return Ok(Action::Done(std::mem::take(&mut self.greeting)));
+                };
                 self.state = State::Role;
                 let mut question = Vec::new();
-                reply::put_query(&mut question, WHICH_ROLE);
+                reply::put_query(&mut question, sql);
                 Ok(Action::Send(question))
             }
             b'D' if matches!(self.state, State::Role) => {

@@ -7,9 +7,11 @@ pub mod cancel;
 pub mod carried;
 pub mod connection;
 pub mod login;
+pub mod promotion;
 pub mod reported;
 pub mod reset;
 pub mod senders;
+pub mod standby_watch;
 
 pub use connection::{ConnectError, Endpoint, Server, SettingValues, open};
 pub use reported::Reported;

@@ -8,13 +8,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::model::{AuthMethod, Config, Node, Secret};
+use super::model::{AuthMethod, Config, Node, PromotionEvents, Secret};
 use super::{nodes, overrides, units};
 use crate::classify::Pattern;
 use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
-use crate::topology::model::NodeAddress;
+use crate::topology::model::{NodeAddress, OnUnreachable};
 
 /// A configuration that is being put together.
 #[derive(Debug, Default)]
@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 55] = [
+pub(super) const KEYS: [Key; 57] = [
     flagged(
         "listen.address",
         "--listen",
@@ -249,6 +249,8 @@ pub(super) const KEYS: [Key; 55] = [
         "topology.replay_stall_timeout",
         Kind::Duration { zero: true, field: |c| &mut c.topology.replay_stall_timeout },
     ),
+    key("topology.promotion_watch", custom("\"on\" or \"off\"", promotion_watch)),
+    key("topology.on_primary_unreachable", custom("\"hold\" or \"stale-reads\"", on_primary_unreachable)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
@@ -369,6 +371,24 @@ fn mode(draft: &mut Draft, given: &Given) -> Option<()> {
     draft.config.routing.mode = match given.text()? {
         "split" => Mode::Split,
         "primary" => Mode::Primary,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn promotion_watch(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.topology.promotion_watch = match given.text()? {
+        "on" => PromotionEvents::Watch,
+        "off" => PromotionEvents::Off,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn on_primary_unreachable(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.topology.on_primary_unreachable = match given.text()? {
+        "hold" => OnUnreachable::Hold,
+        "stale-reads" => OnUnreachable::StaleReads,
         _ => return None,
     };
     Some(())

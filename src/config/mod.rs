@@ -17,8 +17,8 @@ pub use args::{CheckArgs, RunArgs};
 pub use fault::{Fault, Faults, Origin};
 pub use load::{SourceFile, Sources, load};
 pub use model::{
-    Admin, Auth, AuthMethod, Cluster, Config, DEFAULT_AUTH_QUERY, Hold, Listen, Node, Override, Pool, Retry,
-    Secret, Shutdown, Topology,
+    Admin, Auth, AuthMethod, Cluster, Config, DEFAULT_AUTH_QUERY, Hold, Listen, Node, Override, Pool,
+    PromotionEvents, Retry, Secret, Shutdown, Topology,
 };
 
 /// The path of every key of the file, `section.key`; documentation and tests hold themselves against it.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::pool::Mode;
 use crate::route;
 use crate::telemetry::LogSettings;
-use crate::topology::model::NodeAddress;
+use crate::topology::model::{NodeAddress, OnUnreachable};
 
 /// Fetches a user's verifier with the login role; `$1` is the user name.
 pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
@@ -204,6 +204,15 @@ impl Default for Auth {
     }
 }
 
+/// How a promotion is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromotionEvents {
+    /// By a replication connection to each standby while the primary is doubted, where the servers allow that; and by probes.
+    Watch,
+    /// By probes.
+    Off,
+}
+
 /// Probing and judging the nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
@@ -219,6 +228,10 @@ pub struct Topology {
     pub claim_ttl: Duration,
     /// How long replay may stand still while the primary is doubted before reads must leave the standby; zero: for ever.
     pub replay_stall_timeout: Duration,
+    /// Whether standbys tell of their promotion.
+    pub promotion_watch: PromotionEvents,
+    /// What becomes of reads while the primary is out of reach and may live.
+    pub on_primary_unreachable: OnUnreachable,
 }
 
 impl Default for Topology {
@@ -230,6 +243,8 @@ impl Default for Topology {
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),
             replay_stall_timeout: Duration::from_millis(50),
+            promotion_watch: PromotionEvents::Watch,
+            on_primary_unreachable: OnUnreachable::Hold,
         }
     }
 }

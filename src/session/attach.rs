@@ -83,7 +83,7 @@ impl Session {
             };
             let error = match lease {
                 Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
-                    Accepted::Taken => return Ok(true),
+                    Accepted::Taken => return Ok(self.released(hold.as_ref())),
                     Accepted::Outdated => continue,
                     Accepted::NotPrimary => {
                         if !self.hold(&mut hold, task).await? {
@@ -136,6 +136,14 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// What was held, if it was, has a server.
+    fn released(&self, hold: Option<&Hold>) -> bool {
+        if hold.is_some() {
+            self.shard.counters.statements_released.inc();
+        }
+        true
     }
 
     /// Has a connection opened anew by the session's own startup packet, to which a RESET goes back there. Nobody else gets it.

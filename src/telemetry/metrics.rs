@@ -56,6 +56,8 @@ pub struct Labels {
     pub limits: Vec<&'static str>,
     /// Limits of clients.
     pub client_limits: Vec<&'static str>,
+    /// How failovers come out.
+    pub failover_outcomes: Vec<&'static str>,
 }
 
 /// What one shard counts. Aligned so that two shards never share a cache line.
@@ -74,6 +76,8 @@ pub struct ShardCounters {
     pub statements_waiting: Gauge,
     /// Statements that were held.
     pub statements_held: Counter,
+    /// Statements that were held and got a server.
+    pub statements_released: Counter,
     /// Time statements were held, nanoseconds.
     pub hold_nanos_total: Counter,
     /// Statements run again, by cause.
@@ -144,6 +148,8 @@ pub struct ClusterGauges {
     pub primary_known: bool,
     /// The primary is doubted.
     pub suspected: bool,
+    /// Age of the last word of a primary that is out of reach and may live; 0 otherwise.
+    pub unreachable_seconds: f64,
     /// Each node.
     pub nodes: Vec<NodeGauges>,
 }
@@ -193,12 +199,68 @@ struct Inner {
     shards: Vec<Arc<ShardCounters>>,
     labels: Labels,
     holds: Mutex<Holds>,
+    failovers: Mutex<Failovers>,
+}
+
+/// Durations, and their sum.
+#[derive(Debug)]
+struct Durations {
+    micros: Histogram<u64>,
+    sum: Duration,
+}
+
+impl Durations {
+    fn new() -> Result<Self, hdrhistogram::CreationError> {
+        let micros_max = u64::try_from(HOLD_MAX.as_micros()).unwrap_or(u64::MAX);
+        Ok(Self { micros: Histogram::new_with_max(micros_max, 3)?, sum: Duration::ZERO })
+    }
+
+    fn record(&mut self, duration: Duration) {
+        let micros = duration.min(HOLD_MAX).as_micros();
+        self.micros.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        self.sum += duration;
+    }
+
+    fn render(&self, text: &mut Text, name: &str, help: &str) {
+        text.metric(name, Kind::Histogram, help);
+        let bucket = format!("{name}_bucket");
+        for bound in HOLD_BUCKETS_MS {
+            let seconds = Duration::from_millis(bound).as_secs_f64().to_string();
+            text.sample(&bucket, &[("le", &seconds)], self.micros.count_between(0, bound * 1_000));
+        }
+        text.sample(&bucket, &[("le", "+Inf")], self.micros.len());
+        text.sample(&format!("{name}_sum"), &[], self.sum.as_secs_f64());
+        text.sample(&format!("{name}_count"), &[], self.micros.len());
+    }
 }
 
 #[derive(Debug)]
 struct Holds {
-    micros: Histogram<u64>,
-    sum: Duration,
+    durations: Durations,
+    /// The longest since somebody last began to look.
+    longest: Duration,
+}
+
+#[derive(Debug)]
+struct Failovers {
+    without_primary: Durations,
+    release: Durations,
+    by_outcome: Vec<(&'static str, u64)>,
+}
+
+/// What happened to held statements, and the errors that pgsteer sent, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HoldTally {
+    /// Statements that were held.
+    pub held: u64,
+    /// Of these, those that got a server.
+    pub released: u64,
+    /// Those held now.
+    pub waiting: u64,
+    /// What ran on standbys and was ended so that replay could go on.
+    pub ended_for_replay: u64,
+    /// Errors, by the index in [`SQLSTATES`].
+    pub errors: [u64; SQLSTATES.len()],
 }
 
 /// Why a registry cannot be made.
@@ -236,10 +298,21 @@ impl Metrics {
                 return Err(MetricsError::TooManyLabels { family, labels, slots });
             }
         }
-        let micros_max = u64::try_from(HOLD_MAX.as_micros()).unwrap_or(u64::MAX);
-        let holds = Holds { micros: Histogram::new_with_max(micros_max, 3)?, sum: Duration::ZERO };
+        let holds = Holds { durations: Durations::new()?, longest: Duration::ZERO };
+        let failovers = Failovers {
+            without_primary: Durations::new()?,
+            release: Durations::new()?,
+            by_outcome: labels.failover_outcomes.iter().map(|outcome| (*outcome, 0)).collect(),
+        };
         let shards = (0..shards).map(|_| Arc::new(ShardCounters::new(labels.nodes.len()))).collect();
-        Ok(Self { inner: Arc::new(Inner { shards, labels, holds: Mutex::new(holds) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shards,
+                labels,
+                holds: Mutex::new(holds),
+                failovers: Mutex::new(failovers),
+            }),
+        })
     }
 
     /// The counters of each shard.
@@ -260,9 +333,52 @@ impl Metrics {
     /// Records how long one statement was held. Takes a lock: for the end of a hold, never for a statement's way.
     pub fn record_hold(&self, held: Duration) {
         let mut holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        let micros = held.min(HOLD_MAX).as_micros();
-        holds.micros.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
-        holds.sum += held;
+        holds.durations.record(held);
+        holds.longest = holds.longest.max(held);
+    }
+
+    /// The longest hold that ended since [`Self::forget_longest_hold`].
+    pub fn longest_hold(&self) -> Duration {
+        self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).longest
+    }
+
+    /// The longest hold is looked for from now on.
+    pub fn forget_longest_hold(&self) {
+        self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).longest = Duration::ZERO;
+    }
+
+    /// Records a failover: how it came out, how long there was no primary, and how long statements were held beyond that.
+    pub fn record_failover(
+        &self,
+        outcome: &str,
+        without_primary: Option<Duration>,
+        release: Option<Duration>,
+    ) {
+        let mut failovers = self.inner.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, count)) = failovers.by_outcome.iter_mut().find(|(known, _)| *known == outcome) {
+            *count += 1;
+        }
+        if let Some(duration) = without_primary {
+            failovers.without_primary.record(duration);
+        }
+        if let Some(duration) = release {
+            failovers.release.record(duration);
+        }
+    }
+
+    /// Held statements and errors, over all shards.
+    pub fn hold_tally(&self) -> HoldTally {
+        let mut tally = HoldTally::default();
+        for shard in &self.inner.shards {
+            tally.held += shard.statements_held.value();
+            tally.released += shard.statements_released.value();
+            tally.ended_for_replay += shard.reads_ended_for_replay.value();
+            for (index, count) in tally.errors.iter_mut().enumerate() {
+                *count += shard.errors.at(index).value();
+            }
+        }
+        tally.waiting = self.gauge_total(|shard| shard.statements_waiting.value()).max(0).unsigned_abs();
+        tally
     }
 
     /// The sum of one counter over the shards, for tests, the demo and the status page.
@@ -283,6 +399,7 @@ impl Metrics {
         self.render_families(&mut text);
         self.render_limits(&mut text, pools);
         self.render_holds(&mut text);
+        self.render_failovers(&mut text);
         render_cluster(&mut text, cluster);
         self.render_nodes(&mut text, cluster);
         text.finish()
@@ -373,15 +490,21 @@ impl Metrics {
 
     fn render_holds(&self, text: &mut Text) {
         let holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        text.metric("pgsteer_hold_duration_seconds", Kind::Histogram, "How long each held statement waited.");
-        let bucket = "pgsteer_hold_duration_seconds_bucket";
-        for bound in HOLD_BUCKETS_MS {
-            let seconds = Duration::from_millis(bound).as_secs_f64().to_string();
-            text.sample(bucket, &[("le", &seconds)], holds.micros.count_between(0, bound * 1_000));
+        let help = "How long each held statement waited.";
+        holds.durations.render(text, "pgsteer_hold_duration_seconds", help);
+    }
+
+    fn render_failovers(&self, text: &mut Text) {
+        let failovers = self.inner.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = "pgsteer_failovers_total";
+        text.metric(name, Kind::Counter, "Times that the primary was lost or replaced, by how it came out.");
+        for (outcome, count) in &failovers.by_outcome {
+            text.sample(name, &[("outcome", outcome)], count);
         }
-        text.sample(bucket, &[("le", "+Inf")], holds.micros.len());
-        text.sample("pgsteer_hold_duration_seconds_sum", &[], holds.sum.as_secs_f64());
-        text.sample("pgsteer_hold_duration_seconds_count", &[], holds.micros.len());
+        let help = "From the first doubt about the primary until there was one again.";
+        failovers.without_primary.render(text, "pgsteer_failover_duration_seconds", help);
+        let help = "From the new primary until no statement was held any more.";
+        failovers.release.render(text, "pgsteer_failover_release_seconds", help);
     }
 
     fn render_nodes(&self, text: &mut Text, cluster: &ClusterGauges) {
@@ -413,6 +536,10 @@ fn render_cluster(text: &mut Text, cluster: &ClusterGauges) {
         text.metric(name, Kind::Gauge, help);
         text.sample(name, &[], value);
     }
+    let name = "pgsteer_primary_unreachable_seconds";
+    let help = "Age of the last word of a primary that is out of reach and may live; 0 otherwise.";
+    text.metric(name, Kind::Gauge, help);
+    text.sample(name, &[], cluster.unreachable_seconds);
 }
 
 type Row<T> = (&'static str, &'static str, fn(&ShardCounters) -> &T);
@@ -427,11 +554,14 @@ const GAUGES: [Row<Gauge>; 3] = [
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
-const COUNTERS: [Row<Counter>; 14] = [
+const COUNTERS: [Row<Counter>; 15] = [
     ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
     ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
     ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
         &shard.statements_held
+    }),
+    ("pgsteer_statements_released_total", "Statements that were held and got a server.", |shard| {
+        &shard.statements_released
     }),
     ("pgsteer_server_connections_opened_total", "Server connections opened.", |shard| {
         &shard.server_connections_opened

@@ -151,11 +151,13 @@ pub enum SuspectWhy {
     ProbeLate,
     /// A standby follows a newer timeline than the believed primary's.
     NewerTimeline,
+    /// A standby was promoted, as it told itself.
+    Promotion,
 }
 
 impl SuspectWhy {
     /// All reasons, in the order of their bits.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ConnectionBroke,
         Self::Shutdown,
         Self::ReadOnly,
@@ -164,6 +166,7 @@ impl SuspectWhy {
         Self::ProbeFailed,
         Self::ProbeLate,
         Self::NewerTimeline,
+        Self::Promotion,
     ];
 
     /// A bit of its own, for a set of reasons in one word.
@@ -182,6 +185,7 @@ impl SuspectWhy {
             Self::ProbeFailed => "its probe failed",
             Self::ProbeLate => "its probe answer is overdue",
             Self::NewerTimeline => "a standby follows a newer timeline",
+            Self::Promotion => "a standby was promoted",
         }
     }
 }
@@ -220,6 +224,22 @@ pub enum Input {
         /// Why.
         why: SuspectWhy,
     },
+    /// A standby under watch was promoted. Its own answer to a probe is still to come.
+    Promoted {
+        /// Who.
+        node: NodeId,
+        /// The timeline that begins and where, once it has told.
+        told: Option<(Timeline, Lsn)>,
+        /// When that was seen.
+        at: Instant,
+    },
+    /// A standby can't be watched for its promotion.
+    NotWatched {
+        /// Who.
+        node: NodeId,
+        /// What it said.
+        why: String,
+    },
     /// A deadline passed.
     Tick,
 }
@@ -243,6 +263,8 @@ pub enum EventKind {
     ReadersLeave,
     /// They may stay on it again.
     ReadersMayStay,
+    /// A standby told that it was promoted.
+    Promoted,
     /// A setting of a server deserves a warning.
     Advice,
 }
@@ -259,6 +281,7 @@ impl EventKind {
             Self::Cleared => "cleared",
             Self::ReadersLeave => "readers_leave",
             Self::ReadersMayStay => "readers_may_stay",
+            Self::Promoted => "promoted",
             Self::Advice => "advice",
         }
     }

@@ -112,6 +112,16 @@ impl Role {
     }
 }
 
+/// By what reads of standbys are judged while the primary is out of reach and may live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnUnreachable {
+    /// By the lag budget: staleness grows with time, and beyond the budget reads are held as writes are.
+    #[default]
+    Hold,
+    /// By what they knew at the primary's last word: reads go on, however old that becomes.
+    StaleReads,
+}
+
 /// Whether reads may stay on a standby.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Readers {
@@ -220,6 +230,11 @@ pub struct Snapshot {
     /// Since when there has been no primary: no commit can be acknowledged, so the staleness of standbys is frozen.
     /// `None` while there is one, and also when the primary is merely out of reach and may live.
     pub frozen_at: Option<Instant>,
+    /// The last word of a primary that is out of reach and may live: it may go on acknowledging commits of others. `None` while there
+    /// is a primary, and when there is provably none.
+    pub unreachable_since: Option<Instant>,
+    /// What that means for reads.
+    pub on_unreachable: OnUnreachable,
     /// All nodes, by `NodeId::index`.
     pub nodes: Box<[NodeView]>,
 }
@@ -232,7 +247,16 @@ impl Snapshot {
             .zip(0u16..)
             .map(|(address, index)| NodeView::not_probed(NodeId(index), Arc::clone(address)))
             .collect();
-        Self { version: 0, epoch: Epoch(0), primary: None, suspected: false, frozen_at: None, nodes }
+        Self {
+            version: 0,
+            epoch: Epoch(0),
+            primary: None,
+            suspected: false,
+            frozen_at: None,
+            unreachable_since: None,
+            on_unreachable: OnUnreachable::Hold,
+            nodes,
+        }
     }
 
     /// The view of one node. `None` for an id that this topology does not have.
@@ -245,9 +269,14 @@ impl Snapshot {
         self.primary.as_ref().filter(|primary| now < primary.expires_at)
     }
 
-    /// Upper bound of a standby's staleness at `now`, error included; `None` when unknown (then it gets no reads).
+    /// Upper bound of a standby's staleness at `now`, error included; `None` when unknown (then it gets no reads). With
+    /// [`OnUnreachable::StaleReads`] it is that at the last word of a primary that is out of reach.
     pub fn staleness(&self, node: &NodeView, now: Instant) -> Option<Duration> {
-        let until = self.frozen_at.unwrap_or(now);
+        let last_word = match self.on_unreachable {
+            OnUnreachable::Hold => None,
+            OnUnreachable::StaleReads => self.unreachable_since,
+        };
+        let until = self.frozen_at.or(last_word).unwrap_or(now);
         node.fresh_as_of.map(|as_of| until.saturating_duration_since(as_of))
     }
 }

@@ -17,15 +17,21 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::chronicle::Chronicle;
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
+use super::failover::Failover;
 use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection};
 use super::reconcile::{Reconciler, Settings};
+use super::watchers::{PromotionWatch, Watchers};
+use crate::telemetry::Metrics;
 
 /// The fence has so long; then the new epoch is published anyway.
 pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
 /// Events kept for `/topology`.
 pub const EVENTS_KEPT: usize = 200;
+/// Records of failovers kept for `/topology/events`.
+pub const FAILOVERS_KEPT: usize = 50;
 /// Answers under way from the nodes' tasks to the judge.
 const INPUTS_QUEUED: usize = 256;
 
@@ -71,6 +77,7 @@ pub struct MonitorHandle {
     pub current: Arc<ArcSwap<Snapshot>>,
     suspicions: Arc<Suspicions>,
     events: Arc<Mutex<VecDeque<Event>>>,
+    failovers: Arc<Mutex<VecDeque<Failover>>>,
     _running: Arc<Running>,
 }
 
@@ -83,6 +90,11 @@ impl MonitorHandle {
                 self.suspicions.raised.notify_one();
             }
         }
+    }
+
+    /// The last failovers, oldest first, that under way among them; at most [`FAILOVERS_KEPT`].
+    pub fn failovers(&self) -> Vec<Failover> {
+        self.failovers.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// The last events, oldest first; at most [`EVENTS_KEPT`].
@@ -106,12 +118,15 @@ impl Monitor {
         nodes: Vec<Node>,
         credentials: Credentials,
         fence: Arc<dyn Fence>,
+        watch: Arc<dyn PromotionWatch>,
+        metrics: Metrics,
     ) -> MonitorHandle {
         let reconciler = Reconciler::new(settings.clone(), nodes.clone());
         let first = reconciler.snapshot();
         let (snapshots_in, snapshots) = watch::channel(Arc::clone(&first));
         let current = Arc::new(ArcSwap::new(Arc::clone(&first)));
         let events = Arc::new(Mutex::new(VecDeque::with_capacity(EVENTS_KEPT)));
+        let failovers = Arc::new(Mutex::new(VecDeque::new()));
         let suspicions = Arc::new(Suspicions {
             reasons: nodes.iter().map(|_| AtomicU32::new(0)).collect(),
             raised: Notify::new(),
@@ -132,6 +147,8 @@ impl Monitor {
         }
         let coordinator = Coordinator {
             reconciler,
+            watchers: Watchers::new(watch, &nodes, inputs_in),
+            chronicle: Chronicle::new(metrics, Arc::clone(&failovers)),
             inputs,
             rounds,
             suspicions: Arc::clone(&suspicions),
@@ -146,13 +163,15 @@ impl Monitor {
             _probes: probes,
         };
         let running = Arc::new(Running(tokio::spawn(coordinator.run())));
-        MonitorHandle { snapshots, current, suspicions, events, _running: running }
+        MonitorHandle { snapshots, current, suspicions, events, failovers, _running: running }
     }
 }
 
 /// Feeds the judge and publishes its pictures.
 struct Coordinator {
     reconciler: Reconciler,
+    watchers: Watchers,
+    chronicle: Chronicle,
     inputs: mpsc::Receiver<Input>,
     rounds: watch::Sender<u64>,
     suspicions: Arc<Suspicions>,
@@ -200,6 +219,7 @@ impl Coordinator {
         self.round_began = Instant::now();
         self.awaited.fill(true);
         self.rounds.send_modify(|round| *round += 1);
+        self.chronicle.round();
         self.judge(Input::RoundStarted).await;
     }
 
@@ -219,13 +239,20 @@ impl Coordinator {
         {
             *awaited = false;
         }
+        let is_promotion = matches!(input, Input::Promoted { .. });
         self.judge(input).await;
+        if is_promotion {
+            self.start_round().await;
+        }
     }
 
     async fn judge(&mut self, input: Input) {
         let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
             && !self.awaited.contains(&true);
-        let events = self.reconciler.on(input, Instant::now());
+        let now = Instant::now();
+        let events = self.reconciler.on(input, now);
+        let reconciler = &self.reconciler;
+        self.watchers.watch(|node| reconciler.may_be_promoted(node, now));
         let snapshot = self.reconciler.snapshot();
         if round_over || is_news(&self.published, &snapshot) {
             self.publish(Arc::clone(&snapshot)).await;
@@ -233,6 +260,7 @@ impl Coordinator {
         for event in &events {
             self.tell(event, &snapshot);
         }
+        self.chronicle.told(&events, &snapshot, self.reconciler.rule(), now);
         self.remember(events);
     }
 
@@ -285,6 +313,7 @@ fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
         || old.primary != new.primary
         || old.suspected != new.suspected
         || old.frozen_at != new.frozen_at
+        || old.unreachable_since != new.unreachable_since
         || !old.nodes.iter().map(admission).eq(new.nodes.iter().map(admission))
 }
 
@@ -378,7 +407,9 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::super::model::{Lsn, PrimaryView, Timeline};
+    use super::super::watchers::NoWatch;
     use super::*;
+    use crate::telemetry::Labels;
 
     /// Never answers, and counts how often it was asked.
     #[derive(Debug, Default)]
@@ -394,11 +425,14 @@ mod tests {
     fn coordinator(fence: Arc<dyn Fence>) -> (Coordinator, watch::Receiver<Arc<Snapshot>>) {
         let nodes: Vec<Node> =
             (1..=2).map(|n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 })).collect();
-        let reconciler = Reconciler::new(Settings::default(), nodes);
+        let reconciler = Reconciler::new(Settings::default(), nodes.clone());
+        let metrics = Metrics::new(1, Labels::default()).expect("a registry");
         let first = reconciler.snapshot();
         let (snapshots, seen) = watch::channel(Arc::clone(&first));
         let coordinator = Coordinator {
             reconciler,
+            watchers: Watchers::new(Arc::new(NoWatch), &nodes, mpsc::channel(1).0),
+            chronicle: Chronicle::new(metrics, Arc::default()),
             inputs: mpsc::channel(1).1,
             rounds: watch::channel(0).0,
             suspicions: Arc::new(Suspicions { reasons: Box::default(), raised: Notify::new() }),

@@ -15,6 +15,7 @@
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
 mod node;
+mod promotion;
 mod stall;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::lag_clock::LagClock;
-use super::model::{Epoch, Lsn, NodeId, NodeView, PrimaryView, Role, Snapshot, Timeline};
+use super::model::{Epoch, Lsn, NodeId, NodeView, OnUnreachable, PrimaryView, Role, Snapshot, Timeline};
 use node::{Claim, NodeState};
 
 /// WAL on its way to a standby when the primary dies has arrived after this time.
@@ -48,6 +49,8 @@ pub struct Settings {
     /// While the primary is doubted, a standby that has WAL to replay and has replayed none of it for so long is to have no
     /// readers; zero: they may stay.
     pub replay_stall_timeout: Duration,
+    /// What becomes of reads while the primary is out of reach and may live.
+    pub on_unreachable: OnUnreachable,
     /// System identifier of the cluster; `None`: that of the first primary seen.
     pub system_id: Option<u64>,
 }
@@ -61,6 +64,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
             replay_stall_timeout: Duration::from_millis(50),
+            on_unreachable: OnUnreachable::Hold,
             system_id: None,
         }
     }
@@ -80,6 +84,8 @@ struct Reign {
     /// Its predecessor was provably gone when the epoch opened.
     predecessor_gone: bool,
     opened_at: Instant,
+    /// By which rule it became the primary.
+    rule: &'static str,
 }
 
 /// A doubt.
@@ -101,6 +107,7 @@ pub struct Reconciler {
     /// Why there is no primary.
     vacancy: &'static str,
     frozen_at: Option<Instant>,
+    unreachable_since: Option<Instant>,
     suspicion: Option<Suspicion>,
     /// Since when the epoch's primary is doubted or missing, without having attested itself in between.
     unattested_since: Option<Instant>,
@@ -134,6 +141,7 @@ impl Reconciler {
             primary: None,
             vacancy: "no node has been probed yet",
             frozen_at: None,
+            unreachable_since: None,
             suspicion: None,
             unattested_since: None,
             rapid_since: None,
@@ -161,6 +169,8 @@ impl Reconciler {
             }
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
+            Input::Promoted { node, told, at } => self.promoted(node, told, at),
+            Input::NotWatched { node, why } => self.not_watched(node, &why, now),
         }
         self.judge(now);
         self.publish(now);
@@ -218,10 +228,10 @@ impl Reconciler {
     fn advise(&mut self, node: NodeId, result: &super::evidence::ProbeResult, now: Instant) {
         let in_recovery = matches!(result.standing, Standing::InRecovery { .. });
         let Some(state) = self.nodes.get_mut(node.index()) else { return };
-        if !in_recovery || state.advised || result.server.hot_standby_feedback {
+        if !in_recovery || state.advised_at.is_some() || result.server.hot_standby_feedback {
             return;
         }
-        state.advised = true;
+        state.advised_at = Some(now);
         let text =
             format!("{}: hot_standby_feedback is off; long reads there will be cancelled", state.address);
         self.event(EventKind::Advice, Some(node), text, now);
@@ -335,8 +345,15 @@ impl Reconciler {
         }
     }
 
+    /// By which rule the primary of this epoch became it.
+    pub fn rule(&self) -> &'static str {
+        self.reign.map_or("", |reign| reign.rule)
+    }
+
     fn open_epoch(&mut self, node: NodeId, claim: Claim, now: Instant) {
         let before = self.reign;
+        let beside = self.claims(now).len() > 1;
+        let rule = rule(before, node, claim, beside);
         let epoch = Epoch(before.map_or(1, |reign| reign.epoch.0 + 1));
         let was = match before {
             None => "first primary seen".to_owned(),
@@ -349,7 +366,7 @@ impl Reconciler {
             Some(_) => "same node and timeline, restarted".to_owned(),
         };
         let text = format!(
-            "epoch {epoch}: {} is the primary on timeline {} ({was})",
+            "epoch {epoch}: {} is the primary on timeline {} ({was}; {rule})",
             self.name(node),
             claim.timeline
         );
@@ -372,6 +389,7 @@ impl Reconciler {
             switch_lsn: claim.switch_lsn,
             predecessor_gone,
             opened_at: now,
+            rule,
         });
         self.clock.reset();
         self.event(EventKind::EpochOpened, Some(node), text, now);
@@ -497,6 +515,12 @@ impl Reconciler {
             Some(since) if self.primary.is_none() && nobody_else => Some(self.frozen_at.unwrap_or(since)),
             _ => None,
         };
+        // It says nothing, and nothing proves that it is gone.
+        let silent = self.reign.and_then(|reign| self.nodes.get(reign.node.index()));
+        self.unreachable_since = silent
+            .filter(|node| self.primary.is_none() && claims.is_empty() && node.may_hide(now, ttl))
+            .and_then(|node| node.answer.as_ref())
+            .map(|answer| answer.sent_at);
     }
 
     /// Raises doubts that follow from the picture itself, and ends those that it answers.
@@ -564,7 +588,8 @@ impl Reconciler {
             .map(|primary| primary.sampled_at + self.late_after());
         let first_look =
             self.first_input_at.filter(|_| !self.looked_at_all).map(|first| first + self.settings.claim_ttl);
-        self.deadline = expiries.chain(late).chain(first_look).min();
+        let watch = self.watch_deadline(now);
+        self.deadline = expiries.chain(late).chain(first_look).chain(watch).min();
     }
 
     fn publish(&mut self, now: Instant) {
@@ -576,6 +601,8 @@ impl Reconciler {
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),
             frozen_at: self.frozen_at,
+            unreachable_since: self.unreachable_since,
+            on_unreachable: self.settings.on_unreachable,
             nodes: views,
         });
     }
@@ -617,6 +644,19 @@ impl Reconciler {
 
     fn event(&mut self, kind: EventKind, node: Option<NodeId>, text: String, at: Instant) {
         self.events.push(Event { at, kind, node, text });
+    }
+}
+
+/// By which rule a claim opens an epoch.
+fn rule(before: Option<Reign>, node: NodeId, claim: Claim, beside: bool) -> &'static str {
+    match before {
+        None => "the only claim, or that on the highest timeline",
+        Some(old) if claim.timeline > old.timeline && beside => {
+            "its timeline is the highest of several claims"
+        }
+        Some(old) if claim.timeline > old.timeline => "the only claim, on a higher timeline",
+        Some(old) if old.node == node => "the same node and timeline, started anew",
+        Some(_) => "the only claim, on the same timeline and with all of its WAL",
     }
 }
 

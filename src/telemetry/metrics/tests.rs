@@ -13,6 +13,7 @@ fn registry() -> Metrics {
         nodes: vec!["n1".to_owned(), "n\"2".to_owned()],
         limits: vec!["size", "max_db_connections"],
         client_limits: vec!["max_client_conn"],
+        failover_outcomes: vec!["new_epoch", "same_primary"],
     };
     Metrics::new(2, labels).expect("labels fit")
 }
@@ -28,7 +29,7 @@ fn cluster() -> ClusterGauges {
         timeline: Some(3),
     };
     let nodes = vec![node("n1", "primary", None), node("n\"2", "standby", Some(0.125))];
-    ClusterGauges { epoch: 3, primary_known: true, suspected: false, nodes }
+    ClusterGauges { epoch: 3, primary_known: true, suspected: false, unreachable_seconds: 0.0, nodes }
 }
 
 /// Checks one sample line against the grammar of the format and returns the name.

@@ -53,9 +53,14 @@ pub(super) struct NodeState {
     pub(super) role: Role,
     pub(super) role_since: Option<Instant>,
     pub(super) reason: &'static str,
-    pub(super) advised: bool,
+    /// When people were told of its settings.
+    pub(super) advised_at: Option<Instant>,
     pub(super) stall: Stall,
     pub(super) readers: Readers,
+    /// It told of its promotion while this epoch lasted.
+    pub(super) promoted_in: Option<Epoch>,
+    /// It was told that it can't be watched for its promotion.
+    pub(super) unwatched_told: bool,
 }
 
 impl NodeState {
@@ -73,9 +78,11 @@ impl NodeState {
             role: Role::Unknown,
             role_since: None,
             reason: "not probed yet",
-            advised: false,
+            advised_at: None,
             stall: Stall::default(),
             readers: Readers::MayStay,
+            promoted_in: None,
+            unwatched_told: false,
         }
     }
 

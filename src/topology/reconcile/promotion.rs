@@ -1,0 +1,183 @@
+//! What is made of standbys that tell of their promotion: when they are watched for it, and that it is looked at once.
+//!
+//! Invariant: a promotion that was told makes nobody a primary; it is a reason to ask. Must not know: how standbys are watched,
+//! clocks (`now` is an argument).
+
+use std::time::{Duration, Instant};
+
+use super::Reconciler;
+use crate::topology::evidence::{EventKind, SuspectWhy};
+use crate::topology::model::{Lsn, NodeId, Role, Timeline};
+
+/// A primary that lives answers a doubt sooner, and no promotion is complete by then: opening connections can wait so long.
+const WATCH_AFTER: Duration = Duration::from_millis(20);
+
+impl Reconciler {
+    /// Whether this node is to be watched for its promotion: a standby, while the primary is doubted and does not answer.
+    pub fn may_be_promoted(&self, id: NodeId, now: Instant) -> bool {
+        let doubted = self.unattested_since.is_some_and(|since| now >= since + WATCH_AFTER);
+        doubted && self.nodes.get(id.index()).is_some_and(|node| node.role == Role::Standby)
+    }
+
+    /// When the watch begins.
+    pub(super) fn watch_deadline(&self, now: Instant) -> Option<Instant> {
+        self.unattested_since.map(|since| since + WATCH_AFTER).filter(|at| *at > now)
+    }
+
+    pub(super) fn promoted(&mut self, node: NodeId, told: Option<(Timeline, Lsn)>, at: Instant) {
+        let Some(reign) = self.reign else { return };
+        let name = self.name(node);
+        let Some(state) = self.nodes.get_mut(node.index()) else { return };
+        let is_news = state.promoted_in.replace(reign.epoch) != Some(reign.epoch);
+        if is_news {
+            self.event(
+                EventKind::Promoted,
+                Some(node),
+                format!("{name} was promoted, as it told itself"),
+                at,
+            );
+            self.suspect(reign.node, SuspectWhy::Promotion, at);
+        }
+        if let Some((timeline, lsn)) = told {
+            let text = format!("{name} tells of its promotion: timeline {timeline} begins at {lsn}");
+            self.event(EventKind::Promoted, Some(node), text, at);
+        }
+    }
+
+    pub(super) fn not_watched(&mut self, node: NodeId, why: &str, now: Instant) {
+        let name = self.name(node);
+        let Some(state) = self.nodes.get_mut(node.index()) else { return };
+        if !std::mem::replace(&mut state.unwatched_told, true) {
+            let text = format!(
+                "{name} can't be watched for its promotion, which is found by probes instead: {why}. The login role needs \
+                 REPLICATION, a line for replication in pg_hba.conf, and one of max_wal_senders"
+            );
+            self.event(EventKind::Advice, Some(node), text, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::Settings;
+    use super::*;
+    use crate::topology::evidence::{
+        Event, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing,
+    };
+    use crate::topology::model::{Epoch, NodeAddress, Snapshot};
+
+    const PRIMARY: NodeId = NodeId(0);
+    const STANDBY: NodeId = NodeId(1);
+
+    struct Story {
+        judge: Reconciler,
+        now: Instant,
+        events: Vec<Event>,
+    }
+
+    impl Story {
+        fn new() -> Self {
+            let node = |n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 });
+            let judge = Reconciler::new(Settings::default(), vec![node(0), node(1)]);
+            let mut it = Self { judge, now: Instant::now(), events: Vec::new() };
+            it.out_of_recovery(PRIMARY, 1);
+            let standing = Standing::InRecovery {
+                timeline: Timeline(1),
+                received_timeline: Some(Timeline(1)),
+                replay_lsn: Lsn(1000),
+                receive_lsn: Some(Lsn(1000)),
+                replay_paused: false,
+                replay_waits: ReplayWait::Unknown,
+            };
+            it.answers(STANDBY, standing);
+            it
+        }
+
+        fn on(&mut self, input: Input) {
+            self.events.extend(self.judge.on(input, self.now));
+        }
+
+        fn answers(&mut self, node: NodeId, standing: Standing) {
+            let server = ServerFacts { hot_standby_feedback: true, ..ServerFacts::default() };
+            let result = ProbeResult { system_id: 1, started_us: 1, standing, server };
+            self.on(Input::Observation { node, sent_at: self.now, answered_at: self.now, result });
+        }
+
+        fn out_of_recovery(&mut self, node: NodeId, timeline: u32) {
+            let (timeline, lsn) = (Timeline(timeline), Lsn(1000));
+            let standing =
+                Standing::OutOfRecovery { timeline, flush_lsn: lsn, insert_lsn: lsn, switch_lsn: None };
+            self.answers(node, standing);
+        }
+
+        fn wait(&mut self, ms: u64) {
+            self.now += Duration::from_millis(ms);
+            self.on(Input::Tick);
+        }
+
+        fn dies(&mut self) {
+            let (sent_at, at) = (self.now, self.now);
+            self.on(Input::ProbeFailed { node: PRIMARY, sent_at, at, why: ProbeFailure::Broken });
+        }
+
+        fn is_watched(&self, node: NodeId) -> bool {
+            self.judge.may_be_promoted(node, self.now)
+        }
+
+        fn snapshot(&self) -> Arc<Snapshot> {
+            self.judge.snapshot()
+        }
+
+        fn told(&self, kind: EventKind) -> usize {
+            self.events.iter().filter(|event| event.kind == kind).count()
+        }
+    }
+
+    #[test]
+    fn standbys_are_watched_while_the_primary_is_doubted_and_no_longer() {
+        let mut it = Story::new();
+        it.wait(500);
+        it.out_of_recovery(PRIMARY, 1);
+        assert!(!it.is_watched(STANDBY));
+        it.dies();
+        assert!(!it.is_watched(STANDBY), "it may be back at once");
+        assert_eq!(it.judge.deadline(), Some(it.now + WATCH_AFTER));
+        it.wait(20);
+        assert!(it.is_watched(STANDBY) && !it.is_watched(PRIMARY));
+        it.out_of_recovery(STANDBY, 2);
+        assert_eq!(it.snapshot().epoch, Epoch(2));
+        assert!(!it.is_watched(STANDBY));
+    }
+
+    #[test]
+    fn a_promotion_that_is_told_makes_no_primary() {
+        let mut it = Story::new();
+        it.dies();
+        it.wait(20);
+        for told in [None, Some((Timeline(2), Lsn(1000))), None] {
+            it.on(Input::Promoted { node: STANDBY, told, at: it.now });
+            assert_eq!((it.snapshot().epoch, it.snapshot().primary), (Epoch(1), None));
+        }
+        assert_eq!(it.told(EventKind::Promoted), 2);
+    }
+
+    /// Beside a primary that answers: it must be looked at at once.
+    #[test]
+    fn a_promotion_that_is_told_is_a_doubt_about_the_primary() {
+        let mut it = Story::new();
+        it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
+        assert!(it.snapshot().suspected);
+        assert_eq!(it.judge.round_interval(it.now), Settings::default().rapid_interval);
+    }
+
+    #[test]
+    fn a_standby_that_refuses_is_told_of_once() {
+        let mut it = Story::new();
+        for _ in 0..3 {
+            it.on(Input::NotWatched { node: STANDBY, why: "no".to_owned() });
+        }
+        assert_eq!(it.told(EventKind::Advice), 1);
+    }
+}
