@@ -65,6 +65,29 @@ async fn an_idle_session_is_ended_by_its_process_id() {
     }
 }
 
+/// P6: sessions are ended by a list of process ids, whoever ends several at once.
+#[tokio::test]
+async fn sessions_are_ended_by_a_list_of_their_process_ids() {
+    let (_sandbox, proxy) = start(&[]).await;
+    let mut killer = proxy.raw_logged_in().await;
+    for sql in [
+        "SELECT count(pg_terminate_backend(n)) FROM unnest($1::int[]) n",
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid = ANY ($1)",
+    ] {
+        let (mut one, first) = known(&proxy, "postgres").await;
+        let (mut two, second) = known(&proxy, "postgres").await;
+        let (mut bystander, _) = known(&proxy, "postgres").await;
+        let list = format!("{{{first},{second}}}");
+        let unit = [parse("", sql), bind("", "", &[&list]), execute(""), sync()].concat();
+        killer.send(&unit).await;
+        assert_eq!(values(&killer.read_until(b'Z').await), ["2"], "{sql}");
+        for victim in [&mut one, &mut two] {
+            assert!(is_ended(&victim.read_to_end().await), "{sql}");
+        }
+        assert_eq!(values(&bystander.query("SELECT 1").await), ["1"]);
+    }
+}
+
 /// P6: so is one in a transaction, and one with a statement under way.
 #[tokio::test]
 async fn a_busy_session_is_ended_by_its_process_id() {
