@@ -442,7 +442,7 @@ async fn whoever_waits_for_too_long_is_told_for_what() {
         ("max_user_connections = 1", "pool.max_user_connections"),
     ] {
         let settings = format!(
-            "{setting}\n[[pool.database]]\nname = \"postgres\"\nquery_wait_timeout = \"100ms\"\n\
+            "{setting}\n[[pool.database]]\nname = \"postgres\"\nquery_wait_timeout = \"1s\"\n\
              [[pool.user]]\nname = \"bob\"\nquery_wait_timeout = \"0s\""
         );
         let (_sandbox, proxy) = single(&settings, &[]).await;

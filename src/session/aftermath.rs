@@ -498,7 +498,9 @@ impl Session {
     /// What the unit left in its session would have to be asked for.
     fn owes_questions(&self, needs: &Needs, now: Instant, owed: Inspect) -> bool {
         let visible = needs.pin.is_some() || needs.session || needs.unseen;
-        let hidden = owed != Inspect::Nothing || self.hidden_effects(needs, now) == Inspect::All;
+        // Of what is asked as a precaution there is most likely nothing to be told.
+        let is_owed = !matches!(owed, Inspect::Nothing | Inspect::Precaution);
+        let hidden = is_owed || self.hidden_effects(needs, now) == Inspect::All;
         self.touched != Touched::Nothing || visible || hidden
     }
 
