@@ -33,6 +33,7 @@ pub(super) struct Claim {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each told once or kept for one rule")]
 pub(super) struct NodeState {
     pub(super) address: Arc<NodeAddress>,
     pub(super) weight: u32,
