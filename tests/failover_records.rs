@@ -48,6 +48,16 @@ async fn a_failover_leaves_one_record() {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'";
     eventually("it runs", async || primary.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1).await;
     assert!(failovers(&proxy).await.is_empty());
+    // An error that has nothing to do with it, some rounds before.
+    let mut rude = proxy.raw_logged_in().await;
+    rude.send(b"Q\0\0\0\x01").await;
+    eventually("it is told", async || {
+        counted(&proxy, "pgsteer_errors_total", &[("sqlstate", "08P01")]).await == 1
+    })
+    .await;
+    let version = async || proxy.topology().await["version"].as_u64().unwrap();
+    let told = version().await;
+    eventually("some rounds have passed", async || version().await > told + 16).await;
     sandbox.node(0).kill9().await.unwrap();
     assert_eq!(errors(&flying.read_until(b'Z').await), ["08007"]);
     let mut held = [proxy.raw_logged_in().await, proxy.raw_logged_in().await];

@@ -623,3 +623,22 @@ fn an_epoch_is_counted_from_one() {
     assert_eq!(it.snapshot().epoch, Epoch(0));
     assert_eq!(Scenario::running(2).snapshot().epoch, Epoch(1));
 }
+
+/// A primary that is silent may live; one whose port is closed does not.
+#[test]
+fn a_primary_out_of_reach_is_told_from_none() {
+    let mut it = Scenario::running(2);
+    it.wait(100);
+    it.primary(A, 1, 1000);
+    assert_eq!(it.snapshot().unreachable_since, None);
+    it.wait(1000);
+    it.standby(B, 1, 1000);
+    it.fails(A, ProbeFailure::TimedOut);
+    assert_eq!((it.snapshot().unreachable_since, it.snapshot().frozen_at), (Some(it.at(100)), None));
+    it.wait(500);
+    it.standby(B, 1, 1000);
+    assert_eq!(it.staleness_ms(B), Some(1500), "it grows");
+    it.fails(A, ProbeFailure::Refused);
+    assert_eq!(it.snapshot().unreachable_since, None);
+    assert!(it.snapshot().frozen_at.is_some());
+}

@@ -165,6 +165,9 @@ async fn the_query_of_a_client_that_vanishes_is_cancelled_and_its_transaction_un
 #[tokio::test]
 async fn the_read_of_a_client_that_vanishes_is_cancelled_on_its_standby() {
     let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+    let table = "CREATE TABLE t (n int); INSERT INTO t VALUES (1)";
+    sandbox.connect(0).await.unwrap().batch_execute(table).await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
     let proxy = Running::start(&sandbox, &["--auth", "trust", "--max-lag", "1m"]).await;
     eventually("the standby may be read", async || {
         proxy.topology().await["nodes"][1]["staleness_ms"].is_u64()
@@ -172,8 +175,8 @@ async fn the_read_of_a_client_that_vanishes_is_cancelled_on_its_standby() {
     .await;
     for how in [Goes::Reset, Goes::Closed] {
         let mut client = proxy.raw_logged_in().await;
-        client.send(&query("SELECT pg_sleep(3600)")).await;
-        let runs = "state = 'active' AND query = 'SELECT pg_sleep(3600)'";
+        client.send(&query("SELECT pg_sleep(3600) FROM t")).await;
+        let runs = "state = 'active' AND query = 'SELECT pg_sleep(3600) FROM t'";
         eventually("it runs", async || count(&sandbox, 1, runs).await == 1).await;
         go(client, how);
         eventually("it has ended", async || count(&sandbox, 1, runs).await == 0).await;

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -55,11 +56,21 @@ impl PromotionWatch for NoWatch {
 
 /// Ends the watch of a node when it is dropped.
 #[derive(Debug)]
-struct Watched(JoinHandle<()>);
+struct Watched {
+    task: JoinHandle<()>,
+    /// It has seen the promotion, and hears now which timeline begins: that is over soon by itself.
+    has_seen: Arc<AtomicBool>,
+}
+
+impl Watched {
+    fn is_telling(&self) -> bool {
+        self.has_seen.load(Ordering::Acquire) && !self.task.is_finished()
+    }
+}
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -84,11 +95,17 @@ impl Watchers {
             let id = NodeId(index);
             match (is_wanted(id), running.is_some(), self.addresses.get(id.index())) {
                 (true, false, Some(address)) => {
-                    let one =
-                        watch_one(Arc::clone(&self.watch), id, Arc::clone(address), self.inputs.clone());
-                    *running = Some(Watched(tokio::spawn(one)));
+                    let has_seen = Arc::new(AtomicBool::new(false));
+                    let one = watch_one(
+                        Arc::clone(&self.watch),
+                        (id, Arc::clone(address)),
+                        Arc::clone(&has_seen),
+                        self.inputs.clone(),
+                    );
+                    *running = Some(Watched { task: tokio::spawn(one), has_seen });
                 }
-                (false, true, _) => *running = None,
+                // The promoted node may be known as the primary before it has told where its timeline begins.
+                (false, true, _) if !running.as_ref().is_some_and(Watched::is_telling) => *running = None,
                 _ => {}
             }
         }
@@ -98,13 +115,14 @@ impl Watchers {
 /// Watches one node until it is promoted, or refuses to be watched.
 async fn watch_one(
     watch: Arc<dyn PromotionWatch>,
-    node: NodeId,
-    address: Arc<NodeAddress>,
+    (node, address): (NodeId, Arc<NodeAddress>),
+    has_seen: Arc<AtomicBool>,
     inputs: mpsc::Sender<Input>,
 ) {
     loop {
-        let early = inputs.clone();
+        let (early, has_seen) = (inputs.clone(), Arc::clone(&has_seen));
         let seen = Box::new(move || {
+            has_seen.store(true, Ordering::Release);
             // Where the judge is behind with its work, the rest of the news comes soon enough.
             let _ = early.try_send(Input::Promoted { node, told: None, at: Instant::now() });
         });
