@@ -123,6 +123,36 @@ async fn what_another_client_prepared_does_not_count() {
     assert_eq!(kinds(&two.extended(&[bind("", "mine", &[]), execute("")]).await), "2DCZ");
 }
 
+/// Who was told the types of its parameters writes values of those ever after. A server of its own keeps them; one on which the text is
+/// prepared anew would take eight bytes of a bigint for a double.
+#[tokio::test]
+async fn parameters_never_change_their_types() {
+    let mut stage = Stage::start().await;
+    stage.direct.batch_execute("ALTER TABLE t ALTER n TYPE bigint").await.unwrap();
+    let sql = "INSERT INTO t (n) VALUES ($1)";
+    let value =
+        [b"\0s\0\0\x01\0\x01\0\x01\0\0\0\x08".as_slice(), &4607182418800017408_i64.to_be_bytes(), b"\0\0"];
+    let insert = [frame(b'B', &value.concat()), execute("")];
+    assert_eq!(kinds(&stage.one.extended(&[parse("s", sql), describe(b'S', "s")]).await), "1tnZ");
+    assert_eq!(kinds(&stage.one.extended(&insert).await), "2CZ");
+    stage.lose_the_connection().await;
+    // Nothing has changed.
+    assert_eq!(kinds(&stage.one.extended(&insert).await), "2CZ");
+    stage.direct.batch_execute("ALTER TABLE t ALTER n TYPE float8").await.unwrap();
+    stage.lose_the_connection().await;
+    assert!(is_plan_changed(&stage.one.extended(&insert).await));
+    // Whoever has the rows told anew goes by the old types all the same.
+    let described = [insert[0].clone(), describe(b'P', ""), insert[1].clone()];
+    assert!(is_plan_changed(&stage.one.extended(&described).await));
+    // Told anew, it goes on; the description of a portal says nothing of parameters.
+    let anew = [parse("", sql), describe(b'S', "")];
+    assert_eq!(kinds(&stage.one.extended(&anew).await), "1tnZ");
+    stage.lose_the_connection().await;
+    let text = [bind("", "", &["2"]), describe(b'P', ""), execute("")];
+    assert_eq!(kinds(&stage.one.extended(&text).await), "2nCZ");
+    assert_eq!(kinds(&stage.one.extended(&[bind("", "", &["2"]), execute("")]).await), "2CZ");
+}
+
 /// S04: who asks for the shape of what it executes gets it, whatever it was told before.
 #[tokio::test]
 async fn who_describes_the_portal_is_served() {

@@ -3,6 +3,7 @@
 //! Invariant: what is listed was prepared there and not closed since. Which one goes when there are too many is the oldest
 //! that has not been used since it was last looked at (second chance). Must not know: texts, names, sessions.
 
+use crate::wire::reply::Shape;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -52,8 +53,8 @@ pub struct PreparedHere {
     pub id: u64,
     /// The generation it was prepared in.
     pub generation: u32,
-    /// What its rows look like (`reply::row_shape`), as far as the server was asked.
-    pub shape: Option<u64>,
+    /// What its parameters and rows look like, as far as the server was asked.
+    pub shape: Option<Shape>,
 }
 
 /// The prepared statements on a server connection. Each operation takes the same time however many there are.
@@ -99,9 +100,9 @@ impl Prepared {
     }
 
     /// The server has described it.
-    pub fn set_shape(&mut self, id: u64, shape: u64) {
+    pub fn set_shape(&mut self, id: u64, shape: Shape) {
         if let Some(entry) = self.by_id.get_mut(&id) {
-            entry.here.shape = Some(shape);
+            entry.here.shape = Some(shape.after(entry.here.shape));
         }
     }
 

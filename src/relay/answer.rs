@@ -10,7 +10,7 @@ use super::expected::Expected;
 use super::names::Names;
 use super::passage::Passage;
 use crate::wire::frame::{HEADER_BYTES, LengthError};
-use crate::wire::reply::{self, ErrorFields, OwnProcess, TransactionStatus};
+use crate::wire::reply::{self, ErrorFields, OwnProcess, Shape, TransactionStatus};
 
 /// The shape of no rows at all.
 const NO_ROWS: u64 = 0;
@@ -47,7 +47,9 @@ pub struct Answer {
     passage: Passage,
     expected: Expected,
     /// Shapes of rows, by token.
-    shapes: Vec<(u32, u64)>,
+    shapes: Vec<(u32, Shape)>,
+    /// The types of the parameters of the statement whose rows are described next (`reply::parameter_types`).
+    parameters: Option<u64>,
     /// What had this number and more was answered after DEALLOCATE ALL or DISCARD ALL.
     deallocated: Option<u32>,
     /// The client's next ReadyForQuery is an event of its own.
@@ -72,6 +74,7 @@ impl Answer {
             passage: Passage::new(bytes),
             expected: Expected::default(),
             shapes: Vec::new(),
+            parameters: None,
             deallocated: None,
             announces_ready: false,
             preamble_error: None,
@@ -90,6 +93,7 @@ impl Answer {
         self.passage.clear();
         self.expected.clear();
         self.shapes.clear();
+        self.parameters = None;
         self.deallocated = None;
         (self.results, self.completed, self.discarding) = (false, false, false);
         (self.announces_ready, self.muted) = (false, false);
@@ -130,7 +134,7 @@ impl Answer {
     }
 
     /// Shapes of rows that the server has told, by token.
-    pub fn shapes(&self) -> &[(u32, u64)] {
+    pub fn shapes(&self) -> &[(u32, Shape)] {
         &self.shapes
     }
 
@@ -306,29 +310,40 @@ impl Answer {
                     self.passage.keep_back(frame_bytes)
                 }
                 if let (Some(Expect::OwnShape { wanted: Some(wanted), .. }), b'n' | b'T') = (reply, kind)
-                    && shape != Some(wanted)
+                    && !shape.is_some_and(|shape| shape.agrees(wanted))
                     && !self.muted
                 {
                     return Some(Event::Changed);
                 }
             }
-            b't' if matches!(self.expected.front(), Some(Expect::OwnShape { .. })) => {
-                self.passage.keep_back(frame_bytes);
-            }
+            b't' => self.parameter_description(frame_bytes),
             b'A' => {
                 if let Some(own) = &self.own_process {
                     own.rename(self.passage.unscanned_mut());
                 }
                 self.take(frame_bytes);
             }
-            // CopyOutResponse, CopyDone, ParameterDescription, FunctionCallResponse ...
+            // CopyOutResponse, CopyDone, FunctionCallResponse ...
             _ => self.take(frame_bytes),
         }
         None
     }
 
+    /// Notes the types of the parameters; the rows are described behind them.
+    fn parameter_description(&mut self, frame_bytes: usize) {
+        let body = self.body();
+        let is_whole = body.len() + HEADER_BYTES == frame_bytes;
+        self.parameters = if is_whole { reply::parameter_types(body) } else { None };
+        if matches!(self.expected.front(), Some(Expect::OwnShape { .. })) {
+            self.passage.keep_back(frame_bytes);
+        } else {
+            self.take(frame_bytes);
+        }
+    }
+
     /// Notes the shape of the rows that a RowDescription or NoData describes, if it was to be told back.
-    fn shape(&mut self, kind: u8, frame_bytes: usize) -> Option<u64> {
+    fn shape(&mut self, kind: u8, frame_bytes: usize) -> Option<Shape> {
+        let parameters = if matches!(kind, b'n' | b'T') { self.parameters.take() } else { None };
         let (Some(Expect::Shape { token } | Expect::OwnShape { token, .. }), b'n' | b'T') =
             (self.expected.front(), kind)
         else {
@@ -336,11 +351,12 @@ impl Answer {
         };
         let body = self.body();
         // Of a description larger than the buffer nothing is known.
-        let shape = match kind {
+        let rows = match kind {
             b'n' => Some(NO_ROWS),
             _ if body.len() + HEADER_BYTES == frame_bytes => reply::row_shape(body),
             _ => None,
         };
+        let shape = rows.map(|rows| Shape { rows: Some(rows), parameters });
         self.shapes.extend(shape.map(|shape| (token, shape)));
         shape
     }

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use crate::wire::reply::Shape;
+
 /// Expected replies for which room is kept.
 const KEPT: usize = 256;
 
@@ -39,7 +41,7 @@ pub enum Expect {
     /// The same for a Describe that pgsteer put in: kept back. Rows of another shape than `wanted` are an event.
     OwnShape {
         /// The shape that the client was told; `None`: none.
-        wanted: Option<u64>,
+        wanted: Option<Shape>,
         /// The caller's number for it.
         token: u32,
     },

@@ -6,6 +6,7 @@
 use super::prepared::{self, NamedStatement, Names, UnnamedBefore};
 use crate::backend::carried::{Carried, OwnNames, PreparedHere};
 use crate::relay::answer::Unkept;
+use crate::wire::reply;
 
 /// What a unit changed in the client's names, in order.
 #[derive(Debug, Default)]
@@ -38,9 +39,9 @@ pub(super) enum Promise {
     /// So is the client's unnamed statement of this count.
     DescribedUnnamed(u64),
     /// pgsteer is told, of the statement of this identity, which the client was told has this shape.
-    Shape(u64, u64),
+    Shape(u64, reply::Shape),
     /// The same of the unnamed statement.
-    UnnamedShape(u64),
+    UnnamedShape(reply::Shape),
     /// Nothing that would have to be undone.
     #[default]
     Nothing,
@@ -114,16 +115,18 @@ impl Journal {
 
     /// Whether a statement that the server was asked of since has rows of another shape than the client was told. What it has not
     /// said is too large to be the same.
-    pub fn has_other_shapes(&self, since: Mark, shapes: &[(u32, u64)]) -> bool {
+    pub fn has_other_shapes(&self, since: Mark, shapes: &[(u32, reply::Shape)]) -> bool {
         let asked = self.promises.iter().zip(0u32..).skip(since.promises);
         asked.into_iter().any(|(promise, token)| match promise {
-            Promise::Shape(_, told) | Promise::UnnamedShape(told) => !shapes.contains(&(token, *told)),
+            Promise::Shape(_, told) | Promise::UnnamedShape(told) => {
+                !shapes.iter().any(|(of, shape)| *of == token && shape.agrees(*told))
+            }
             _ => false,
         })
     }
 
     /// The server has told these shapes of rows, by token.
-    pub fn note_shapes(&self, shapes: &[(u32, u64)], names: &mut Names, carried: &mut Carried) {
+    pub fn note_shapes(&self, shapes: &[(u32, reply::Shape)], names: &mut Names, carried: &mut Carried) {
         for &(token, shape) in shapes {
             match self.promises.get(at(token)) {
                 Some(Promise::Described(name, id)) => {
@@ -132,11 +135,11 @@ impl Journal {
                 }
                 Some(Promise::DescribedUnnamed(count)) => {
                     if let Some(unnamed) = names.unnamed.as_mut().filter(|unnamed| unnamed.count == *count) {
-                        unnamed.told = Some(shape);
+                        unnamed.told = Some(shape.after(unnamed.told));
                     }
                 }
                 // What is there is not what the client described: it is not its unnamed statement.
-                Some(Promise::UnnamedShape(told)) if *told != shape => carried.unnamed = None,
+                Some(Promise::UnnamedShape(told)) if !told.agrees(shape) => carried.unnamed = None,
                 Some(Promise::Shape(id, _)) => carried.prepared.set_shape(*id, shape),
                 _ => {}
             }

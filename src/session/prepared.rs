@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
 use crate::classify::{self, CatalogueStamp, Classification, Dialect};
+use crate::wire::reply::Shape;
 
 /// Prefix of the names that pgsteer gives prepared statements on servers.
 pub const NAME_PREFIX: &str = "_pgsteer_";
@@ -126,8 +127,8 @@ pub struct Unnamed {
     pub types: Vec<u8>,
     /// What it needs, by which catalogue.
     class: (CatalogueStamp, Classification),
-    /// What the client was told its rows look like (`reply::row_shape`).
-    pub told: Option<u64>,
+    /// What the client was told of it.
+    pub told: Option<Shape>,
 }
 
 impl Unnamed {
@@ -147,7 +148,7 @@ pub struct NamedStatement {
     /// The statement.
     pub statement: Rc<Statement>,
     /// What the client was told its rows look like.
-    told: Option<u64>,
+    told: Option<Shape>,
     /// Which Parse of a name of the session made it.
     since: u64,
 }
@@ -189,16 +190,16 @@ impl Names {
     }
 
     /// The statement of that name, and what the client was told its rows look like.
-    pub fn described(&self, name: &[u8]) -> Option<(&Rc<Statement>, Option<u64>)> {
+    pub fn described(&self, name: &[u8]) -> Option<(&Rc<Statement>, Option<Shape>)> {
         self.named.get(key(name)).map(|named| (&named.statement, named.told))
     }
 
     /// The client is told what the rows of the statement of that name and identity look like.
-    pub fn tell(&mut self, name: &[u8], id: u64, shape: u64) {
+    pub fn tell(&mut self, name: &[u8], id: u64, shape: Shape) {
         if let Some(named) = self.named.get_mut(key(name))
             && named.statement.id == id
         {
-            named.told = Some(shape);
+            named.told = Some(shape.after(named.told));
         }
     }
 

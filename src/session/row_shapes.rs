@@ -6,6 +6,8 @@
 //! else in a round trip of its own, once for each server connection: before anything is sent (`ask_first`), or, in a batch of which a
 //! part was sent without its Sync, right before the statement is bound (`ask_in_place`).
 //!
+//! The types of parameters, by which it writes binary values, are part of what it was told of a statement.
+//!
 //! Invariant: a client gets no rows of another shape than it was told, unless the unit itself asks for their shape. Must not
 //! know: what the shapes are.
 

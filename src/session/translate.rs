@@ -14,7 +14,8 @@ use crate::backend::carried::{Carried, OwnNames, PreparedHere};
 use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::wire::extended::{self, Named};
-use crate::wire::{frame, reply};
+use crate::wire::frame;
+use crate::wire::reply::{self, Shape};
 
 /// What is done where the server has not told yet whether a statement's rows look as its client was told: prepared anew they
 /// may not, where a server of the client's own would have refused (`put_plan_changed`).
@@ -34,9 +35,9 @@ pub enum Shapes {
 #[derive(Debug, Clone)]
 pub enum Doubt {
     /// A named one, the client's name of it, and what the client was told.
-    Named(Rc<Statement>, Box<[u8]>, u64),
+    Named(Rc<Statement>, Box<[u8]>, Shape),
     /// The unnamed one, and what the client was told.
-    Unnamed(u64),
+    Unnamed(Shape),
 }
 
 /// How far a translation has come.
@@ -276,7 +277,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Sees to it that the statement is prepared on the server. Gives the shape of its rows there, as far as it is known.
-    fn ensure(&mut self, statement: &Rc<Statement>, name: &[u8]) -> Option<u64> {
+    fn ensure(&mut self, statement: &Rc<Statement>, name: &[u8]) -> Option<Shape> {
         if self.carried.own_names.is_some() {
             return self.ensure_own(statement, name);
         }
@@ -293,7 +294,7 @@ impl<'a> Translator<'a> {
     }
 
     /// The same where the server knows the client's own names. Of what is prepared there under them only the shapes are noted.
-    fn ensure_own(&mut self, statement: &Statement, name: &[u8]) -> Option<u64> {
+    fn ensure_own(&mut self, statement: &Statement, name: &[u8]) -> Option<Shape> {
         if self.carried.own_names.as_mut().is_some_and(|own| own.find(prepared::key(name))) {
             // A stand-in may have its name.
             frame::put(self.out, b'C', &[b"S", name, b"\0"]);
@@ -321,7 +322,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Asks the server for the shape of a statement's rows, which the client was told to be `wanted`.
-    fn ask_shape(&mut self, name: &[u8], wanted: Option<u64>, promise: Promise) {
+    fn ask_shape(&mut self, name: &[u8], wanted: Option<Shape>, promise: Promise) {
         frame::put(self.out, b'D', &[b"S", name, b"\0"]);
         let token = self.journal.promise(promise);
         self.answer.expect(Expect::OwnShape { wanted, token });
@@ -365,13 +366,17 @@ impl<'a> Translator<'a> {
         self.out.extend_from_slice(reply::FLUSH);
     }
 
-    /// A portal is bound to a statement of which the client was told what its rows look like.
-    fn compare(&mut self, doubt: Doubt, portal: &[u8]) {
-        // Who asks for the portal's own shape is told, whatever it was told before.
+    /// A portal is bound to a statement of which the client was told what its parameters and rows look like.
+    fn compare(&mut self, mut doubt: Doubt, portal: &[u8]) {
+        // Who asks for the portal's own shape is told of its rows, whatever it was told before.
         let asks = unit::frames(self.unit)
             .any(|(kind, body)| kind == b'D' && extended::named(body) == Some(Named::Portal(portal)));
         if asks {
-            return;
+            let (Doubt::Named(.., told) | Doubt::Unnamed(told)) = &mut doubt;
+            told.rows = None;
+            if told.parameters.is_none() {
+                return;
+            }
         }
         match (self.shapes, doubt) {
             (Shapes::Trust, _) => {}
@@ -388,7 +393,7 @@ impl<'a> Translator<'a> {
 
     /// Sees to it that the unnamed statement is the client's. Gives what the client was told of its rows, if it had to be
     /// prepared anew.
-    fn ensure_unnamed(&mut self) -> Option<u64> {
+    fn ensure_unnamed(&mut self) -> Option<Shape> {
         if self.names.unnamed_streamed {
             return None;
         }
@@ -460,7 +465,7 @@ impl<'a> Translator<'a> {
         let statement = Rc::clone(statement);
         let here = self.ensure(&statement, bind.statement);
         if let Some(told) = told
-            && here != Some(told)
+            && !here.is_some_and(|here| here.agrees(told))
         {
             let doubt = Doubt::Named(Rc::clone(&statement), bind.statement.into(), told);
             self.compare(doubt, bind.portal);
@@ -503,7 +508,10 @@ impl<'a> Translator<'a> {
     /// Whether it was told, and the server's statement can have no other by now without the server's saying so.
     fn knows_shape(&self, name: &[u8]) -> bool {
         let Some((statement, Some(told))) = self.names.described(name) else { return false };
-        self.carried.prepared.get(statement.id).is_some_and(|here| here.shape == Some(told))
+        self.carried
+            .prepared
+            .get(statement.id)
+            .is_some_and(|here| here.shape.is_some_and(|shape| shape.agrees(told)))
     }
 
     fn close(&mut self, body: &[u8]) {

@@ -303,6 +303,38 @@ pub fn parameter_status_bytes(body: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((name, value.get(1..)?))
 }
 
+/// What a client was told of a prepared statement when it was described, and relies on ever after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Of the rows (`row_shape`). `None`: any, as where they are told anew.
+    pub rows: Option<u64>,
+    /// Of the types of the parameters (`parameter_types`). `None`: there are none, or they were not told, as where only a portal was
+    /// described.
+    pub parameters: Option<u64>,
+}
+
+impl Shape {
+    /// Who was told the one reads and writes the other rightly.
+    pub fn agrees(self, other: Self) -> bool {
+        let agree = |one: Option<u64>, two: Option<u64>| one.is_none() || two == one || two.is_none();
+        agree(self.rows, other.rows) && agree(self.parameters, other.parameters)
+    }
+
+    /// This, told after that.
+    #[must_use]
+    pub fn after(self, before: Option<Self>) -> Self {
+        let parameters = self.parameters.or_else(|| before.and_then(|before| before.parameters));
+        Self { parameters, ..self }
+    }
+}
+
+/// What a ParameterDescription says; `None` when there are no parameters.
+pub fn parameter_types(body: &[u8]) -> Option<u64> {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(body);
+    (body != [0, 0]).then(|| hasher.finish())
+}
+
 /// What a RowDescription says that its client relies on when it reads rows later: names, types and modifiers of the columns
 /// (as `equalTupleDescs`, tupdesc.c). `None` when the body is malformed or not all there.
 pub fn row_shape(body: &[u8]) -> Option<u64> {
