@@ -179,7 +179,7 @@ async fn what_is_in_nobodys_way_stays() {
     let mut readers = Vec::new();
     for _ in 0..16 {
         let mut reader = proxy.raw_logged_in().await;
-        reader.send(&query("SELECT 7, pg_sleep(8) AS both")).await;
+        reader.send(&query("SELECT 7, pg_sleep(8) AS both FROM generate_series(1, 1)")).await;
         readers.push(reader);
     }
     let standbys = [sandbox.connect(1).await.unwrap(), sandbox.connect(2).await.unwrap()];

@@ -266,7 +266,10 @@ impl Node {
     /// Tells the server to promote itself and returns at once; needs no connection.
     pub(super) fn promote(&self) -> Result<(), Error> {
         let postmaster = self.postmaster()?;
-        self.site.write(&self.data_directory().join("promote"), "")?;
+        // Under its name only when it is the server's own: the postmaster may find it, and take it away, at any moment.
+        let (written, named) = ["promote.new", "promote"].map(|name| self.data_directory().join(name)).into();
+        self.site.write(&written, "")?;
+        std::fs::rename(&written, &named).map_err(Error::io("name the file that asks for a promotion"))?;
         postmaster.signal(Signal::SIGUSR1);
         self.state().upstream = None;
         Ok(())

@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use super::attempt::{Sent, Told};
+use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Parting};
 use super::inspect::{self, Inspect};
@@ -163,24 +164,25 @@ impl Session {
         }
         let is_known = self.touched == Touched::Nothing && attached.inspect == Inspect::Nothing;
         if between && (!is_known || has_own_names(&mut attached)) {
-            self.learn_state(&mut attached, alone && told && sent.failed).await?;
+            let next =
+                if task.window.filled().is_empty() { NextStatement::Unread } else { NextStatement::Read };
+            self.learn_state(&mut attached, alone && told && sent.failed, next).await?;
         }
         self.keep_or_release(attached, now);
         Ok(())
     }
 
-    /// Asks the server what became of the session, if need be. The client has its answer: a cancel that comes now is for nothing,
-    /// least of all for what pgsteer asks.
-    async fn learn_state(&mut self, attached: &mut Attached, failed: bool) -> Flow<()> {
-        self.control.begin_pending.set(true);
+    /// Asks the server what became of the session, if need be. The client has its answer: a cancel that comes now is not for what
+    /// pgsteer asks.
+    async fn learn_state(&mut self, attached: &mut Attached, failed: bool, next: NextStatement) -> Flow<()> {
+        self.control.asking.set(Some(next));
         if self.touched != Touched::Nothing || attached.inspect != Inspect::Nothing {
             self.take_stock(attached, failed).await?;
         }
         if has_own_names(attached) {
             self.leave_own_names(attached).await?;
         }
-        self.control.begin_pending.set(false);
-        self.control.forget_cancels();
+        self.control.asking.set(None);
         Ok(())
     }
 
@@ -483,8 +485,10 @@ impl Session {
         let ends = matches!(transaction, TransactionEffect::Commit | TransactionEffect::Rollback) && single;
         let plain = transaction == TransactionEffect::None && !commits && !task.needs.rolls_back;
         match sent.told {
-            Told::Failed if ends || (plain && alone) => Some(Transaction::None),
-            Told::Failed if plain => Some(Transaction::Lost { told: true }),
+            // In a batch it may have been another message than the COMMIT.
+            Told::Failed if alone && (ends || plain) => Some(Transaction::None),
+            Told::Failed if ends && task.kind == Kind::Simple => Some(Transaction::None),
+            Told::Failed if ends || plain => Some(Transaction::Lost { told: true }),
             // The session's state would be asked for now.
             Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
             Told::Completed if ends => Some(Transaction::None),

@@ -346,7 +346,8 @@ impl Session {
                 }
             }
         };
-        if !still {
+        // A pause that began while a connection was waited for holds whoever waited, too.
+        if !still || (side == Side::Primary && self.shard.is_paused()) {
             lease.release(now);
             return Accepted::Outdated;
         }

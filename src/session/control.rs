@@ -20,6 +20,15 @@ pub type Taken = oneshot::Sender<()>;
 /// Whoever wants to know the process of the server connection that a session has on the primary waits for this.
 pub type Answered = oneshot::Sender<i32>;
 
+/// How far the client's next statement has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextStatement {
+    /// It may be on its way.
+    Unread,
+    /// It stands behind the one that was answered.
+    Read,
+}
+
 /// A session as seen from outside.
 #[derive(Debug)]
 pub struct Control {
@@ -40,6 +49,10 @@ pub struct Control {
     pub begin_pending: Cell<bool>,
     /// A cancel came while the session was waiting for a server.
     pub cancel_waiting: Cell<bool>,
+    /// pgsteer asks the server something behind the answer; whether the client's next statement has been read already.
+    pub asking: Cell<Option<NextStatement>>,
+    /// The cancel that waits was sent behind the client's next statement, which has not begun: it is for that.
+    pub cancels_next: Cell<bool>,
     /// Rings when `cancel_waiting` is set, and when the drain begins during the login.
     pub bell: Notify,
     /// The login is not over: nothing that the drain would wait for.
@@ -78,6 +91,8 @@ impl Control {
             cancel_sent: Cell::new(false),
             begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
+            asking: Cell::new(None),
+            cancels_next: Cell::new(false),
             bell: Notify::new(),
             logging_in: Cell::new(false),
             cut: Cell::new(false),
@@ -104,10 +119,31 @@ impl Control {
         self.cancels.take()
     }
 
-    /// What a cancel request was meant for is over.
+    /// What a cancel request was meant for is over, unless it was meant for what comes next.
     pub fn forget_cancels(&self) {
-        self.cancel_waiting.set(false);
-        self.cancels.borrow_mut().clear();
+        if !self.cancels_next.get() {
+            self.cancel_waiting.set(false);
+            self.cancels.borrow_mut().clear();
+        }
+    }
+
+    /// The next statement begins.
+    pub fn begin_statement(&self) {
+        self.forget_cancels();
+        self.cancels_next.set(false);
+    }
+
+    /// A cancel request that comes while pgsteer asks something behind an answer: it is for the next statement, if the client has sent
+    /// that, else for nothing.
+    pub fn cancel_while_asking(&self, next: NextStatement, taken: Taken) {
+        let unread = |client: Rc<TcpStream>| {
+            let mut byte = [std::mem::MaybeUninit::uninit()];
+            socket2::SockRef::from(&*client).peek(&mut byte).is_ok_and(|read| read > 0)
+        };
+        if next == NextStatement::Read || self.client.upgrade().is_some_and(unread) {
+            self.cancels_next.set(true);
+            self.cancel_while_waiting(taken);
+        }
     }
 
     /// Has an idle session take a server connection and say which.

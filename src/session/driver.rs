@@ -411,7 +411,7 @@ impl Session {
             }
             return Ok(());
         }
-        self.control.forget_cancels();
+        self.control.begin_statement();
         let bytes = if self.is_in_failed_batch() {
             // As the server would: nothing but the Sync counts.
             let ignored = if kind == Kind::Synced { bytes - reply::SYNC.len() } else { bytes };

@@ -50,7 +50,7 @@ impl Session {
             match self.standing(node, task) {
                 Standing::Good => return Ok(true),
                 Standing::Stale => {
-                    if !self.hold(&mut hold, task).await? {
+                    if !self.hold_attached(&mut hold, task).await? {
                         return Ok(false);
                     }
                 }
@@ -71,10 +71,20 @@ impl Session {
         let mut may_go_on = Ok(true);
         while on_primary && self.shard.is_paused() && matches!(may_go_on, Ok(true)) {
             self.control.paused.set(true);
-            may_go_on = self.hold(&mut hold, task).await;
+            may_go_on = self.hold_attached(&mut hold, task).await;
         }
         self.control.paused.set(false);
         may_go_on
+    }
+
+    /// The hold of a session that has a server: nothing of the unit has been sent there, so a cancel ends the wait.
+    async fn hold_attached(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
+        self.control.begin_pending.set(true);
+        let held = self.hold(hold, task).await?;
+        if !held {
+            self.control.begin_pending.set(false);
+        }
+        Ok(held)
     }
 
     fn standing(&self, node: NodeId, task: &Task<'_>) -> Standing {

@@ -123,7 +123,7 @@ impl Session {
         if self.skip_to_sync || self.is_in_failed_batch() {
             return self.skip(window, frame_bytes).await;
         }
-        self.control.forget_cancels();
+        self.control.begin_statement();
         if let Transaction::Lost { told } = self.transaction {
             return self.oversized_in_lost(window, simple, frame_bytes, told).await;
         }

@@ -302,8 +302,13 @@ impl Shard {
             }
             return;
         };
+        if let Some(next) = control.asking.get() {
+            return control.cancel_while_asking(next, taken);
+        }
         if control.begin_pending.get() {
             control.cancel_while_waiting(taken);
+            // One that is attached may be held all the same.
+            control.bell.notify_one();
             return;
         }
         control.cancel_sent.set(true);

@@ -368,7 +368,10 @@ impl Metrics {
 
     /// Held statements and errors, over all shards.
     pub fn hold_tally(&self) -> HoldTally {
-        let mut tally = HoldTally::default();
+        // First who waits: who does no longer has been counted as released before.
+        let waiting = self.gauge_total(|shard| shard.statements_waiting.value()).max(0).unsigned_abs();
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        let mut tally = HoldTally { waiting, ..HoldTally::default() };
         for shard in &self.inner.shards {
             tally.held += shard.statements_held.value();
             tally.released += shard.statements_released.value();
@@ -377,7 +380,6 @@ impl Metrics {
                 *count += shard.errors.at(index).value();
             }
         }
-        tally.waiting = self.gauge_total(|shard| shard.statements_waiting.value()).max(0).unsigned_abs();
         tally
     }
 

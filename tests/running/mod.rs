@@ -163,7 +163,8 @@ impl Running {
         environment: &[(&str, &str)],
     ) -> Self {
         let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
-        let admin = free_address();
+        let admin =
+            std::iter::repeat_with(free_address).find(|admin| *admin != address).expect("another address");
         let log =
             std::env::temp_dir().join(format!("pgsteer-test-{}-{}.log", std::process::id(), address.port()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgsteer"));
