@@ -115,3 +115,34 @@ async fn a_held_statement_can_be_cancelled_and_times_out_in_words_of_its_own() {
     assert_eq!(proxy.post("/resume").await.0, 200);
     assert_eq!(values(&client.query("INSERT INTO t VALUES (1) RETURNING n").await), ["1"]);
 }
+
+/// Who waits for a connection when the pause begins does not get one; a cancel ends the wait of whoever has one.
+#[tokio::test]
+async fn who_waits_for_a_connection_when_it_begins_is_held() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust", "--pool-size", "1", "--shards", "1"]).await;
+    let (mut busy, mut waits) = (proxy.raw_logged_in().await, proxy.raw_logged_in().await);
+    no_errors(&busy.query("CREATE TABLE t (n int)").await);
+    no_errors(&busy.query("BEGIN; INSERT INTO t VALUES (1)").await);
+    waits.send(&query("INSERT INTO t VALUES (2)")).await;
+    eventually("it waits", async || proxy.get("/pools").await.unwrap().1.contains("\"waiting\": 1")).await;
+    assert_eq!(proxy.post("/pause?until=resume").await.0, 200);
+    no_errors(&busy.query("COMMIT").await);
+    waiting(&proxy, 1.0).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let count = async || direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(count().await, 1);
+    assert_eq!(proxy.post("/resume").await.0, 200);
+    assert_eq!(answer(&mut waits).await, [""; 0]);
+    drop(waits);
+    // One that stays on the primary.
+    let (mut pinned, key) = proxy.raw_with_key(3 << 16).await;
+    no_errors(&pinned.query("CREATE TEMP TABLE mine (n int)").await);
+    assert_eq!(proxy.post("/pause?until=resume").await.0, 200);
+    pinned.send(&query("INSERT INTO t VALUES (3)")).await;
+    waiting(&proxy, 1.0).await;
+    proxy.cancel(&key).await;
+    assert_eq!(answer(&mut pinned).await, ["57014"]);
+    assert_eq!(proxy.post("/resume").await.0, 200);
+    assert_eq!(values(&pinned.query("SELECT count(*) FROM t").await), ["2"]);
+}

@@ -250,4 +250,26 @@ mod tests {
         control.forget_cancels();
         assert!(answered(&mut idle));
     }
+
+    /// While pgsteer asks for itself a cancel is for the client's next statement, if that has been sent, else for nothing.
+    #[tokio::test]
+    async fn a_cancel_behind_an_answer_is_for_the_next_statement_alone() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = Rc::new(listener.accept().await.unwrap().0);
+        let control = Control::new(&client);
+        control.cancel_while_asking(NextStatement::Unread, oneshot::channel().0);
+        assert!(!control.cancel_waiting.get(), "nothing has been sent");
+        tokio::io::AsyncWriteExt::write_all(&mut peer, b"Q").await.unwrap();
+        client.readable().await.unwrap();
+        control.cancel_while_asking(NextStatement::Unread, oneshot::channel().0);
+        control.forget_cancels();
+        assert!(control.cancel_waiting.get(), "it stands in the socket");
+        control.begin_statement();
+        assert!(control.cancel_waiting.get(), "it is for this one");
+        control.begin_statement();
+        assert!(!control.cancel_waiting.get(), "and for no other");
+        control.cancel_while_asking(NextStatement::Read, oneshot::channel().0);
+        assert!(control.cancel_waiting.get(), "it had been read");
+    }
 }

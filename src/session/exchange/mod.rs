@@ -352,7 +352,8 @@ impl<'a> Exchange<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.leaves.is_some_and(Cell::get) {
                         // The server process may be stuck in sending: it is to be let go before the client is waited for.
-                        let unsent = rest.to_vec();
+                        // Of which nothing has been sent is run again as a whole.
+                        let unsent = if self.delivered { rest.to_vec() } else { Vec::new() };
                         return Err(Ended::Left { unsent });
                     }
                     self.client_reads().await?;
