@@ -113,6 +113,26 @@ async fn a_busy_session_is_ended_by_its_process_id() {
     }
 }
 
+/// P6: so is one that runs one short statement after the other; the signal is not to hit whoever has its server next.
+#[tokio::test]
+async fn a_session_between_short_statements_is_ended_by_its_process_id() {
+    let (_sandbox, proxy) = start(&["--shards", "2"]).await;
+    let mut killer = proxy.raw_logged_in().await;
+    let (mut bystander, _) = known(&proxy, "postgres").await;
+    for round in 0..60 {
+        let (mut victim, process_id) = known(&proxy, "postgres").await;
+        let sleep =
+            format!("/* pgsteer: target=primary */ SELECT pg_sleep({})", f64::from(round % 6) / 1000.0);
+        let unit = |name: &str| [parse(name, &sleep), sync()].concat();
+        victim.send(&[unit("a"), query(&sleep), unit("b"), query(&sleep)].concat()).await;
+        killer.send(&query(&format!("SELECT pg_terminate_backend({process_id})"))).await;
+        bystander.send(&query("INSERT INTO ran VALUES (1)")).await;
+        assert_eq!(values(&killer.read_until(b'Z').await), ["t"], "{round}");
+        assert!(is_ended(&victim.read_to_end().await), "{round}");
+        assert_eq!(errors(&bystander.read_until(b'Z').await), ["42P01"], "{round}");
+    }
+}
+
 /// P6: so is one that only listens, which the loss of its server would not end, and one that is pinned otherwise.
 #[tokio::test]
 async fn a_pinned_session_is_ended_by_its_process_id() {

@@ -135,6 +135,7 @@ impl Session {
         let now = task.now;
         task.window.consume(task.bytes);
         attached.spoiled |= sent.server_ended || sent.forgetful;
+        self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
         self.shard.buffers.give_answer(answer);
         self.answered(&attached, now);
@@ -150,6 +151,9 @@ impl Session {
         let between = !self.transaction.is_on_server();
         if between && !task.needs.repeatable && attached.side == Side::Primary {
             self.group.hidden.note_write(now);
+        }
+        if !between {
+            self.control.sought.set(false);
         }
         if between {
             self.pins.retain(|pin| !pin.ends_with_transaction());
@@ -280,7 +284,6 @@ impl Session {
                 attached.spoiled |= made.unknown;
             }
         }
-        self.end_summons();
         self.note_state(task, attached);
     }
 
@@ -320,7 +323,8 @@ impl Session {
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
-        if self.transaction.is_on_server() || !self.pins.is_empty() {
+        let stays = self.transaction.is_on_server() || !self.pins.is_empty();
+        if stays || (attached.side == Side::Primary && self.is_to_be_signalled(now)) {
             self.attached = Some(attached);
             return;
         }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::task::Waker;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
@@ -67,6 +68,8 @@ pub struct Control {
     summons: RefCell<Vec<Answered>>,
     /// Somebody has been told the session's server process, to signal it, since its last statement was answered.
     pub sought: Cell<bool>,
+    /// When somebody was told it last.
+    pub sought_at: Cell<Option<Instant>>,
     /// The session has run something since the shard last looked.
     pub active: Cell<bool>,
     /// The session has been idle for a while: it is to give up what it keeps for its next statement.
@@ -100,6 +103,7 @@ impl Control {
             cancels: RefCell::default(),
             summons: RefCell::default(),
             sought: Cell::new(false),
+            sought_at: Cell::new(None),
             active: Cell::new(false),
             cooling: Cell::new(false),
             leaves: Cell::new(false),

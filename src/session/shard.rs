@@ -334,12 +334,13 @@ impl Shard {
         match held {
             Some((node, process_id)) if Some(node) == primary => {
                 control.sought.set(true);
+                control.sought_at.set(Some(Instant::now()));
                 // Who asks may have gone: nobody to tell.
                 let _ = answer.send(process_id);
             }
             // It will be idle soon, or who asks gives up: of what it does on a standby the primary knows nothing.
             Some(_) => control.summon(answer),
-            None if control.idle.get() && !control.logging_in.get() => control.summon(answer),
+            None if !control.logging_in.get() => control.summon(answer),
             None => {}
         }
     }

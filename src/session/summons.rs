@@ -9,7 +9,7 @@
 //! such a number is no process. Must not know: how the numbers are written.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::driver::Session;
 use super::run::Task;
@@ -22,6 +22,9 @@ use crate::wire::reply::OwnProcess;
 
 /// How long another session is waited for, and a server connection for it.
 const SUMMONS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Whoever was told a server process has signalled it by then.
+const SIGNAL_COMES_WITHIN: Duration = Duration::from_millis(300);
 
 impl Session {
     /// Puts server processes in the place of clients' process ids.
@@ -107,9 +110,21 @@ impl Session {
 
     /// The next statement of a session that was summoned: it is free again.
     pub(super) fn end_summons(&mut self) {
-        self.control.sought.set(false);
         if std::mem::take(&mut self.summoned) {
             self.pins.retain(|pin| *pin != PinReason::BackendPid);
         }
+    }
+
+    /// Somebody was told the process while the statement ran that has ended now, or shortly before: the signal may still be to come, and
+    /// is not to hit whoever would get that process next. So it is kept, as if the session had been summoned.
+    pub(super) fn is_to_be_signalled(&mut self, now: Instant) -> bool {
+        let just_told = |at: Instant| now.saturating_duration_since(at) < SIGNAL_COMES_WITHIN;
+        let is_sought =
+            self.control.sought.replace(false) || self.control.sought_at.get().is_some_and(just_told);
+        if is_sought {
+            self.summoned = true;
+            self.pins.push(PinReason::BackendPid);
+        }
+        is_sought
     }
 }
