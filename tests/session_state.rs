@@ -444,6 +444,15 @@ async fn the_name_of_a_statement_that_cant_be_prepared_any_more_is_taken() {
             ));
         }
         said.push(("by the protocol", String::new(), executed(client, "u").await, Vec::new()));
+        // One that is dropped by code is free again.
+        prepare(client, &[("a\"q", "SELECT 1")]).await;
+        run(client, "SET search_path TO public").await;
+        prepare(client, &[("v", "SELECT n FROM t WHERE n = 2")]).await;
+        run(client, "SET search_path TO nowhere").await;
+        run(client, "DO $$ BEGIN EXECUTE 'DEALLOCATE v'; END $$; SELECT name FROM pg_prepared_statements")
+            .await;
+        said.push(("dropped by code", String::new(), errors(&client.query("EXECUTE v").await), Vec::new()));
+        prepare(client, &[("v", "SELECT 2")]).await;
         run(client, "SET search_path TO public").await;
         assert_eq!(executed(client, "u").await, [""; 0]);
         run(client, "DEALLOCATE ALL").await;

@@ -24,25 +24,34 @@ pub struct Carried {
 /// What a connection with a client's own names does not have of it.
 #[derive(Debug, Default)]
 pub struct OwnNames {
-    /// Names whose statements could not be prepared again: a stand-in may be there.
+    /// Names whose statements could not be prepared again.
     missing: Vec<Box<[u8]>>,
+    /// Those of them that nothing stands for on the server.
+    free: Vec<Box<[u8]>>,
 }
 
 impl OwnNames {
     /// The statement of that name is not there.
     pub fn miss(&mut self, name: &[u8]) {
         self.missing.push(name.into());
+        self.free.push(name.into());
+    }
+
+    /// Something else stands for it there, under its name.
+    pub fn stand_in(&mut self, name: &[u8]) {
+        self.free.retain(|free| **free != *name);
     }
 
     /// Whether the statement of that name was missing; now it is not.
     pub fn find(&mut self, name: &[u8]) -> bool {
+        self.stand_in(name);
         let at = self.missing.iter().position(|missing| **missing == *name);
         at.map(|at| self.missing.swap_remove(at)).is_some()
     }
 
-    /// Whether the statement of that name is missing.
+    /// Whether the server knows nothing of that name, though the client does.
     pub fn misses(&self, name: &[u8]) -> bool {
-        self.missing.iter().any(|missing| **missing == *name)
+        self.free.iter().any(|free| **free == *name)
     }
 }
 

@@ -115,7 +115,7 @@ impl Session {
             for (number, (name, statement)) in part.iter().enumerate() {
                 if let Some((_, error)) = refused.iter().find(|(at, _)| *at == number * each) {
                     server.carried.own_names.get_or_insert_default().miss(name);
-                    stand_ins.push(parse(name, &stand_in(error), &statement.types));
+                    stand_ins.push((name.clone(), parse(name, &stand_in(error), &statement.types)));
                 } else {
                     let generation = statement.generation.get();
                     let here = PreparedHere { id: statement.id, generation, shape: None };
@@ -124,8 +124,15 @@ impl Session {
             }
         }
         for part in stand_ins.chunks(AT_A_TIME) {
-            // One that is refused, too, has no name there.
-            notifications.extend(in_time(send(server, part)).await?.1);
+            let groups: Vec<Vec<u8>> = part.iter().map(|(_, message)| message.clone()).collect();
+            let (refused, told) = in_time(send(server, &groups)).await?;
+            notifications.extend(told);
+            let own = server.carried.own_names.get_or_insert_default();
+            for (number, (name, _)) in part.iter().enumerate() {
+                if !refused.iter().any(|(at, _)| *at == number) {
+                    own.stand_in(name);
+                }
+            }
         }
         if within {
             let end = [query(&format!("RELEASE SAVEPOINT {SAVEPOINT}"))];

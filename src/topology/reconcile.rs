@@ -93,6 +93,8 @@ struct Reign {
 struct Suspicion {
     node: NodeId,
     since: Instant,
+    /// All that is known is that an answer is overdue.
+    only_late: bool,
 }
 
 /// The judge. One input at a time, and out come the events worth a log line.
@@ -221,7 +223,9 @@ impl Reconciler {
         if !matches!(why, SuspectWhy::ProbeFailed | SuspectWhy::ProbeLate) {
             self.rapid_since = None;
         }
-        self.suspicion = Some(Suspicion { node, since: now });
+        let late = why == SuspectWhy::ProbeLate;
+        let only_late = late && self.suspicion.is_none_or(|before| before.only_late);
+        self.suspicion = Some(Suspicion { node, since: now, only_late });
         self.rapid_since.get_or_insert(now);
     }
 

@@ -117,9 +117,13 @@ impl Reconciler {
         self.unattested_since = if attested { None } else { self.unattested_since.or(Some(now)) };
     }
 
-    /// `None`: no standby is about to be promoted, as far as is known. A primary that is provably gone is not waited for.
+    /// `None`: no standby is about to be promoted, as far as is known. A primary that is provably gone is not waited for; one whose
+    /// answer is overdue, and of which nothing else is known, may only be slow: until its claim has expired reads stay.
     fn promotion_may_wait_since(&self) -> Option<Instant> {
         let since = self.unattested_since?;
+        if self.primary.is_some() && self.suspicion.is_some_and(|suspicion| suspicion.only_late) {
+            return None;
+        }
         let gone = self.reign.is_some_and(|reign| {
             self.primary.is_none()
                 && self.nodes.get(reign.node.index()).is_some_and(|node| node.powerless_since.is_some())
@@ -265,6 +269,24 @@ mod tests {
         it.wait(5);
         it.primary();
         assert_eq!(it.readers(), Readers::MayStay);
+    }
+
+    /// A stall of a disk or of a network is not the end of a primary.
+    #[test]
+    fn an_answer_that_is_overdue_costs_no_reader_before_the_claim_expires() {
+        let mut it = Story::new();
+        it.stands();
+        let last = it.now;
+        while it.now < last + Duration::from_millis(980) {
+            it.wait(20);
+            it.on(Input::Tick);
+            it.stands();
+            assert_eq!(it.readers(), Readers::MayStay, "{:?}", it.now - last);
+        }
+        assert_eq!(it.told(EventKind::Suspected), 1, "it is doubted all the same");
+        it.wait(20);
+        it.stands();
+        assert_eq!(it.readers(), Readers::MustLeave);
     }
 
     #[test]
