@@ -42,7 +42,7 @@ enum Waited {
     Over(Box<Result<Lease, LeaseError>>),
     /// A new epoch began: choose again.
     Outdated,
-    /// The client cancelled, or the statement's own time is up.
+    /// The client cancelled.
     GivenUp(Box<Report>),
 }
 
@@ -51,7 +51,6 @@ impl Session {
     pub(super) async fn attach(&mut self, task: &mut Task<'_>) -> Flow<bool> {
         let mut hold: Option<Hold> = None;
         let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
-        let gives_up_at = self.statement_limit.map(|limit| task.now + limit);
         loop {
             let Some((node, side, epoch)) = self.choose(task) else {
                 if !self.hold(&mut hold, task).await? {
@@ -64,9 +63,8 @@ impl Session {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let fit = self.fit(&task.needs);
                     let waited =
-                        self.wait_for_lease(&pool, &endpoint, (fit, gives_up_at), task.window).await?;
+                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
                     task.now = Instant::now();
                     match waited {
                         Waited::Over(lease) => *lease,
@@ -182,18 +180,11 @@ impl Session {
         &self,
         pool: &Rc<crate::pool::set::Pool>,
         endpoint: &Endpoint,
-        (fit, gives_up_at): (Fit, Option<Instant>),
+        fit: Fit,
         window: &mut Window,
     ) -> Flow<Waited> {
         let lease = self.shard.pools.lease(pool, endpoint, fit);
         let mut lease = std::pin::pin!(lease);
-        let time_is_up = async {
-            match gives_up_at {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut time_is_up = std::pin::pin!(time_is_up);
         loop {
             let watched = !window.spare().is_empty();
             tokio::select! {
@@ -206,7 +197,6 @@ impl Session {
                         return Ok(Waited::GivenUp(Box::new(outcome::cancelled())));
                     }
                 }
-                () = &mut time_is_up => return Ok(Waited::GivenUp(Box::new(outcome::statement_timed_out()))),
                 ready = crate::net::readable(&self.client), if watched => {
                     ready.map_err(|_| End::Client)?;
                     self.read_ahead(window)?;

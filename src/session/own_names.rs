@@ -22,7 +22,7 @@ use crate::backend::carried::{Carried, OwnNames, PreparedHere};
 use crate::backend::reset::{self, CommandError, Refused};
 use crate::classify::PinReason;
 use crate::wire::frame;
-use crate::wire::reply;
+use crate::wire::{reply, sqlstate};
 
 /// Statements prepared in one write.
 const AT_A_TIME: usize = 64;
@@ -115,7 +115,10 @@ impl Session {
             for (number, (name, statement)) in part.iter().enumerate() {
                 if let Some((_, error)) = refused.iter().find(|(at, _)| *at == number * each) {
                     server.carried.own_names.get_or_insert_default().miss(name);
-                    stand_ins.push((name.clone(), parse(name, &stand_in(error), &statement.types)));
+                    // What may pass (a lock, a time limit, a cancel) is not to be its error for good.
+                    if !sqlstate::passes(reply::error_fields(error).code) {
+                        stand_ins.push((name.clone(), parse(name, &stand_in(error), &statement.types)));
+                    }
                 } else {
                     let generation = statement.generation.get();
                     let here = PreparedHere { id: statement.id, generation, shape: None };
