@@ -197,6 +197,9 @@ async fn only_get_and_head_but_for_the_pause() {
     ] {
         assert_eq!(ask(address, method, path).await.0, wanted, "{method} {path}");
     }
+    // What a web page sends has an Origin.
+    let of_a_page = raw(address, b"POST /pause HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\n\r\n").await;
+    assert!(of_a_page.starts_with("HTTP/1.1 403 "), "{of_a_page}");
     let (code, head, body) = ask(address, "HEAD", "/livez").await;
     assert_eq!((code, &*body), (200, ""));
     assert!(head.contains("content-length: 6"), "{head}");

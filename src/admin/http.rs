@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -147,6 +147,9 @@ async fn exchange(stream: TcpStream, peer: SocketAddr, status: Arc<dyn Status>, 
 async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
     let (method, path) = (request.method(), request.uri().path());
     if method == Method::POST && matches!(path, "/pause" | "/resume") {
+        if request.headers().contains_key(ORIGIN) {
+            return respond(StatusCode::FORBIDDEN, TEXT, "not for web pages\n".to_owned());
+        }
         return change(path, request.uri().query().unwrap_or_default(), peer, status).await;
     }
     if method != Method::GET && method != Method::HEAD {

@@ -131,10 +131,12 @@ impl Control {
         }
     }
 
-    /// The next statement begins.
+    /// The next statement begins: a cancel that was sent behind it is looked at before anything of it is sent.
     pub fn begin_statement(&self) {
         self.forget_cancels();
-        self.cancels_next.set(false);
+        if self.cancels_next.replace(false) {
+            self.begin_pending.set(true);
+        }
     }
 
     /// A cancel request that comes while pgsteer asks something behind an answer: it is for the next statement, if the client has sent

@@ -28,7 +28,8 @@ impl Reconciler {
         let Some(reign) = self.reign else { return };
         let name = self.name(node);
         let Some(state) = self.nodes.get_mut(node.index()) else { return };
-        let is_news = state.promoted_in.replace(reign.epoch) != Some(reign.epoch);
+        // Of the one that is the primary by now it says nothing new.
+        let is_news = state.promoted_in.replace(reign.epoch) != Some(reign.epoch) && reign.node != node;
         if is_news {
             self.event(
                 EventKind::Promoted,
@@ -170,6 +171,18 @@ mod tests {
         it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
         assert!(it.snapshot().suspected);
         assert_eq!(it.judge.round_interval(it.now), Settings::default().rapid_interval);
+    }
+
+    /// A probe may have found it before.
+    #[test]
+    fn a_promotion_that_is_told_late_is_no_doubt_about_the_new_primary() {
+        let mut it = Story::new();
+        it.dies();
+        it.wait(20);
+        it.out_of_recovery(STANDBY, 2);
+        let before = it.events.len();
+        it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
+        assert_eq!(it.events[before..], []);
     }
 
     #[test]
