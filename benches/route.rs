@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pgsteer::route::freshness::Freshness;
-use pgsteer::route::{Need, NodeLoad, Question, route};
+use pgsteer::route::{Consistency, Need, NodeLoad, Question, route};
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, PrimaryView, Role, Snapshot, Timeline};
 
 fn cluster(now: Instant) -> Snapshot {
@@ -53,6 +53,7 @@ fn benches(c: &mut Criterion) {
                 route(black_box(&Question {
                     need,
                     target: None,
+                    consistency: Consistency::Session,
                     max_lag: Duration::from_secs(1),
                     others_wrote_at: None,
                     freshness,

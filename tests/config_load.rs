@@ -180,7 +180,7 @@ fn peers_need_a_port() {
 fn all_faults_come_at_once_with_line_and_key() {
     let text = "[listen]\naddress = \"localhost\"\nmax_client_conn = \"many\"\n\n[pool]\nsize = 0\n\
                 server_lifetime = 3600\nserver_idle_timeout = \"10 parsecs\"\n[hold]\nmax_bytes = \"0B\"\n\
-                timout = \"1s\"\n[rooting]\nmode = \"split\"\n[routing]\nmode = \"random\"\n";
+                timout = \"1s\"\n[rooting]\nmode = \"split\"\n[routing]\nmode = \"random\"\nconsistency = \"strong\"\n";
     let found =
         faults(text, &[("PGSTEER_RETRY_ATTEMPTS", "-1"), ("PGSTEER_POOLSIZE", "1")], &["--shards", "0"]);
     let lines: Vec<String> = found.to_string().lines().map(str::to_owned).collect();
@@ -194,6 +194,7 @@ fn all_faults_come_at_once_with_line_and_key() {
         "p.toml:11 hold.timout: unknown key; did you mean \"timeout\"?",
         "p.toml:12 rooting: unknown section; did you mean \"routing\"?",
         "p.toml:15 routing.mode: expected \"split\" or \"primary\", got \"random\"",
+        "p.toml:16 routing.consistency: expected \"eventual\", \"session\" or \"primary\", got \"strong\"",
         "environment PGSTEER_RETRY_ATTEMPTS retry.attempts: expected a whole number from 0 to 1000000, got \"-1\"",
         "environment PGSTEER_POOLSIZE: unknown variable; did you mean PGSTEER_POOL_SIZE?",
         "flag --shards listen.shards: expected \"auto\" or a whole number from 1 to 1024, got \"0\"",

@@ -228,6 +228,20 @@ async fn without_a_standby() {
     assert_eq!((values(&answer), told(&answer)), (vec!["trueon".to_owned()], vec![]));
 }
 
+#[tokio::test]
+async fn consistency_of_the_primary_is_not_for_those_who_asked_for_standbys() {
+    let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+    let at =
+        Endpoints::start(&sandbox, &["--max-lag", "1h"], &[("PGSTEER_ROUTING_CONSISTENCY", "primary")]).await;
+    sandbox.wait_caught_up().await.unwrap();
+    for (address, expected) in
+        [(at.proxy.address, "falseoff"), (at.standby, "trueon"), (at.prefer_standby, "trueon")]
+    {
+        let (mut client, _) = client(address).await;
+        assert_eq!(values(&client.query(WHERE).await), [expected], "{address}");
+    }
+}
+
 /// P2 holds here, too: who is for standbys gets nothing that is older than the budget, pinned or not.
 #[tokio::test]
 async fn a_standby_that_lags_is_waited_for() {

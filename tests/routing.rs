@@ -140,6 +140,32 @@ async fn a_session_sees_its_own_writes() {
 }
 
 #[tokio::test]
+async fn what_reads_promise_is_configured() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let start = async |consistency| {
+        let environment =
+            [("PGSTEER_ROUTING_CONSISTENCY", consistency), ("PGSTEER_ROUTING_RECENT_WRITES", "1h")];
+        Running::start_with(&sandbox, &["--max-lag", "1h"], &environment).await
+    };
+    let (eventual, primary) = (start("eventual").await, start("primary").await);
+    let _direct = told_apart(&sandbox, "").await;
+
+    // The budget alone: neither the session's own writes nor those of others.
+    let client = eventual.client().await;
+    eventually("a standby qualifies", async || number(&client, "SELECT i FROM t").await == 1).await;
+    client.batch_execute("UPDATE t SET i = 3").await.unwrap();
+    assert_eq!(number(&client, "SELECT i FROM t").await, 1);
+
+    // All on the primary, READ ONLY transactions too.
+    let client = primary.client().await;
+    assert_eq!(number(&client, "SELECT i FROM t").await, 3);
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    assert_eq!(number(&client, "SELECT i FROM t").await, 3);
+    client.batch_execute("COMMIT").await.unwrap();
+    assert!(to_standbys(&primary).await.abs() < 0.5);
+}
+
+#[tokio::test]
 async fn beyond_the_lag_budget_reads_go_to_the_primary() {
     let sandbox = Sandbox::builder().start().await.unwrap();
     let proxy = Running::start(&sandbox, &["--max-lag", "1s"]).await;

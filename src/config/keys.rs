@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::model::{AuthMethod, Config, Node, PromotionEvents, Secret};
 use super::{nodes, overrides, units};
 use crate::classify::Pattern;
-use crate::route::Mode;
+use crate::route::{Consistency, Mode};
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
 use crate::topology::model::{NodeAddress, OnUnreachable};
@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 57] = [
+pub(super) const KEYS: [Key; 58] = [
     flagged(
         "listen.address",
         "--listen",
@@ -252,6 +252,7 @@ pub(super) const KEYS: [Key; 57] = [
     key("topology.promotion_watch", custom("\"on\" or \"off\"", promotion_watch)),
     key("topology.on_primary_unreachable", custom("\"hold\" or \"stale-reads\"", on_primary_unreachable)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
+    key("routing.consistency", custom("\"eventual\", \"session\" or \"primary\"", consistency)),
     flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
     key(
@@ -371,6 +372,16 @@ fn mode(draft: &mut Draft, given: &Given) -> Option<()> {
     draft.config.routing.mode = match given.text()? {
         "split" => Mode::Split,
         "primary" => Mode::Primary,
+        _ => return None,
+    };
+    Some(())
+}
+
+fn consistency(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.routing.consistency = match given.text()? {
+        "eventual" => Consistency::Eventual,
+        "session" => Consistency::Session,
+        "primary" => Consistency::Primary,
         _ => return None,
     };
     Some(())

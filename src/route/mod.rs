@@ -60,11 +60,24 @@ impl Mode {
     }
 }
 
+/// What a read may leave out, apart from the lag budget, which always holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whatever is within the lag budget: neither a session's own writes nor what it has seen are waited for.
+    Eventual,
+    /// A session sees its own writes and never goes back in time.
+    Session,
+    /// Reads run on the primary.
+    Primary,
+}
+
 /// Settings of routing (`[routing]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// What the ordinary endpoint is for: `Split` or `Primary`.
     pub mode: Mode,
+    /// What reads promise at the endpoint that splits; at those for standbys `Primary` counts as `Session`.
+    pub consistency: Consistency,
     /// Lag budget of reads on standbys.
     pub max_lag: Duration,
     /// For so long after a write of any session the others are to see it; zero: never.
@@ -77,6 +90,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: Mode::Split,
+            consistency: Consistency::Session,
             max_lag: Duration::from_secs(1),
             recent_writes: Duration::from_secs(1),
             functions: Overrides::default(),
@@ -91,6 +105,8 @@ pub struct Question<'a> {
     pub need: Need,
     /// What the user asked for by hint.
     pub target: Option<Target>,
+    /// What a read promises.
+    pub consistency: Consistency,
     /// Lag budget in force for this statement.
     pub max_lag: Duration,
     /// When another session's write was answered last, where reads are to see it.
@@ -117,7 +133,7 @@ pub enum Reason {
     NeedsPrimary,
     /// A read on a standby within every bound.
     StandbyWithinBudget,
-    /// Asked for by a hint or by the endpoint.
+    /// Asked for by a hint, by the endpoint or by `routing.consistency`.
     Asked,
     /// No standby is up.
     NoStandby,

@@ -4,7 +4,7 @@
 //! a node within every bound. No allocation, no clock, no randomness. Must not know: sockets, pools.
 
 use super::balance::{self, Candidates};
-use super::{Decision, Destination, Need, Question, Reason};
+use super::{Consistency, Decision, Destination, Need, Question, Reason};
 use crate::classify::Target;
 use crate::topology::model::{NodeView, Readers, Role};
 
@@ -17,6 +17,7 @@ pub fn route(question: &Question<'_>) -> Decision {
     match (question.need, question.target) {
         (Need::Primary, _) => primary(question, Reason::NeedsPrimary),
         (Need::Read, Some(Target::Primary)) => primary(question, Reason::Asked),
+        (Need::Read, _) if question.consistency == Consistency::Primary => primary(question, Reason::Asked),
         (Need::Read, _) => read(question),
         (Need::Standby, _) => standby(question).unwrap_or_else(|obstacle| Decision {
             destination: Destination::Hold,
@@ -103,6 +104,9 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
     let staleness = question.snapshot.staleness(node, question.now);
     if staleness.is_none_or(|staleness| staleness > question.max_lag) {
         return Some(Obstacle::LagBudget);
+    }
+    if question.consistency == Consistency::Eventual {
+        return None;
     }
     if !question.freshness.admits(node, question.snapshot) {
         return Some(Obstacle::OwnWrites);

@@ -22,6 +22,7 @@ struct Cluster {
     max_lag: Duration,
     others_wrote_at: Option<Instant>,
     target: Option<Target>,
+    consistency: Consistency,
 }
 
 impl Cluster {
@@ -40,6 +41,7 @@ impl Cluster {
             max_lag: Duration::from_secs(1),
             others_wrote_at: None,
             target: None,
+            consistency: Consistency::Session,
         };
         it.snapshot.epoch = Epoch(1);
         it.snapshot.nodes[0].role = Role::Primary;
@@ -80,6 +82,7 @@ impl Cluster {
         route(&Question {
             need,
             target: self.target,
+            consistency: self.consistency,
             max_lag: self.max_lag,
             others_wrote_at: self.others_wrote_at,
             freshness: &self.freshness,
@@ -228,6 +231,31 @@ fn r01_p3_after_a_write_only_a_standby_that_has_it() {
     assert_eq!(it.read().0, Destination::Standby(C));
     it.sample(200, 2500, [2000, 2400]);
     assert!(it.admits(B) && it.admits(C), "one sample is enough; newer writes of others do not count");
+}
+
+#[test]
+fn eventual_reads_are_bound_by_the_lag_budget_alone() {
+    let mut it = Cluster::healthy();
+    it.consistency = Consistency::Eventual;
+    let answered = it.at(10);
+    it.freshness.on_primary_answer(answered);
+    it.others_wrote_at = Some(answered);
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
+    assert!(matches!(it.ask(Need::Standby, 7).destination, Destination::Standby(_)));
+    it.sample(5_000, 2000, [1000, 1000]);
+    assert_eq!(it.read(), (Destination::Primary(A), Reason::LagBudget));
+}
+
+#[test]
+fn primary_consistency_reads_on_the_primary_whatever_a_hint_says() {
+    let mut it = Cluster::healthy();
+    it.consistency = Consistency::Primary;
+    for target in [None, Some(Target::Standby), Some(Target::Primary)] {
+        it.target = target;
+        assert_eq!(it.read(), (Destination::Primary(A), Reason::Asked), "{target:?}");
+    }
+    it.snapshot.primary = None;
+    assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
 }
 
 #[test]

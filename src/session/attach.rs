@@ -264,6 +264,7 @@ impl Session {
             route::route(&Question {
                 need,
                 target: task.needs.target.filter(|_| !self.is_for_standbys()),
+                consistency: self.consistency_at_endpoint(),
                 max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
                 others_wrote_at,
                 freshness: &self.freshness,

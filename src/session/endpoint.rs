@@ -7,7 +7,7 @@ use super::driver::{End, Flow, Session};
 use super::hold::Hold;
 use super::outcome;
 use super::run::Task;
-use crate::route::{Mode, Need};
+use crate::route::{Consistency, Mode, Need};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{NodeId, Readers, Role};
 
@@ -34,6 +34,14 @@ impl Session {
             Mode::Standby => Need::Standby,
             // The primary has it if no standby may.
             Mode::PreferStandby => Need::Read,
+        }
+    }
+
+    /// What the session's reads promise: who comes in by an endpoint for standbys has asked for them.
+    pub(super) fn consistency_at_endpoint(&self) -> Consistency {
+        match self.shard.shared.settings.routing.consistency {
+            Consistency::Primary if self.is_for_standbys() => Consistency::Session,
+            consistency => consistency,
         }
     }
 
