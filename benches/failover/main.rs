@@ -23,6 +23,9 @@ use running::{Running, errors, eventually};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinHandle;
 
+/// So long a client of libpq is waited for.
+const LIBPQ_LIMIT: Duration = Duration::from_secs(3);
+
 /// How the primary goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -177,21 +180,25 @@ async fn run(fault: Fault) -> Shown {
     }
     let (ordered, seen) = strike(&sandbox, fault, &relay).await;
     let after = |record: &Shared| first_after(record, ordered);
-    eventually("writes go on", async || {
-        after(&through).is_some() && libpq.as_ref().is_none_or(|libpq| after(&libpq.record).is_some())
-    })
-    .await;
+    eventually("writes go on", async || after(&through).is_some()).await;
     writing.abort();
+    // A client whose server is silent waits for ever unless it has a limit of its own.
+    let libpq_wrote = async {
+        while libpq.as_ref().is_some_and(|libpq| after(&libpq.record).is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LIBPQ_LIMIT, libpq_wrote).await;
     let beyond = |record: &Shared| {
-        let first = after(record).unwrap();
+        let first = after(record)?;
         let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
-        if first > seen { millis(first - seen) } else { -millis(seen - first) }
+        Some(if first > seen { millis(first - seen) } else { -millis(seen - first) })
     };
     let errors = through.lock().unwrap().errors.clone();
     Shown {
         promotion: seen - ordered,
-        pgsteer: beyond(&through),
-        libpq: libpq.as_ref().map(|libpq| beyond(&libpq.record)),
+        pgsteer: beyond(&through).unwrap(),
+        libpq: libpq.as_ref().and_then(|libpq| beyond(&libpq.record)),
         errors,
     }
 }
@@ -265,8 +272,10 @@ fn main() {
         }
         let errors: Vec<String> = errors.iter().map(|(code, count)| format!("{code} x{count}")).collect();
         let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
+        let silent = shown.len() - libpq.len();
+        let never = if silent > 0 { format!(" ({silent} runs without)") } else { String::new() };
         println!(
-            "| {name} | {} | {} | {} | {errors} |",
+            "| {name} | {} | {} | {}{never} | {errors} |",
             median_and_worst(&promotions),
             median_and_worst(&pgsteer),
             median_and_worst(&libpq)
