@@ -340,7 +340,7 @@ async fn lateness_ms(watch: &str, interval: &str) -> f64 {
 
 /// Not a test of anything: `cargo test --test promotion -- --ignored --nocapture measure` tells what the event is worth.
 #[tokio::test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --test promotion -- --ignored --nocapture measure"]
 async fn measure_how_soon_a_promotion_is_known() {
     for (watch, interval) in [("on", "5ms"), ("off", "5ms"), ("on", "100ms"), ("off", "100ms")] {
         let mut all = Vec::new();

@@ -324,7 +324,8 @@ impl Session {
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
-        if stays || (attached.side == Side::Primary && self.is_to_be_signalled(now)) {
+        let is_fit = attached.side == Side::Primary && !attached.spoiled;
+        if stays || (is_fit && self.is_to_be_signalled(now)) {
             self.attached = Some(attached);
             return;
         }

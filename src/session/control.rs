@@ -131,6 +131,14 @@ impl Control {
         }
     }
 
+    /// The client is waited for: no cancel is for anything, and none has to wait for what would come of a statement.
+    pub fn rest(&self) {
+        self.forget_cancels();
+        if !self.cancels_next.get() {
+            self.begin_pending.set(false);
+        }
+    }
+
     /// The next statement begins: a cancel that was sent behind it is looked at before anything of it is sent.
     pub fn begin_statement(&self) {
         self.forget_cancels();
@@ -273,6 +281,12 @@ mod tests {
         assert!(control.cancel_waiting.get(), "it stands in the socket");
         control.begin_statement();
         assert!(control.cancel_waiting.get(), "it is for this one");
+        assert!(control.begin_pending.get(), "it is looked at before anything is sent");
+        control.rest();
+        assert!(
+            !control.begin_pending.get() && !control.cancel_waiting.get(),
+            "it was answered without a server"
+        );
         control.begin_statement();
         assert!(!control.cancel_waiting.get(), "and for no other");
         control.cancel_while_asking(NextStatement::Read, oneshot::channel().0);

@@ -50,7 +50,7 @@ impl Session {
             return Err(End::Told(Box::new(outcome::shutting_down())));
         }
         self.control.idle.set(between);
-        self.control.forget_cancels();
+        self.control.rest();
         Ok(())
     }
 
@@ -81,7 +81,7 @@ impl Session {
     /// The same while a server connection is held: what the server says by itself is passed on.
     pub(super) async fn wait_attached(&mut self) -> Flow<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
-        self.control.forget_cancels();
+        self.control.rest();
         if attached.batch.is_some() {
             return self.wait_in_batch().await;
         }
