@@ -326,17 +326,17 @@ check("notices", async (client) => {
 
 check("settings", async () => {
   for (const config of [
-    { statement_timeout: 50 },
-    { options: "-c statement_timeout=50" },
-    { statement_timeout: 50, options: "-c search_path=n_schema,public", application_name: "n n", lock_timeout: 70 },
+    { statement_timeout: 1000 },
+    { options: "-c statement_timeout=1000" },
+    { statement_timeout: 1000, options: "-c search_path=n_schema,public", application_name: "n n", lock_timeout: 7000 },
   ]) {
     const client = await connect(config);
-    assert.equal(await one(client, "SHOW statement_timeout"), "50ms");
+    assert.equal(await one(client, "SHOW statement_timeout"), "1s");
     for (const query of ["SELECT pg_sleep(60)", `${ON_PRIMARY}SELECT pg_sleep(60)`]) {
       await fails("57014", client.query(query));
     }
     if (config.lock_timeout) {
-      assert.equal(await one(client, "SHOW lock_timeout"), "70ms");
+      assert.equal(await one(client, "SHOW lock_timeout"), "7s");
       assert.equal(await one(client, "SHOW application_name"), "n n");
       assert.equal(await one(client, "SELECT current_schemas(false)::text"), "{public}");
     }
@@ -358,7 +358,7 @@ check("settings", async () => {
 });
 
 check("session_state", async (client) => {
-  await client.query("SET statement_timeout = '50ms'");
+  await client.query("SET statement_timeout = '1s'");
   await fails("57014", client.query("SELECT pg_sleep(60)"));
   await client.query("SET statement_timeout = 0");
   assert.equal(await one(client, "SELECT set_config('my.tenant', $1, false)", ["ü"]), "ü");

@@ -703,8 +703,8 @@ def prepared_in_sql(connection):
 
 @check
 def settings():
-    with connect(options="-c statement_timeout=50 -c search_path=p_schema,public") as connection:
-        assert one(connection, "SHOW statement_timeout") == "50ms"
+    with connect(options="-c statement_timeout=1000 -c search_path=p_schema,public") as connection:
+        assert one(connection, "SHOW statement_timeout") == "1s"
         assert one(connection, "SELECT current_schemas(false)") == ["public"]
         for query in ("SELECT pg_sleep(60)", ON_PRIMARY + "SELECT pg_sleep(60)"):
             raises(errors.QueryCanceled, connection.execute, query)
@@ -754,7 +754,7 @@ def settings_that_are_wrong():
 
 @check
 def set_in_a_session(connection):
-    connection.execute("SET statement_timeout = '50ms'")
+    connection.execute("SET statement_timeout = '1s'")
     raises(errors.QueryCanceled, connection.execute, "SELECT pg_sleep(60)")
     connection.execute("RESET statement_timeout")
     assert one(connection, "SHOW statement_timeout") == "0"

@@ -408,7 +408,7 @@ async fn dropped_queries(mut client: PgConnection) -> Checked {
 }
 
 async fn session_state(mut client: PgConnection) -> Checked {
-    client.execute("SET statement_timeout = '50ms'").await?;
+    client.execute("SET statement_timeout = '1s'").await?;
     let late = client.execute("SELECT pg_sleep(60)").await;
     assert_eq!(code(late).as_deref(), Some(QUERY_CANCELED));
     client.execute("SET statement_timeout = 0; CREATE TEMP TABLE t_temp (i int)").await?;
@@ -429,11 +429,11 @@ async fn session_state(mut client: PgConnection) -> Checked {
 
 async fn settings(url: String) -> Checked {
     let options = PgConnectOptions::from_str(&url)?
-        .options([("statement_timeout", "50"), ("work_mem", "99kB")])
+        .options([("statement_timeout", "1000"), ("work_mem", "99kB")])
         .application_name("t t");
     let mut client = PgConnection::connect_with(&options).await?;
     for (name, expected) in [
-        ("statement_timeout", "50ms"),
+        ("statement_timeout", "1s"),
         ("work_mem", "99kB"),
         ("application_name", "t t"),
         ("TimeZone", "UTC"),

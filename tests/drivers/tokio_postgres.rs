@@ -322,7 +322,7 @@ async fn cancel(client: Client) -> Checked {
 }
 
 async fn session_state(client: Client) -> Checked {
-    client.batch_execute("SET statement_timeout = '50ms'").await?;
+    client.batch_execute("SET statement_timeout = '1s'").await?;
     let late = client.batch_execute("SELECT pg_sleep(60)").await;
     assert_eq!(code(late), Some(SqlState::QUERY_CANCELED));
     client.batch_execute("SET statement_timeout = 0; CREATE TEMP TABLE t_temp (i int)").await?;
@@ -338,10 +338,10 @@ async fn session_state(client: Client) -> Checked {
 
 async fn settings(url: String) -> Checked {
     let mut config: tokio_postgres::Config = url.parse()?;
-    config.options("-c statement_timeout=50 -c work_mem=99kB").application_name("t t");
+    config.options("-c statement_timeout=1000 -c work_mem=99kB").application_name("t t");
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
-    for (name, expected) in [("statement_timeout", "50ms"), ("work_mem", "99kB"), ("application_name", "t t")]
+    for (name, expected) in [("statement_timeout", "1s"), ("work_mem", "99kB"), ("application_name", "t t")]
     {
         let got: String = client.query_one(&format!("SHOW {name}"), &[]).await?.get(0);
         assert_eq!(got, expected);
