@@ -35,7 +35,7 @@ use self::status::ProxyStatus;
 use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
-use crate::session::shard::{Shared, SuspectCause};
+use crate::session::shard::{LastAsynchronousCommit, Shared, SuspectCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::topology::evidence::{Node, SuspectWhy};
@@ -282,6 +282,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
+        asynchronous_commits: LastAsynchronousCommit::default(),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
         server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),

@@ -328,6 +328,8 @@ pub struct Classification {
     pub search: bool,
     /// SHOW pgsteer.pins: only pgsteer knows.
     pub asks_pins: bool,
+    /// It sets `synchronous_commit`, if only for its transaction.
+    pub sets_commit: bool,
     /// Whether one of its statements resets a setting.
     pub resets: Resets,
     /// COPY ... FROM STDIN or TO STDOUT among them.

@@ -36,6 +36,7 @@ pub(super) struct Scanner<'a> {
     pub(super) names_prepared: bool,
     pub(super) search: bool,
     pub(super) asks_pins: bool,
+    pub(super) sets_commit: bool,
     /// What the statement calls is only defined by it, and runs later if at all.
     pub(super) defines_only: bool,
     /// A setting was reset by a statement so far.
@@ -69,6 +70,7 @@ impl<'a> Scanner<'a> {
             names_prepared: false,
             search: false,
             asks_pins: false,
+            sets_commit: false,
             defines_only: false,
             resets: false,
             resets_before: false,
@@ -265,6 +267,7 @@ impl<'a> Scanner<'a> {
             names_prepared: self.names_prepared,
             search: self.search,
             asks_pins: self.asks_pins,
+            sets_commit: self.sets_commit,
             resets: match self.resets {
                 _ if self.resets_before => Resets::Before,
                 true if self.statements > 1 => Resets::AtTheEnd,

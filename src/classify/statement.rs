@@ -192,6 +192,7 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
         }
         return;
     }
+    scan.sets_commit |= scan.folded(token).is(b"synchronous_commit");
     let effect = setting_name(scan, token);
     if !local {
         scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));

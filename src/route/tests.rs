@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::freshness::Freshness;
+use super::freshness::{Commits, Freshness};
 use super::*;
 use crate::topology::model::{Epoch, Lsn, NodeAddress, PrimaryView, Readers, Role, Timeline};
 
@@ -70,7 +70,7 @@ impl Cluster {
                 node.fresh_as_of = Some(at);
             }
         }
-        self.freshness.settle(&self.snapshot);
+        self.freshness.settle(&self.snapshot, Commits::Synchronous);
     }
 
     fn at(&mut self, ms: u64) -> Instant {
@@ -223,8 +223,8 @@ fn reasons_name_the_bound_that_failed() {
 fn r01_p3_after_a_write_only_a_standby_that_has_it() {
     let mut it = Cluster::healthy();
     let answered = it.at(10);
-    it.freshness.on_primary_answer(answered);
-    it.freshness.settle(&it.snapshot);
+    it.freshness.on_primary_answer(answered, Commits::Synchronous);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     assert_eq!(it.read(), (Destination::Primary(A), Reason::OwnWrites), "the sample is older than the write");
     it.sample(100, 2000, [1999, 2000]);
     assert_eq!(it.freshness.token(), Some(Lsn(2000)));
@@ -238,7 +238,7 @@ fn eventual_reads_are_bound_by_the_lag_budget_alone() {
     let mut it = Cluster::healthy();
     it.consistency = Consistency::Eventual;
     let answered = it.at(10);
-    it.freshness.on_primary_answer(answered);
+    it.freshness.on_primary_answer(answered, Commits::Synchronous);
     it.others_wrote_at = Some(answered);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     assert!(matches!(it.ask(Need::Standby, 7).destination, Destination::Standby(_)));
@@ -276,17 +276,16 @@ fn r01_what_others_wrote_is_seen_where_it_is_asked_for() {
 #[test]
 fn r01_a_sample_sent_at_the_very_moment_of_the_answer_does_not_count() {
     let mut it = Cluster::healthy();
-    it.freshness.on_primary_answer(it.now);
-    it.freshness.settle(&it.snapshot);
+    it.freshness.on_primary_answer(it.now, Commits::Synchronous);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     assert_eq!(it.read().1, Reason::OwnWrites);
 }
 
 #[test]
 fn m10_asynchronous_commits_are_bounded_by_the_insert_lsn() {
     let mut it = Cluster::healthy();
-    it.freshness.asynchronous_commit = true;
     let answered = it.at(10);
-    it.freshness.on_primary_answer(answered);
+    it.freshness.on_primary_answer(answered, Commits::Asynchronous);
     it.sample(100, 2000, [2000, 2500]);
     assert_eq!(it.freshness.token(), Some(Lsn(2500)));
     assert!(!it.admits(B) && it.admits(C));
@@ -295,7 +294,7 @@ fn m10_asynchronous_commits_are_bounded_by_the_insert_lsn() {
 #[test]
 fn r03_p3_another_standby_must_have_what_was_seen() {
     let mut it = Cluster::healthy();
-    it.freshness.settle(&it.snapshot);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     let answered = it.at(10);
     it.freshness.on_standby_answer(B, answered);
     assert!(it.admits(B));
@@ -309,7 +308,7 @@ fn r03_p3_another_standby_must_have_what_was_seen() {
 #[test]
 fn r03_a_standby_that_restarted_may_have_less_than_was_seen_there() {
     let mut it = Cluster::healthy();
-    it.freshness.settle(&it.snapshot);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     let answered = it.at(10);
     it.freshness.on_standby_answer(B, answered);
     it.sample(100, 3000, [900, 950]);
@@ -324,7 +323,7 @@ fn r03_a_standby_that_restarted_may_have_less_than_was_seen_there() {
 fn r08_a_token_of_an_older_epoch_is_replaced_by_the_new_primarys_sample() {
     let mut it = Cluster::healthy();
     let answered = it.at(10);
-    it.freshness.on_primary_answer(answered);
+    it.freshness.on_primary_answer(answered, Commits::Synchronous);
     it.sample(100, 9000, [1000, 1000]);
     assert_eq!(it.freshness.token(), Some(Lsn(9000)));
     // The write at 9000 was lost: the new timeline began at 1000.
@@ -338,7 +337,7 @@ fn r08_a_token_of_an_older_epoch_is_replaced_by_the_new_primarys_sample() {
 #[test]
 fn r08_what_an_old_standby_showed_counts_as_the_new_primarys_first_sample() {
     let mut it = Cluster::healthy();
-    it.freshness.settle(&it.snapshot);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     let answered = it.at(10);
     it.freshness.on_standby_answer(B, answered);
     it.snapshot.epoch = Epoch(2);
@@ -351,10 +350,10 @@ fn r08_what_an_old_standby_showed_counts_as_the_new_primarys_first_sample() {
 fn r08_an_epoch_that_is_lost_at_once_leaves_the_bound_open() {
     let mut it = Cluster::healthy();
     let answered = it.at(10);
-    it.freshness.on_primary_answer(answered);
+    it.freshness.on_primary_answer(answered, Commits::Synchronous);
     it.snapshot.epoch = Epoch(2);
     it.snapshot.primary = None;
-    it.freshness.settle(&it.snapshot);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
     it.snapshot.nodes[1].position = Some(Lsn(u64::MAX));
     assert!(!it.admits(B));
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));

@@ -251,7 +251,7 @@ impl Session {
     /// Asks the policy. `None`: nobody may run it now.
     fn choose(&mut self, task: &Task<'_>) -> Option<(NodeId, Side, Epoch)> {
         let snapshot = self.shard.snapshot.borrow();
-        self.freshness.settle(&snapshot);
+        self.freshness.settle(&snapshot, self.shard.shared.others_commit(task.now));
         // What follows an unfinished batch runs on the same node, and is not known yet.
         let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
         let free = matches!(self.transaction, Transaction::None)

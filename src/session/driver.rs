@@ -151,6 +151,8 @@ pub struct Session {
     pub(super) read_only: bool,
     /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
     pub(super) serializable: bool,
+    /// Whether `synchronous_commit` is off, where the session has set it.
+    pub(super) asynchronous_commit: Option<bool>,
     /// `idle_session_timeout`, for while no server is held that would look at it.
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
@@ -232,6 +234,7 @@ impl Session {
             touched: Touched::default(),
             read_only: identity.read_only,
             serializable: false,
+            asynchronous_commit: None,
             idle_limit: None,
             statement_limit: None,
             idle_in_transaction_limit: None,
@@ -425,7 +428,7 @@ impl Session {
         };
         let in_batch = self.is_in_batch();
         self.may_have_savepoints &= self.transaction.is_on_server();
-        let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
+        let mut needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
             self.refresh_catalogue();
@@ -440,7 +443,9 @@ impl Session {
         }
         self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
         if needs.session || needs.unseen {
-            self.note_effects(window.filled().get(..bytes).unwrap_or_default());
+            let unit = window.filled().get(..bytes).unwrap_or_default();
+            needs.sets_commit |= self.mentions_commit(unit);
+            self.note_effects(unit);
         }
         if needs.defines {
             self.note_definition();

@@ -160,6 +160,8 @@ pub struct Needs {
     pub search: bool,
     /// It asks why the session is pinned.
     pub asks_pins: bool,
+    /// It may have its transaction committed asynchronously, which its session's settings do not show.
+    pub sets_commit: bool,
     /// One text of several statements resets a setting.
     pub resets: Resets,
     /// What it does to the transaction, if it is a single statement that does.
@@ -198,6 +200,7 @@ impl Default for Needs {
             names_prepared: false,
             search: false,
             asks_pins: false,
+            sets_commit: false,
             resets: Resets::Alone,
             transaction: TransactionEffect::None,
             commits: false,
@@ -219,7 +222,14 @@ impl Needs {
 
     /// Of something that can't be looked into: the primary, once.
     pub fn unknown() -> Self {
-        Self { commits: true, statements: 1, session: true, unseen: true, ..Self::primary() }
+        Self {
+            commits: true,
+            statements: 1,
+            session: true,
+            unseen: true,
+            sets_commit: true,
+            ..Self::primary()
+        }
     }
 
     /// What follows a RESET depends on what the server takes for the first value: in the text, or in the transaction that it begins.
@@ -245,6 +255,7 @@ impl Needs {
         self.unseen |= class.unseen;
         self.search |= class.search;
         self.asks_pins |= class.asks_pins;
+        self.sets_commit |= class.sets_commit;
         self.resets = self.resets.max(class.resets);
         self.pin = self.pin.or(class.pin);
         self.session |= class.session != SessionEffect::None;
