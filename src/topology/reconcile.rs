@@ -40,6 +40,8 @@ pub struct Settings {
     pub probe_interval: Duration,
     /// Between two rounds while the primary is doubted or missing.
     pub rapid_interval: Duration,
+    /// Between two rounds while somebody waits to know how far standbys are.
+    pub sample_interval: Duration,
     /// A probe without an answer for so long has failed (a hung node).
     pub probe_timeout: Duration,
     /// Limit of connecting and logging in.
@@ -60,6 +62,7 @@ impl Default for Settings {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
+            sample_interval: Duration::from_millis(10),
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
@@ -184,10 +187,11 @@ impl Reconciler {
         self.deadline
     }
 
-    /// Time between two rounds, as things stand.
-    pub fn round_interval(&self, now: Instant) -> Duration {
+    /// Time between two rounds, as things stand. `sample_wanted`: sessions wait to know how far standbys are.
+    pub fn round_interval(&self, sample_wanted: bool, now: Instant) -> Duration {
         match self.rapid_since {
             Some(since) if now.saturating_duration_since(since) < RAPID_LASTS => self.settings.rapid_interval,
+            _ if sample_wanted => self.settings.sample_interval.min(self.settings.probe_interval),
             _ => self.settings.probe_interval,
         }
     }
@@ -601,6 +605,7 @@ impl Reconciler {
         let views = ids(&self.nodes).map(|(id, node)| self.view(id, node, now)).collect();
         self.snapshot = Arc::new(Snapshot {
             version: self.version,
+            system_id: self.system_id,
             epoch: self.reign.map_or(Epoch(0), |reign| reign.epoch),
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),
