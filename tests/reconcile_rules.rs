@@ -448,7 +448,10 @@ fn suspicion_makes_rounds_rapid_until_the_picture_is_clear() {
     }
     assert!(!it.snapshot().suspected);
     assert_eq!(it.reconciler.round_interval(false, it.now()), settings.probe_interval);
-    assert_eq!((it.told(EventKind::Suspected), it.told(EventKind::Cleared)), (1, 1));
+    assert_eq!(
+        (it.told(EventKind::Suspected(SuspectWhy::ConnectionBroke)), it.told(EventKind::Cleared)),
+        (1, 1)
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod cancel_keys;
 mod failure;
 mod flights;
+mod hint;
 mod house;
 mod login_role;
 mod parameters;

@@ -546,6 +546,9 @@ impl Shard {
         if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
             load.in_flight += 1;
         }
+        if let Some(gauge) = self.counters.in_flight(node.index()) {
+            gauge.inc();
+        }
     }
 
     /// Its answer is complete, or will never be.
@@ -554,6 +557,9 @@ impl Shard {
             load.in_flight = load.in_flight.saturating_sub(1);
             let took = u32::try_from(now.saturating_duration_since(began).as_micros()).unwrap_or(u32::MAX);
             load.latency_us = load.latency_us - load.latency_us / 8 + took / 8;
+        }
+        if let Some(gauge) = self.counters.in_flight(node.index()) {
+            gauge.dec();
         }
     }
 }
