@@ -116,6 +116,45 @@ async fn r02_a_default_of_the_role_counts() {
     }
 }
 
+/// Whoever was asked first: what another role has, or a standby, says nothing of it.
+#[tokio::test]
+async fn r02_a_default_counts_whoever_was_looked_at_before() {
+    let setup = Setup::start().await;
+    let mut first = setup.proxy.raw_logged_in().await;
+    no_errors(&first.query("CREATE TABLE u (n int)").await);
+    no_errors(&first.query("INSERT INTO u VALUES (1)").await);
+    let mut client = setup.proxy.raw_as("hasty", "postgres").await;
+    no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+    setup.sees(&mut client, "1", "another role was looked at").await;
+}
+
+#[tokio::test]
+async fn r02_the_primarys_own_configuration_counts() {
+    let setup = Setup::start().await;
+    let admin = setup.sandbox.connect(0).await.unwrap();
+    for sql in ["ALTER SYSTEM SET synchronous_commit = off", "SELECT pg_reload_conf()"] {
+        admin.batch_execute(sql).await.unwrap();
+    }
+    let mut client = setup.proxy.raw_logged_in().await;
+    eventually("a standby answers", async || values(&client.query(READ).await) == ["0true"]).await;
+    for count in 1..3 {
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        setup.sees(&mut client, &count.to_string(), "the primary's configuration").await;
+    }
+}
+
+#[tokio::test]
+async fn r02_a_default_that_is_altered_counts() {
+    let setup = Setup::start().await;
+    let mut client = setup.proxy.raw_logged_in().await;
+    no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+    setup.sees(&mut client, "1", "as it was").await;
+    no_errors(&client.query("ALTER ROLE postgres SET synchronous_commit = off").await);
+    let mut client = setup.proxy.raw_logged_in().await;
+    no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+    setup.sees(&mut client, "2", "altered").await;
+}
+
 #[tokio::test]
 async fn r02_a_function_that_sets_it_counts() {
     let setup = Setup::start().await;
@@ -127,6 +166,14 @@ async fn r02_a_function_that_sets_it_counts() {
         no_errors(&client.query("SELECT hasty()").await);
         setup.sees(&mut client, &count.to_string(), "a function").await;
     }
+    let function = "CREATE FUNCTION parsed() RETURNS text LANGUAGE sql BEGIN ATOMIC \
+         SELECT set_config('synchronous_commit', 'off', true); END";
+    no_errors(&client.query(function).await);
+    no_errors(&client.query("DROP FUNCTION hasty").await);
+    for sql in ["BEGIN", "SELECT parsed()", "INSERT INTO t VALUES (1)", "COMMIT"] {
+        no_errors(&client.query(sql).await);
+    }
+    setup.sees(&mut client, "3", "a function that is kept parsed").await;
 }
 
 #[tokio::test]

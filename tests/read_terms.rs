@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, describe, errors, eventually, execute, in_time, no_errors, parse,
-    promote, query, startup, status, values,
+    Message, RawClient, Running, bind, describe, errors, eventually, execute, frame, in_time, no_errors,
+    parse, promote, query, startup, status, values,
 };
 use tokio::net::TcpStream;
 
@@ -94,6 +94,32 @@ async fn r11_a_session_sets_what_its_reads_are_promised() {
     set(&mut client, "RESET ALL").await;
     eventually("a standby answers again", async || is_on_standby(&mut client).await).await;
 
+    // What was set in this transaction is shown, and stays.
+    for sql in ["BEGIN", "SET pgsteer.max_lag = '5s'"] {
+        set(&mut client, sql).await;
+    }
+    assert_eq!(shown(&mut client, "max_lag").await, "5s");
+    assert_eq!(shown(&mut client, "consistency").await, "session");
+    set(&mut client, "COMMIT").await;
+    assert_eq!(shown(&mut client, "max_lag").await, "5s");
+    let answer = client.query("SET pgsteer.max_lag = '6s'; SHOW pgsteer.max_lag").await;
+    assert_eq!(values(&answer), ["6s"]);
+    for (sql, value) in [
+        ("SET pgsteer.max_lag = E'7s'", "7s"),
+        ("SET pgsteer.max_lag = '8'\n's'", "8s"),
+        ("SET pgsteer.max_lag TO $$9s$$", "9s"),
+        ("SET U&\"pgsteer\".max_lag = '11s'", "11s"),
+        ("SELECT set_config('PGSTEER.Max_Lag', '12s', false)", "12s"),
+        ("DO $$BEGIN SET pgsteer.max_lag = '13s'; END$$", "13s"),
+    ] {
+        set(&mut client, "SET pgsteer.max_lag = '0'").await;
+        set(&mut client, sql).await;
+        assert_eq!(shown(&mut client, "max_lag").await, value, "{sql}");
+        eventually(&format!("it is in force: {sql}"), async || is_on_standby(&mut client).await).await;
+        assert_eq!(shown(&mut other, "max_lag").await, "1min");
+    }
+    set(&mut client, "RESET ALL").await;
+
     // By the extended protocol, prepared.
     let set = [parse("s", "SET pgsteer.target = 'primary'"), bind("", "s", &[]), execute("")];
     no_errors(&client.extended(&set).await);
@@ -108,8 +134,8 @@ async fn r11_a_value_that_is_none_is_refused_where_it_is_set() {
     let proxy = start(&sandbox, &[], &[]).await;
     let mut client = proxy.raw_logged_in().await;
     for (sql, code, hint) in [
-        ("SET pgsteer.max_lag = 'abc'", "22023", "Expected a whole number"),
-        ("SET pgsteer.max_lag = -1", "22023", "Expected a whole number"),
+        ("SET pgsteer.max_lag = 'abc'", "22023", "Expected a number"),
+        ("SET pgsteer.max_lag = -1", "22023", "Expected a number"),
         ("SET pgsteer.max_lag TO '400d'", "22023", "at most 24 days"),
         ("SET pgsteer.max_lag_bytes TO '-5kB'", "22023", "or off"),
         ("SET pgsteer.consistency = strong", "22023", "Expected eventual, session or primary"),
@@ -132,6 +158,24 @@ async fn r11_a_value_that_is_none_is_refused_where_it_is_set() {
         assert_eq!(status(&client.query("SELECT 1").await), 'E', "{sql}");
         set(&mut client, "ROLLBACK").await;
     }
+    let long = refused(&client.query(&format!("SET pgsteer.max_lag = '{}'", "9".repeat(100_000))).await);
+    assert_eq!((long.0, long.1.len() < 300), (vec!["22023".to_owned()], true));
+    // One that only the server can read fails what follows.
+    set(&mut client, "SET pgsteer.max_lag = E'a\\x62'").await;
+    assert_eq!(errors(&client.query("SELECT 1").await), ["22023"]);
+    set(&mut client, "RESET pgsteer.max_lag").await;
+    // With parameters, and beside a COPY.
+    let batch = [
+        parse("", "/* pgsteer: x=1 */ SELECT $1::int"),
+        bind("", "", &["1"]),
+        describe(b'P', ""),
+        execute(""),
+    ];
+    assert_eq!(errors(&client.extended(&batch).await), ["22023"]);
+    let copy =
+        [query("COPY t FROM STDIN; SET pgsteer.max_lag = 'abc'"), frame(b'd', b"1\n"), frame(b'c', b"")];
+    client.send(&copy.concat()).await;
+    assert_eq!(errors(&in_time("the refusal", client.read_until(b'Z')).await), ["22023"]);
     // What stands before it in one text was done, as far as it was committed.
     let text =
         "BEGIN; INSERT INTO t VALUES (1); COMMIT; SET pgsteer.max_lag = 'abc'; INSERT INTO t VALUES (2)";
@@ -290,6 +334,73 @@ async fn r01_a_token_carries_what_was_written_to_other_sessions_and_processes() 
     }
 }
 
+/// R01: a token covers what is not flushed yet, too, whoever wrote it.
+#[tokio::test]
+async fn r01_a_token_covers_asynchronous_commits() {
+    let sandbox = Sandbox::builder()
+        .standbys(1)
+        .setting("wal_writer_delay", "10s")
+        .auth(Auth::Trust)
+        .start()
+        .await
+        .unwrap();
+    sandbox.connect(0).await.unwrap().batch_execute("CREATE TABLE t (n int)").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let here = start(&sandbox, &["--max-lag", "1h"], &[]).await;
+    let there = start(&sandbox, &["--max-lag", "1h"], &[]).await;
+    let (mut writer, mut reader) = (here.raw_logged_in().await, here.raw_logged_in().await);
+    let mut elsewhere = there.raw_logged_in().await;
+    for count in 1..4 {
+        for sql in ["BEGIN", "SET LOCAL synchronous_commit = off", "INSERT INTO t VALUES (1)", "COMMIT"] {
+            set(&mut writer, sql).await;
+        }
+        let seen = values(&reader.query("/* pgsteer: target=primary */ SELECT count(*) FROM t").await);
+        assert_eq!(seen, [count.to_string()]);
+        for client in [&mut writer, &mut reader] {
+            let token = shown(client, "token").await;
+            set(&mut elsewhere, &format!("SET pgsteer.token = '{token}'")).await;
+            let mut pace = tokio::time::interval(Duration::from_millis(30));
+            for _ in 0..10 {
+                pace.tick().await;
+                assert_eq!(values(&elsewhere.query("SELECT count(*) FROM t").await), [count.to_string()]);
+            }
+        }
+    }
+}
+
+/// A token bounds a session that promises nothing else.
+#[tokio::test]
+async fn r01_a_token_counts_where_reads_are_eventual() {
+    let sandbox = sandbox(1).await;
+    let proxy = start(&sandbox, &["--max-lag", "1h"], &[]).await;
+    sandbox.node(1).pause_replay().await.unwrap();
+    let mut writer = proxy.raw_logged_in().await;
+    set(&mut writer, "INSERT INTO t VALUES (1)").await;
+    let token = shown(&mut writer, "token").await;
+    let mut client = proxy.raw_logged_in().await;
+    set(&mut client, "SET pgsteer.consistency = eventual").await;
+    assert_eq!(values(&client.query("SELECT count(*) FROM t").await), ["0"]);
+    set(&mut client, &format!("SET pgsteer.token = '{token}'")).await;
+    assert_eq!(values(&client.query("SELECT count(*) FROM t").await), ["1"]);
+}
+
+/// Each statement of a batch has what its own comment asks for, and none that of another.
+#[tokio::test]
+async fn r11_a_comment_is_for_its_own_statement() {
+    let sandbox = sandbox(1).await;
+    let proxy = start(&sandbox, &["--max-lag", "1h"], &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    sandbox.node(1).pause_replay().await.unwrap();
+    set(&mut client, "INSERT INTO t VALUES (1)").await;
+    let count = "SELECT count(*) FROM t";
+    let eventual = format!("/* pgsteer: consistency=eventual */ {count}");
+    assert_eq!(values(&client.query(&eventual).await), ["0"]);
+    for order in [[&eventual, count], [count, &eventual]] {
+        let batch = order.map(|sql| [parse("", sql), bind("", "", &[]), execute("")]).concat();
+        assert_eq!(values(&client.extended(&batch).await), ["1", "1"], "{order:?}");
+    }
+}
+
 /// R08: tokens of other histories are refused or read as "all there is"; none is waited for in vain.
 #[tokio::test]
 async fn r08_tokens_of_other_histories() {
@@ -340,6 +451,9 @@ async fn r09_a_read_waits_for_a_standby_within_its_own_limits() {
     let began = Instant::now();
     let (codes, hint) = refused(&client.query(WHERE).await);
     assert_eq!(codes, ["57P03"]);
+    assert_eq!(proxy.post("/pause").await.0, 200);
+    assert_eq!(errors(&in_time("a read in a pause", client.query(WHERE)).await), ["57P03"]);
+    assert_eq!(proxy.post("/resume").await.0, 200);
     assert!(hint.contains("target=primary"), "{hint}");
     assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
     let commented = client.query("/* pgsteer: target=primary */ SELECT pg_is_in_recovery()").await;

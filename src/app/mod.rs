@@ -36,7 +36,7 @@ use self::status::ProxyStatus;
 use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
-use crate::session::shard::{LastAsynchronousCommit, Shared, SuspectCause};
+use crate::session::shard::{Shared, SuspectCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::topology::evidence::{Node, SuspectWhy};
@@ -285,7 +285,6 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
-        asynchronous_commits: LastAsynchronousCommit::default(),
         reads_on_primary: Arc::default(),
         want_sample: Box::new(move || of_positions.want_sample()),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),

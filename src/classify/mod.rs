@@ -38,7 +38,7 @@ pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
-pub use own_settings::{OWN_PREFIX, OwnAssignment, own_assignments, own_shows};
+pub use own_settings::{Assigned, OWN_PREFIX, OwnAssignment, own_assignments, own_shows};
 pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
 pub use terms::{AskedTerms, Consistency, LagBytes, NoStandby, Shown, TermError};

@@ -20,10 +20,21 @@ pub struct OwnAssignment {
     pub place: Range<usize>,
     /// The name behind the prefix, in lower case.
     pub name: String,
-    /// The value; `None` for DEFAULT.
-    pub value: Option<String>,
+    /// The value.
+    pub value: Assigned,
     /// It is for the transaction only.
     pub local: bool,
+}
+
+/// What is assigned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Assigned {
+    /// DEFAULT
+    Default,
+    /// This, as far as it is one for a setting.
+    Value(String),
+    /// A constant with escapes, which only the server reads.
+    NotRead,
 }
 
 /// All assignments of a text, in its order.
@@ -72,22 +83,41 @@ fn assignment(
     let assigns = sign.word == Word::To || reader.text(sign) == b"=";
     let begin = reader.next();
     let is_default = assigns && reader.is(begin, b"default");
-    let value = (!is_default).then(|| value(&mut reader, statement, begin));
+    let value = if is_default { Assigned::Default } else { value(&mut reader, statement, begin) };
     Some(OwnAssignment { place, name, value, local })
 }
 
-/// The value from its first token on: the content of a plain constant, or what stands there.
-fn value(reader: &mut Reader<'_>, statement: &[u8], begin: Token) -> String {
+/// The value from its first token on: the content of a constant, or what stands there.
+fn value(reader: &mut Reader<'_>, statement: &[u8], begin: Token) -> Assigned {
     let text = reader.text(begin);
-    let is_alone = reader.next().kind == Kind::End;
-    let inner = |quote: u8| text.strip_prefix(&[quote])?.strip_suffix(&[quote]);
+    let next = reader.next();
+    let known = |bytes: &[u8]| Assigned::Value(String::from_utf8_lossy(bytes).trim().to_owned());
     let content = match begin.kind {
-        Kind::Text if is_alone => inner(b'\''),
-        Kind::Quoted if is_alone => inner(b'"'),
-        _ => None,
+        Kind::Text if next.kind == Kind::Text => return Assigned::NotRead,
+        Kind::Text => plain_content(text),
+        Kind::Unicode => None,
+        Kind::Quoted => text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")),
+        _ => return known(statement.get(begin.start as usize..).unwrap_or_default()),
     };
-    let rest = statement.get(begin.start as usize..).unwrap_or_default();
-    String::from_utf8_lossy(content.unwrap_or(rest)).trim().to_owned()
+    match content {
+        None => Assigned::NotRead,
+        Some(content) if next.kind == Kind::End => known(content),
+        // A list.
+        Some(_) => known(statement.get(begin.start as usize..).unwrap_or_default()),
+    }
+}
+
+/// What a constant without escapes has in it.
+fn plain_content(text: &[u8]) -> Option<&[u8]> {
+    if let Some(rest) = text.strip_prefix(b"$") {
+        let tag = rest.iter().position(|&byte| byte == b'$')? + 2;
+        return text.get(tag..text.len().checked_sub(tag)?);
+    }
+    let quote = text.iter().position(|&byte| byte == b'\'')?;
+    let content = text.get(quote + 1..text.len().checked_sub(1)?)?;
+    let is_read = matches!(text.get(..quote)?, b"" | b"E" | b"e" | b"U&" | b"u&");
+    let has_escapes = content.iter().any(|byte| matches!(byte, b'\\' | b'\''));
+    (is_read && !has_escapes).then_some(content)
 }
 
 #[cfg(test)]
@@ -97,11 +127,11 @@ mod tests {
     #[test]
     fn assignments_are_found_in_all_forms() {
         let on = StandardConformingStrings::On;
-        let of = |sql: &str| -> Vec<(String, Option<String>, bool)> {
+        let of = |sql: &str| -> Vec<(String, Assigned, bool)> {
             let found = own_assignments(sql.as_bytes(), on);
             found.into_iter().map(|it| (it.name, it.value, it.local)).collect()
         };
-        let one = |name: &str, value: &str| vec![(name.to_owned(), Some(value.to_owned()), false)];
+        let one = |name: &str, value: &str| vec![(name.to_owned(), Assigned::Value(value.to_owned()), false)];
         for sql in [
             "SET pgsteer.max_lag = '200ms'",
             "set session PGSTEER . Max_Lag to '200ms';",
@@ -109,11 +139,35 @@ mod tests {
         ] {
             assert_eq!(of(sql), one("max_lag", "200ms"), "{sql}");
         }
+        let read = [
+            "E'200ms'",
+            "$$200ms$$",
+            "$a$200ms$a$",
+            "U&'200ms'",
+            "' 200ms '",
+            "'200ms' -- c",
+            "'200ms' /* c */",
+        ];
+        for constant in read {
+            assert_eq!(
+                of(&format!("SET pgsteer.max_lag = {constant}")),
+                one("max_lag", "200ms"),
+                "{constant}"
+            );
+        }
+        for constant in ["'200'\n'ms'", "E'\\x32s'", "'a''b'", "U&'\\0032s'"] {
+            let found = of(&format!("SET pgsteer.max_lag = {constant}")).remove(0).1;
+            assert_eq!(found, Assigned::NotRead, "{constant}");
+        }
+        assert_eq!(of("SET pgsteer.max_lag = '1s', '2'"), one("max_lag", "'1s', '2'"));
         assert_eq!(of("SET pgsteer.max_lag = 200"), one("max_lag", "200"));
         assert_eq!(of("SET pgsteer.max_lag = -5"), one("max_lag", "-5"));
         assert_eq!(of("SET pgsteer.x TO a, b"), one("x", "a, b"));
-        assert_eq!(of("SET pgsteer.x TO DEFAULT"), vec![("x".to_owned(), None, false)]);
-        assert_eq!(of("SET LOCAL pgsteer.x = 1"), vec![("x".to_owned(), Some("1".to_owned()), true)]);
+        assert_eq!(of("SET pgsteer.x TO DEFAULT"), vec![("x".to_owned(), Assigned::Default, false)]);
+        assert_eq!(
+            of("SET LOCAL pgsteer.x = 1"),
+            vec![("x".to_owned(), Assigned::Value("1".to_owned()), true)]
+        );
         assert_eq!(of("SET work_mem = 1; SELECT 'SET pgsteer.x = 1'; RESET pgsteer.x"), vec![]);
         let sql = b"BEGIN; SET pgsteer.x = 1 ; COMMIT";
         let place = own_assignments(sql, on).remove(0).place;

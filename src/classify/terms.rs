@@ -83,8 +83,7 @@ pub enum TermError {
 /// Longer than any lag or wait that makes sense, and what PostgreSQL's own settings of time can take (24 days).
 const DURATION_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
-const DURATION: &str =
-    "a whole number from 0 and a unit (us, ms, s, min, h, d; without one: ms), at most 24 days";
+const DURATION: &str = "a number from 0 and a unit (us, ms, s, min, h, d; without one: ms), at most 24 days";
 const BYTES: &str = "a whole number from 0 and a unit (B, kB, MB, GB, KiB, MiB, GiB; without one: B), or off";
 const TARGET: &str = "any, primary or standby";
 const CONSISTENCY: &str = "eventual, session or primary";
@@ -212,7 +211,11 @@ impl fmt::Display for Shown {
 
 /// A whole number with its unit; without one it is milliseconds.
 fn duration(text: &str) -> Option<Duration> {
-    let (number, unit) = number(text)?;
+    let (whole, rest) = number(text)?;
+    let (parts, unit) = match rest.strip_prefix('.') {
+        Some(rest) => fraction(rest)?,
+        None => (0, rest),
+    };
     let micros: u64 = match unit {
         "us" => 1,
         "" | "ms" => 1_000,
@@ -222,7 +225,18 @@ fn duration(text: &str) -> Option<Duration> {
         "d" => 86_400_000_000,
         _ => return None,
     };
-    number.checked_mul(micros).map(Duration::from_micros).filter(|it| *it <= DURATION_MAX)
+    let micros = whole.checked_mul(micros)?.checked_add(parts.checked_mul(micros)? / MILLION)?;
+    Some(Duration::from_micros(micros)).filter(|it| *it <= DURATION_MAX)
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// The millionths behind a decimal point, further ones cut off, and what stands behind them.
+fn fraction(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let places = number.bytes().map(|digit| u64::from(digit - b'0')).chain(std::iter::repeat(0));
+    Some((places.take(6).fold(0, |sum, digit| sum * 10 + digit), unit.trim_start()))
 }
 
 fn bytes(text: &str) -> Option<LagBytes> {
@@ -260,6 +274,8 @@ mod tests {
             ("max_lag", " 1500 ", "1500ms"),
             ("max_lag", "2 min", "2min"),
             ("max_lag", "0", "0"),
+            ("max_lag", "1.5s", "1500ms"),
+            ("max_lag", "200.0", "200ms"),
             ("max_lag", "24d", "24d"),
             ("max_lag_bytes", "16MiB", "16MiB"),
             ("max_lag_bytes", "16MB", "15625KiB"),
@@ -285,7 +301,8 @@ mod tests {
         for (name, value) in [
             ("max_lag", "-1"),
             ("max_lag", "abc"),
-            ("max_lag", "1.5s"),
+            ("max_lag", "1.s.5"),
+            ("max_lag", ".5s"),
             ("max_lag", "25d"),
             ("max_lag", "99999999999999999999"),
             ("max_lag", "1 fortnight"),

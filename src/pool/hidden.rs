@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 
 use crate::classify::{Catalogue, CatalogueStamp, Learned};
+use crate::topology::model::Epoch;
 
 /// How long it is believed: what is defined past pgsteer is seen after that.
 const TTL: Duration = Duration::from_secs(60);
@@ -32,7 +33,8 @@ pub struct Found {
     pub reads_ask: bool,
     /// What changes the session may make a setting whose name is not known.
     pub unnamed: bool,
-    /// Transactions may be committed asynchronously though their sessions have not said so: by a default, or by what functions set.
+    /// Transactions may be committed asynchronously though their sessions have not said so: by a default of any role or of the database,
+    /// or by what functions set.
     pub commits_asynchronously: bool,
 }
 
@@ -98,6 +100,10 @@ pub struct Hidden {
     found_ms: AtomicU64,
     /// What the defaults of its roles and of itself were then, as a hash behind a bit that says that they were asked for.
     defaults: AtomicU64,
+    /// One more than the epoch whose primary was asked whether it commits asynchronously by default, and behind it the answer; 0: none was.
+    primary_commits: AtomicU64,
+    /// Such a default was altered.
+    altered_commits: AtomicBool,
     /// What the database has, as it was found at the same time, and which of all that is.
     catalogue: ArcSwapOption<Catalogue>,
     serial: AtomicU64,
@@ -108,10 +114,15 @@ pub struct Hidden {
     looking: AtomicBool,
     /// When a write was answered last; 0: none was.
     last_write_us: AtomicU64,
+    /// The same of one that may have been committed asynchronously.
+    last_asynchronous_us: AtomicU64,
     /// Sessions ask what sequences gave last: what an INSERT may have made one give pins them.
     asks_last_values: AtomicBool,
     clock: Instant,
 }
+
+/// An asynchronous commit is flushed within three times `wal_writer_delay`, which is at most 10 s.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Room for a `Found`.
 const BITS: u32 = 8;
@@ -125,9 +136,12 @@ impl Hidden {
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
             defaults: AtomicU64::new(0),
+            primary_commits: AtomicU64::new(0),
+            altered_commits: AtomicBool::new(false),
             definitions: AtomicU64::new(0),
             defined_ms: AtomicU64::new(0),
             last_write_us: AtomicU64::new(0),
+            last_asynchronous_us: AtomicU64::new(0),
             found: AtomicU64::new(0),
             found_ms: AtomicU64::new(0),
             looking: AtomicBool::new(false),
@@ -157,6 +171,27 @@ impl Hidden {
         holds.then(|| Found::from_bits(std::array::from_fn(|at| found >> at & 1 == 1)))
     }
 
+    /// A default of how commits are made was altered by way of pgsteer: from now on any may be asynchronous.
+    pub fn note_altered_commits(&self) {
+        self.altered_commits.store(true, Ordering::Release);
+    }
+
+    /// Whether one was.
+    pub fn has_altered_commits(&self) -> bool {
+        self.altered_commits.load(Ordering::Acquire)
+    }
+
+    /// Whether the primary of this epoch commits asynchronously by its own configuration; `None`: it was not asked.
+    pub fn primary_commits_asynchronously(&self, epoch: Epoch) -> Option<bool> {
+        let told = self.primary_commits.load(Ordering::Acquire);
+        (told >> 1 == epoch.0 + 1).then_some(told & 1 == 1)
+    }
+
+    /// The primary of this epoch has said whether it does.
+    pub fn note_primary_commits(&self, epoch: Epoch, asynchronously: bool) {
+        self.primary_commits.store((epoch.0 + 1) << 1 | u64::from(asynchronously), Ordering::Release);
+    }
+
     /// Whether it is time to ask, and nobody does. Where one definition follows the other, it is waited for a pause: until then nothing
     /// is known, which costs each statement less than the look would.
     pub fn is_due(&self, now: Instant) -> bool {
@@ -183,8 +218,8 @@ impl Hidden {
     }
 
     /// Begins to ask, unless it need not be or somebody does.
-    pub fn look(self: &Arc<Self>, now: Instant) -> Option<Look> {
-        let mine = self.is_due(now) && !self.looking.swap(true, Ordering::AcqRel);
+    pub fn look(self: &Arc<Self>, is_wanted: bool, now: Instant) -> Option<Look> {
+        let mine = (is_wanted || self.is_due(now)) && !self.looking.swap(true, Ordering::AcqRel);
         mine.then(|| Look {
             hidden: Arc::clone(self),
             definitions: self.definitions.load(Ordering::Acquire),
@@ -219,6 +254,19 @@ impl Hidden {
     pub fn last_write(&self) -> Option<Instant> {
         let at_us = self.last_write_us.load(Ordering::Relaxed);
         (at_us > 0).then(|| self.clock + Duration::from_micros(at_us))
+    }
+
+    /// A session's commit was answered that may have been asynchronous.
+    pub fn note_asynchronous_commit(&self, now: Instant) {
+        self.last_asynchronous_us.fetch_max(self.us(now).max(1), Ordering::AcqRel);
+    }
+
+    /// Whether anybody may see what is not flushed yet.
+    pub fn has_unflushed(&self, now: Instant) -> bool {
+        match self.last_asynchronous_us.load(Ordering::Acquire) {
+            0 => false,
+            at_us => Duration::from_micros(self.us(now).saturating_sub(at_us)) < FLUSHED_WITHIN,
+        }
     }
 
     fn us(&self, now: Instant) -> u64 {
@@ -295,7 +343,7 @@ mod tests {
     fn where_one_definition_follows_the_other_nobody_asks() {
         let hidden = Arc::new(Hidden::new(&Arc::default()));
         let begin = Instant::now();
-        hidden.look(begin).unwrap().found(Found::default(), Arc::default());
+        hidden.look(false, begin).unwrap().found(Found::default(), Arc::default());
         std::thread::sleep(Duration::from_millis(2));
         drop(hidden.define());
         let now = Instant::now();
@@ -320,9 +368,9 @@ mod tests {
         let now = Instant::now();
         let found = Found::from_bits([true, false, true, true, false, true, true, false]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
-        let look = hidden.look(now).unwrap();
+        let look = hidden.look(false, now).unwrap();
         hidden.expire(now);
-        assert!(hidden.look(now).is_none() && !hidden.is_due(now), "one asks for all");
+        assert!(hidden.look(false, now).is_none() && !hidden.is_due(now), "one asks for all");
         look.found(found, Arc::default());
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
@@ -334,13 +382,13 @@ mod tests {
 
         let definition = hidden.define();
         assert_eq!(hidden.known(), None);
-        hidden.look(now).unwrap().found(found, Arc::default());
+        hidden.look(false, now).unwrap().found(found, Arc::default());
         assert_eq!(hidden.known(), Some(found));
-        let look = hidden.look(now + TTL + TTL).unwrap();
+        let look = hidden.look(false, now + TTL + TTL).unwrap();
         drop(definition);
         look.found(found, Arc::default());
         assert_eq!(hidden.known(), None, "asked for before it ended");
-        drop(hidden.look(now));
+        drop(hidden.look(false, now));
         assert!(hidden.is_due(now), "no answer");
     }
 }

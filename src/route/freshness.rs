@@ -42,6 +42,8 @@ pub struct Freshness {
     answered_by: Commits,
     /// What a standby must have replayed, on the history of `epoch`.
     token: Option<Lsn>,
+    /// A token was brought since the session began.
+    has_brought: bool,
     /// A position that was brought from elsewhere, and when: it is not known yet whether the primary has come to it.
     brought: Option<(Lsn, Instant)>,
     /// The epoch to which everything above belongs.
@@ -66,6 +68,7 @@ impl Freshness {
 
     /// A token was brought: what it stands for is to be seen. To be called behind `settle` with the snapshot of now.
     pub fn bring(&mut self, bound: Bound, now: Instant) {
+        self.has_brought = true;
         match bound {
             Bound::Position(lsn) => {
                 let before = self.brought.map(|(lsn, _)| lsn);
@@ -74,6 +77,11 @@ impl Freshness {
             // It is of an older history, all of which was flushed when this one began.
             Bound::Everything => self.on_primary_answer(now, Commits::Synchronous),
         }
+    }
+
+    /// Whether the session has brought a token: then it is bound by what it sees, whatever else is promised.
+    pub fn has_brought(&self) -> bool {
+        self.has_brought
     }
 
     /// Forgets everything, for a session that starts anew.

@@ -109,7 +109,7 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
     {
         return Some(Obstacle::LagBudget);
     }
-    if question.terms.consistency == Consistency::Eventual {
+    if question.terms.consistency == Consistency::Eventual && !question.freshness.has_brought() {
         return None;
     }
     if !question.freshness.admits(node, question.snapshot) {

@@ -38,6 +38,11 @@ impl Default for Terms {
 }
 
 impl Terms {
+    /// Whether anything is said of how long a read waits for a standby.
+    pub fn limits_wait(&self) -> bool {
+        self.no_standby == NoStandby::Error || !self.wait_for_standby.is_zero()
+    }
+
     /// These, but for what is asked for.
     #[must_use]
     pub fn with(self, asked: &AskedTerms) -> Self {

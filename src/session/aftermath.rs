@@ -139,9 +139,11 @@ impl Session {
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
         self.shard.buffers.give_answer(answer);
+        self.sets_commit |= task.needs.sets_commit;
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
+        self.sets_commit &= self.transaction.is_on_server();
         if !self.altered_databases.is_empty() {
             self.settle_databases();
         }
@@ -295,7 +297,9 @@ impl Session {
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
-        let hidden = self.hidden_effects(&task.needs, task.now);
+        // A write makes it worth while.
+        let is_wanted = !task.needs.repeatable && self.wants_primary_commits(attached);
+        let hidden = self.hidden_effects(&task.needs, is_wanted, task.now);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
             _ if unseen => Inspect::All,
@@ -325,22 +329,40 @@ impl Session {
         }
     }
 
+    /// How anybody may have committed what is seen on the primary.
+    pub(super) fn others_commit(&self, now: Instant) -> Commits {
+        if self.group.hidden.has_unflushed(now) { Commits::Asynchronous } else { Commits::Synchronous }
+    }
+
     /// How what the primary has just answered is committed, as far as it is known.
     fn commits(&self, needs: &Needs, now: Instant) -> Commits {
         let found = self.group.hidden.known();
+        let is_by_default = match self.asynchronous_commit {
+            Some(asynchronous) => Some(asynchronous),
+            None => self.group.hidden.primary_commits_asynchronously(self.shard.snapshot.borrow().epoch),
+        };
         let is_known = needs.sets_commit
-            || self.asynchronous_commit.unwrap_or_default()
+            || self.sets_commit
+            || self.group.hidden.has_altered_commits()
+            || is_by_default == Some(true)
             || found.is_some_and(|found| found.commits_asynchronously);
         if is_known && !needs.repeatable {
-            self.shard.shared.note_asynchronous_commit(now);
+            self.group.hidden.note_asynchronous_commit(now);
         }
-        let is_by_default = self.asynchronous_commit.is_none() && found.is_none();
-        if is_known || is_by_default { Commits::Asynchronous } else { Commits::Synchronous }
+        if is_known || is_by_default.is_none() || found.is_none() {
+            Commits::Asynchronous
+        } else {
+            Commits::Synchronous
+        }
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
+        if !self.pins.is_empty() {
+            // Who stays for other reasons does not take a place from reads.
+            attached._on_primary = None;
+        }
         let is_fit = attached.side == Side::Primary && !attached.spoiled;
         if stays || (is_fit && self.is_to_be_signalled(now)) {
             self.attached = Some(attached);
@@ -528,7 +550,7 @@ impl Session {
         let visible = needs.pin.is_some() || needs.session || needs.unseen;
         // Of what is asked as a precaution there is most likely nothing to be told.
         let is_owed = !matches!(owed, Inspect::Nothing | Inspect::Precaution);
-        let hidden = is_owed || self.hidden_effects(needs, now) == Inspect::All;
+        let hidden = is_owed || self.hidden_effects(needs, false, now) == Inspect::All;
         self.touched != Touched::Nothing || visible || hidden
     }
 

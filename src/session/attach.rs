@@ -18,7 +18,7 @@ use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint};
-use crate::classify::PinReason;
+use crate::classify::{NoStandby, PinReason};
 use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
@@ -288,7 +288,8 @@ impl Session {
     /// Asks the policy.
     fn choose(&mut self, task: &mut Task<'_>) -> Choice {
         let snapshot = self.shard.snapshot.borrow();
-        self.freshness.settle(&snapshot, self.shard.shared.others_commit(task.now));
+        let others_commit = self.others_commit(task.now);
+        self.freshness.settle(&snapshot, others_commit);
         // What follows an unfinished batch runs on the same node, and is not known yet.
         let whole = matches!(task.kind, Kind::Simple | Kind::Synced);
         let free = matches!(self.transaction, Transaction::None)
@@ -326,15 +327,12 @@ impl Session {
         if others.is_some() && !is_spared {
             decision = decide(None);
         }
-        let (node, side) = match decision.destination {
-            Destination::Primary(node)
-                if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
-            {
-                return Choice::Hold;
-            }
-            Destination::Primary(node) => (node, Side::Primary),
-            Destination::Standby(node) => (node, Side::Standby),
-            Destination::Hold => return Choice::Hold,
+        let has_primary = self.mode != Mode::Standby;
+        let wants_standby = match decision.reason {
+            // The primary is not there to stand in.
+            Reason::NoPrimary => need == Need::Read && has_primary && terms.limits_wait(),
+            reason if has_primary => reason.is_want_of_standby() && need == Need::Read,
+            _ => decision.destination == Destination::Hold && terms.limits_wait(),
         };
         if matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites) {
             (self.shard.shared.want_sample)();
@@ -347,13 +345,26 @@ impl Session {
                 return Choice::WaitForStandby(until);
             }
         }
-        if decision.reason.is_want_of_standby() && is_split {
+        if wants_standby {
+            if !has_primary {
+                terms.no_standby = NoStandby::Error;
+            }
             match self.without_standby(task, &terms) {
                 WithoutStandby::Primary => {}
                 WithoutStandby::Wait(until) => return Choice::WaitForStandby(until),
                 WithoutStandby::Refuse => return Choice::Refuse,
             }
         }
+        let (node, side) = match decision.destination {
+            Destination::Primary(node)
+                if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
+            {
+                return Choice::Hold;
+            }
+            Destination::Primary(node) => (node, Side::Primary),
+            Destination::Standby(node) => (node, Side::Standby),
+            Destination::Hold => return Choice::Hold,
+        };
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)
     }

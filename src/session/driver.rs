@@ -203,6 +203,8 @@ pub struct Session {
     pub(super) asked_at: Option<Instant>,
     /// As whom its settings could be made the last time.
     pub(super) settings_order: Order,
+    /// This transaction may be committed asynchronously by what it has set itself.
+    pub(super) sets_commit: bool,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
     /// Databases that were altered in this transaction.
@@ -273,6 +275,7 @@ impl Session {
             asked_at: None,
             settings_order: Order::default(),
             may_have_savepoints: false,
+            sets_commit: false,
             definition: None,
             altered_databases: Vec::new(),
             altered_roles: None,
@@ -455,7 +458,7 @@ impl Session {
             self.needs(window.filled().get(..bytes).unwrap_or_default())
         };
         if needs.sets_own
-            && let Some(unit) = self.refusing(window.filled().get(..bytes).unwrap_or_default())
+            && let Some((kind, unit)) = self.refusing(kind, window.filled().get(..bytes).unwrap_or_default())
         {
             window.consume(bytes);
             let length = unit.len();
@@ -474,10 +477,17 @@ impl Session {
             }
         }
         self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
-        if needs.session || needs.unseen {
+        let is_ddl = needs.may_unpin || needs.roles || needs.databases;
+        if needs.session || needs.unseen || is_ddl {
             let unit = window.filled().get(..bytes).unwrap_or_default();
             needs.sets_commit |= self.mentions_commit(unit);
-            self.note_effects(unit);
+            if is_ddl && needs.sets_commit {
+                // ALTER ROLE, DATABASE or SYSTEM may make it the default of sessions.
+                self.group.hidden.note_altered_commits();
+            }
+        }
+        if needs.session || needs.unseen {
+            self.note_effects(window.filled().get(..bytes).unwrap_or_default());
         }
         if needs.defines {
             self.note_definition();

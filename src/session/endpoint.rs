@@ -96,15 +96,20 @@ impl Session {
         Ok(held)
     }
 
-    fn standing(&self, node: NodeId, task: &Task<'_>) -> Standing {
+    fn standing(&mut self, node: NodeId, task: &Task<'_>) -> Standing {
+        let others_commit = self.others_commit(task.now);
         let snapshot = self.shard.snapshot.borrow();
+        self.freshness.settle(&snapshot, others_commit);
         let Some(view) = snapshot.node(node) else { return Standing::Stale };
         match view.role {
             Role::Standby => {
                 let Terms { max_lag, max_lag_bytes, .. } = self.terms(&task.needs);
                 let in_time =
                     snapshot.staleness(view, task.now).is_some_and(|staleness| staleness <= max_lag);
-                let fresh = in_time && max_lag_bytes.admits(snapshot.lag_bytes(view, task.now));
+                // Where it stays it goes on seeing what it saw; a token asks for more.
+                let has_brought = !self.freshness.has_brought() || self.freshness.admits(view, &snapshot);
+                let fresh =
+                    has_brought && in_time && max_lag_bytes.admits(snapshot.lag_bytes(view, task.now));
                 if fresh && view.readers == Readers::MayStay { Standing::Good } else { Standing::Stale }
             }
             Role::Primary if self.mode == Mode::PreferStandby => Standing::Good,

@@ -41,7 +41,7 @@ const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LO
 
 impl Session {
     /// What is to be asked because of what a unit may have done that its text does not show.
-    pub(super) fn hidden_effects(&self, needs: &Needs, now: Instant) -> Inspect {
+    pub(super) fn hidden_effects(&self, needs: &Needs, is_wanted: bool, now: Instant) -> Inspect {
         let alone = needs.statements == 1 && !needs.repeatable;
         let harmless = alone && (needs.session || needs.transaction != TransactionEffect::None);
         if needs.statements == 0 || harmless {
@@ -50,9 +50,23 @@ impl Session {
         match self.group.hidden.known() {
             Some(found) if found.changes && !needs.repeatable => Inspect::All,
             Some(found) if found.reads_change => Inspect::All,
-            Some(_) if self.definition.is_none() && !self.group.hidden.is_due(now) => Inspect::Nothing,
+            Some(_) if self.definition.is_none() && !is_wanted && !self.group.hidden.is_due(now) => {
+                Inspect::Nothing
+            }
             _ => Inspect::Precaution,
         }
+    }
+
+    /// Whether the attached server is to be asked how it commits by default: it is the primary, and none of its epoch has been. A
+    /// connection that has a session's startup packet has its defaults, not those of all.
+    pub(super) fn wants_primary_commits(&self, attached: &mut Attached) -> bool {
+        let epoch = self.shard.snapshot.borrow().epoch;
+        attached.side == Side::Primary
+            && self.group.hidden.primary_commits_asynchronously(epoch).is_none()
+            && attached
+                .lease
+                .server()
+                .is_some_and(|server| server.defaults.pairs.is_empty() && server.link.epoch.get() == epoch)
     }
 
     /// Whether a unit may ask, unseen, what a sequence gave last.
@@ -103,11 +117,15 @@ impl Session {
         if !self.has_definitions(attached) {
             return Ok(());
         }
-        let (Some(server), Some(look)) = (attached.lease.server(), self.group.hidden.look(Instant::now()))
-        else {
+        let is_wanted = self.wants_primary_commits(attached);
+        let look = self.group.hidden.look(is_wanted, Instant::now());
+        let epoch = self.shard.snapshot.borrow().epoch;
+        let (Some(server), Some(look)) = (attached.lease.server(), look) else {
             return Ok(());
         };
-        let has_plain_defaults = server.defaults.pairs.is_empty();
+        let says_primary_commits = attached.side == Side::Primary
+            && server.defaults.pairs.is_empty()
+            && server.link.epoch.get() == epoch;
         // Refused, it is asked again with the next statement.
         let Ok(asked) = ask(server, &[ITS_SETTINGS, HIDDEN].concat()).await else { return Ok(()) };
         self.pass_notifications(&asked.notifications).await?;
@@ -120,8 +138,10 @@ impl Session {
             self.forget_defaults(&Arc::clone(self.group.database()));
         }
         let mut found = Found::from_bits(std::array::from_fn(is_so));
-        // A connection that has a session's startup packet has its defaults, not those of all.
-        found.commits_asynchronously = is_so(8) || !has_plain_defaults;
+        found.commits_asynchronously = is_so(8);
+        if says_primary_commits {
+            self.group.hidden.note_primary_commits(epoch, is_so(9));
+        }
         let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
         found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
         let Some(server) = attached.lease.server() else { return Ok(()) };

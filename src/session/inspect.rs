@@ -289,7 +289,9 @@ impl Session {
             let custom = self.group.custom_settings.borrow();
             let own = self.settings.pairs.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
             let mentioned = self.mentioned.iter().flat_map(|mentioned| &mentioned.names);
-            let names: BTreeSet<&String> = custom.names.iter().chain(own).chain(mentioned).collect();
+            let of_pgsteer = own_settings::names();
+            let names: BTreeSet<&String> =
+                custom.names.iter().chain(own).chain(mentioned).chain(&of_pgsteer).collect();
             if !names.is_empty() {
                 let names: Vec<String> = names.into_iter().map(|name| settings::quoted_value(name)).collect();
                 sql.push_str(

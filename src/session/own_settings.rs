@@ -14,9 +14,10 @@ use super::run::Task;
 use super::settings::{self, Pairs};
 use super::unit::{self, Kind, Needs};
 use crate::backend::Server;
-use crate::classify::{self, AskedTerms, OWN_PREFIX, OwnAssignment, Shown, Target};
+use crate::classify::{self, AskedTerms, Assigned, OWN_PREFIX, OwnAssignment, Shown, Target};
 use crate::relay::buffer::Window;
 use crate::route::Terms;
+use crate::route::freshness::Commits;
 use crate::route::token::{Token, TokenError};
 use crate::topology::model::Snapshot;
 use crate::wire::reply::Report;
@@ -90,6 +91,16 @@ impl OwnSettingError {
     }
 }
 
+/// Letters of a name or value that an error repeats.
+const REPEATED_MAX: usize = 100;
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(REPEATED_MAX) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().into_iter().flat_map(char::to_uppercase);
@@ -102,8 +113,8 @@ fn sentence(text: &str) -> String {
 /// Why it is none.
 pub fn check(name: &str, value: &str, snapshot: &Snapshot) -> Result<(), OwnSettingError> {
     let refused = |expected: String| OwnSettingError::Value {
-        name: name.to_owned(),
-        value: value.to_owned(),
+        name: shortened(name),
+        value: shortened(value),
         expected,
     };
     match name {
@@ -114,10 +125,15 @@ pub fn check(name: &str, value: &str, snapshot: &Snapshot) -> Result<(), OwnSett
             bound.map(|_| ()).map_err(|error: TokenError| refused(error.to_string()))
         }
         _ => AskedTerms::default().set(name, value).map_err(|error| match error {
-            classify::TermError::Unknown => OwnSettingError::Unknown { name: name.to_owned() },
+            classify::TermError::Unknown => OwnSettingError::Unknown { name: shortened(name) },
             classify::TermError::Value(_) => refused(error.to_string()),
         }),
     }
+}
+
+/// The names of those that a session can set.
+pub fn names() -> Vec<String> {
+    AskedTerms::NAMES.iter().chain([&TOKEN]).map(|name| format!("{OWN_PREFIX}{name}")).collect()
 }
 
 /// Checks those among the settings of a startup packet.
@@ -145,7 +161,7 @@ fn asked(pairs: &[(String, String)]) -> (AskedTerms, Option<OwnSettingError>) {
     for (name, value) in own(pairs).filter(|(name, _)| *name != PINS) {
         if let Err(error) = terms.set(name, value) {
             let expected = error.to_string();
-            let (name, value) = (name.to_owned(), value.to_owned());
+            let (name, value) = (shortened(name), shortened(value));
             amiss = Some(match error {
                 classify::TermError::Unknown => OwnSettingError::Unknown { name },
                 classify::TermError::Value(_) => OwnSettingError::Value { name, value, expected },
@@ -175,19 +191,27 @@ impl Session {
         let Some(value) = token.filter(|value| !value.is_empty()) else { return };
         let now = Instant::now();
         let snapshot = std::sync::Arc::clone(&self.shard.snapshot.borrow());
-        self.freshness.settle(&snapshot, self.shard.shared.others_commit(now));
+        self.freshness.settle(&snapshot, self.others_commit(now));
         match value.parse::<Token>().and_then(|token| token.bound(&snapshot)) {
             Ok(bound) => self.freshness.bring(bound, now),
             Err(error) => {
-                let (name, expected) = (TOKEN.to_owned(), error.to_string());
+                let (name, value) = (TOKEN.to_owned(), shortened(&value));
+                let expected = error.to_string();
                 self.amiss = Some(Box::new(OwnSettingError::Value { name, value, expected }));
             }
         }
     }
 
-    /// The unit with what fails in the place of assignments that can't be made, if there are any.
-    pub(super) fn refusing(&self, unit: &[u8]) -> Option<Vec<u8>> {
+    /// The unit with what fails in the place of assignments that can't be made, if there are any. A batch that is here as a whole fails
+    /// as a whole: a statement in the place of one that has parameters would have none.
+    pub(super) fn refusing(&self, kind: Kind, unit: &[u8]) -> Option<(Kind, Vec<u8>)> {
         let mut out = Vec::new();
+        if kind == Kind::Synced && !self.is_in_batch() {
+            let mut parses = unit::frames(unit).filter(|(kind, _)| *kind == b'P');
+            let error = parses.find_map(|(_, body)| self.refusal_of(extended::parse(body)?.sql))?;
+            frame::put(&mut out, b'Q', &[&raising(&error), b"\0"]);
+            return Some((Kind::Simple, out));
+        }
         let mut refused = false;
         for (kind, body) in unit::frames(unit) {
             let parse = extended::parse(body).filter(|_| kind == b'P');
@@ -201,7 +225,17 @@ impl Session {
                 (Some(sql), Some(parse)) => frame::put(&mut out, kind, &[parse.name, b"\0", &sql, b"\0\0\0"]),
             }
         }
-        refused.then_some(out)
+        refused.then_some((kind, out))
+    }
+
+    /// The first of a text's assignments that can't be made.
+    fn refusal_of(&self, sql: &[u8]) -> Option<OwnSettingError> {
+        if classify::classify(sql, &self.dialect()).hint.amiss {
+            return Some(OwnSettingError::Hint);
+        }
+        let snapshot = self.shard.snapshot.borrow();
+        let assignments = classify::own_assignments(sql, self.strings);
+        assignments.iter().find_map(|assignment| check_assignment(assignment, &snapshot).err())
     }
 
     fn refusing_text(&self, sql: &[u8]) -> Option<Vec<u8>> {
@@ -209,20 +243,14 @@ impl Session {
             return Some(raising(&OwnSettingError::Hint));
         }
         let snapshot = self.shard.snapshot.borrow();
-        let mut out = Vec::new();
-        let mut from = 0;
-        for assignment in classify::own_assignments(sql, self.strings) {
-            if let Err(error) = check_assignment(&assignment, &snapshot) {
-                out.extend_from_slice(sql.get(from..assignment.place.start).unwrap_or_default());
-                out.extend_from_slice(&raising(&error));
-                from = assignment.place.end;
-            }
-        }
-        if from == 0 {
-            return None;
-        }
-        out.extend_from_slice(sql.get(from..).unwrap_or_default());
-        Some(out)
+        let mut assignments = classify::own_assignments(sql, self.strings).into_iter();
+        let (start, error) = assignments.find_map(|assignment| {
+            let error = check_assignment(&assignment, &snapshot).err()?;
+            Some((assignment.place.start, error))
+        })?;
+        // What stands behind it would not run. What takes data from the client must find it where it is.
+        let before = sql.get(..start).filter(|_| !self.dialect().classify(sql).1.copies).unwrap_or_default();
+        Some([before, &raising(&error)].concat())
     }
 
     /// Fails a unit because a setting has a value that is none, unless the unit may set it right. `false`: it has failed.
@@ -232,7 +260,7 @@ impl Session {
         (kind, bytes): (Kind, usize),
         needs: &Needs,
     ) -> Flow<bool> {
-        let between = self.attached.is_none() && !self.transaction.is_on_server() && !self.is_in_batch();
+        let between = !self.transaction.is_on_server() && !self.is_in_batch();
         let Some(error) = self.amiss.as_deref().filter(|_| between && !needs.session && needs.statements > 0)
         else {
             return Ok(true);
@@ -255,8 +283,10 @@ impl Session {
             let setting = format!("{OWN_PREFIX}{name}");
             if name == TOKEN {
                 commands.extend(self.token_assignment(&setting));
+            } else if name == PINS {
+                commands.push(settings::assignment(&setting, &self.pins_shown()));
             } else if let Some(value) = self.shown(&name) {
-                commands.push(settings::assignment(&setting, &value));
+                commands.push(assignment_if_unset(&setting, &value));
             } else {
                 continue;
             }
@@ -267,11 +297,14 @@ impl Session {
         commands
     }
 
-    /// A setting's value in force.
+    fn pins_shown(&self) -> String {
+        self.pins.iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A setting's value in force, where the session has not set it.
     fn shown(&self, name: &str) -> Option<String> {
         let terms = &self.terms;
         Some(match name {
-            PINS => self.pins.iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", "),
             "target" => match terms.target {
                 None => "any",
                 Some(Target::Primary) => "primary",
@@ -291,10 +324,13 @@ impl Session {
     fn token_assignment(&self, setting: &str) -> Option<String> {
         let snapshot = self.shard.snapshot.borrow();
         let (system_id, timeline) = (snapshot.system_id?, snapshot.primary?.timeline);
-        let commits_synchronously = self.asynchronous_commit == Some(false)
-            || (self.asynchronous_commit.is_none()
-                && self.group.hidden.known().is_some_and(|found| !found.commits_asynchronously));
-        let position = if commits_synchronously { "flush" } else { "insert" };
+        // What the session wrote, or saw of others: all that was asynchronous is noted, unless it is not known yet.
+        let is_known = !self.group.hidden.has_altered_commits()
+            && self.group.hidden.known().is_some_and(|found| !found.commits_asynchronously)
+            && self.group.hidden.primary_commits_asynchronously(snapshot.epoch) == Some(false);
+        let others = self.others_commit(Instant::now());
+        let is_synchronous = is_known && others == Commits::Synchronous;
+        let position = if is_synchronous { "flush" } else { "insert" };
         Some(format!(
             "SELECT pg_catalog.set_config('{setting}', pg_catalog.concat('{system_id}:{timeline}:', CASE WHEN \
              pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -303,9 +339,23 @@ impl Session {
     }
 }
 
+/// Sets it unless the session has, which may have been in this transaction: only the server knows.
+fn assignment_if_unset(setting: &str, value: &str) -> String {
+    let value = settings::quoted_value(value);
+    format!(
+        "SELECT pg_catalog.set_config('{setting}', CASE WHEN pg_catalog.current_setting('{setting}', true) \
+         OPERATOR(pg_catalog.<>) '' THEN pg_catalog.current_setting('{setting}') ELSE {value} END, false)"
+    )
+}
+
 fn check_assignment(assignment: &OwnAssignment, snapshot: &Snapshot) -> Result<(), OwnSettingError> {
     let name = &assignment.name;
-    check(name, assignment.value.as_deref().unwrap_or_default(), snapshot)?;
+    match &assignment.value {
+        Assigned::Default => check(name, "", snapshot)?,
+        Assigned::Value(value) => check(name, value, snapshot)?,
+        // The server knows what it is, and is asked for it behind its answer.
+        Assigned::NotRead => {}
+    }
     if assignment.local { Err(OwnSettingError::Local { name: name.clone() }) } else { Ok(()) }
 }
 

@@ -151,8 +151,6 @@ impl Session {
                 }
                 changed = changes.changed() => {
                     changed.map_err(|_| End::Told(Box::new(outcome::shutting_down())))?;
-                    // A standby that was lost may be back.
-                    task.excluded.clear();
                     break;
                 }
                 () = tokio::time::sleep_until(deadline) => {

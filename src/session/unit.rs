@@ -178,6 +178,8 @@ pub struct Needs {
     pub statements: usize,
     /// What its leading comments ask for.
     pub terms: AskedTerms,
+    /// What that of the first statement did.
+    pub(super) hinted: Option<AskedTerms>,
 }
 
 impl Default for Needs {
@@ -208,6 +210,7 @@ impl Default for Needs {
             earlier_portal: false,
             statements: 0,
             terms: AskedTerms::default(),
+            hinted: None,
         }
     }
 }
@@ -262,7 +265,12 @@ impl Needs {
         self.may_unpin |= (undoes && !class.unseen) || class.pin == Some(PinReason::AdvisoryLock);
         self.commits |= class.commits;
         self.rolls_back |= class.transaction == TransactionEffect::Rollback;
-        self.terms = self.terms.or(class.hint.terms);
+        match self.hinted {
+            None => (self.hinted, self.terms) = (true.then_some(class.hint.terms), class.hint.terms),
+            Some(terms) if terms == class.hint.terms => {}
+            // Each has its own, and they run on one node: that which is good for all.
+            Some(_) => self.need = Need::Primary,
+        }
     }
 }
 
