@@ -2,7 +2,8 @@
 #   make build                     target/release/pgsteer
 #   make demo ARGS="--help"        the demonstration, with its own arguments
 #   make test                      everything that must hold before a commit
-#   make chaos                     the ledger under 2,000 random faults (PGSTEER_FAULTS, PGSTEER_SEED), half an hour
+#   make chaos                     the ledger under 2,000 random faults, the freshness of 1,000,000 reads (PGSTEER_FAULTS, PGSTEER_READS,
+#                                  PGSTEER_SEED), an hour
 #   make bench                     the figures, see benches/README.md
 #   make bench-failover            how long after a promotion writes go on, see benches/README.md
 #   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
@@ -35,6 +36,7 @@ demo:
 
 chaos: setup
 	PGSTEER_FAULTS=$${PGSTEER_FAULTS:-2000} $(CARGO) test --locked --test ledger what_clients_were_told -- --nocapture
+	PGSTEER_READS=$${PGSTEER_READS:-1000000} $(CARGO) test --locked --test freshness what_sessions_read -- --nocapture
 
 bench: setup
 	$(CARGO) bench --locked $(ARGS)

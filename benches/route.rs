@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use pgsteer::route::freshness::Freshness;
-use pgsteer::route::{Consistency, Need, NodeLoad, Question, route};
+use pgsteer::route::freshness::{Commits, Freshness};
+use pgsteer::route::{Need, NodeLoad, Question, Terms, route};
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, PrimaryView, Role, Snapshot, Timeline};
 
 fn cluster(now: Instant) -> Snapshot {
@@ -38,8 +38,8 @@ fn benches(c: &mut Criterion) {
     let snapshot = cluster(now);
     let load = [NodeLoad { in_flight: 3, latency_us: 120 }; 3];
     let mut wrote = Freshness::default();
-    wrote.on_primary_answer(now - Duration::from_millis(5));
-    wrote.settle(&snapshot);
+    wrote.on_primary_answer(now - Duration::from_millis(5), Commits::Synchronous);
+    wrote.settle(&snapshot, Commits::Synchronous);
     let fresh = Freshness::default();
     for (name, need, freshness) in [
         ("read", Need::Read, &fresh),
@@ -52,9 +52,7 @@ fn benches(c: &mut Criterion) {
                 dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 route(black_box(&Question {
                     need,
-                    target: None,
-                    consistency: Consistency::Session,
-                    max_lag: Duration::from_secs(1),
+                    terms: Terms::default(),
                     others_wrote_at: None,
                     freshness,
                     excluded: &[],

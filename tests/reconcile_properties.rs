@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgsteer::route::freshness::Freshness;
-use pgsteer::route::{Consistency, Destination, Need, Question, route};
+use pgsteer::route::{Destination, Need, Question, Terms, route};
 use pgsteer::topology::evidence::{
     Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
@@ -216,9 +216,7 @@ impl World {
             let Fate::Held { since } = *write else { continue };
             let decision = route(&Question {
                 need: Need::Primary,
-                target: None,
-                consistency: Consistency::Session,
-                max_lag: Duration::from_secs(1),
+                terms: Terms::default(),
                 others_wrote_at: None,
                 freshness: &Freshness::default(),
                 excluded: &[],

@@ -39,7 +39,7 @@ use crate::admin::Status;
 use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
-use crate::session::shard::{Shared, SuspectCause};
+use crate::session::shard::{LastAsynchronousCommit, Shared, SuspectCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::topology::evidence::{Node, SuspectWhy};
@@ -202,6 +202,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>, metrics: Metrics) -> Mo
     let settings = topology::reconcile::Settings {
         probe_interval: config.topology.probe_interval,
         rapid_interval: config.topology.rapid_interval,
+        sample_interval: config.topology.sample_interval,
         probe_timeout: config.topology.probe_timeout,
         connect_timeout: config.topology.connect_timeout,
         claim_ttl: config.topology.claim_ttl,
@@ -268,6 +269,7 @@ fn count(count: u64) -> usize {
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
     let (monitor, metrics) = (monitor.clone(), metrics.clone());
+    let of_positions = monitor.clone();
     let [of_databases, of_users, of_sessions] = [(); 3].map(|()| Arc::clone(house));
     Shared {
         settings: session::Settings {
@@ -289,6 +291,9 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         }),
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
+        asynchronous_commits: LastAsynchronousCommit::default(),
+        reads_on_primary: Arc::default(),
+        want_sample: Box::new(move || of_positions.want_sample()),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
         server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),

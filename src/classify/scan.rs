@@ -35,7 +35,9 @@ pub(super) struct Scanner<'a> {
     pub(super) asks_last_value: bool,
     pub(super) names_prepared: bool,
     pub(super) search: bool,
-    pub(super) asks_pins: bool,
+    pub(super) shows_own: bool,
+    pub(super) sets_own: bool,
+    pub(super) sets_commit: bool,
     /// What the statement calls is only defined by it, and runs later if at all.
     pub(super) defines_only: bool,
     /// A setting was reset by a statement so far.
@@ -68,7 +70,9 @@ impl<'a> Scanner<'a> {
             asks_last_value: false,
             names_prepared: false,
             search: false,
-            asks_pins: false,
+            shows_own: false,
+            sets_own: false,
+            sets_commit: false,
             defines_only: false,
             resets: false,
             resets_before: false,
@@ -264,7 +268,9 @@ impl<'a> Scanner<'a> {
             asks_last_value: self.asks_last_value,
             names_prepared: self.names_prepared,
             search: self.search,
-            asks_pins: self.asks_pins,
+            shows_own: self.shows_own,
+            sets_own: self.sets_own,
+            sets_commit: self.sets_commit,
             resets: match self.resets {
                 _ if self.resets_before => Resets::Before,
                 true if self.statements > 1 => Resets::AtTheEnd,

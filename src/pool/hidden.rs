@@ -32,18 +32,56 @@ pub struct Found {
     pub reads_ask: bool,
     /// What changes the session may make a setting whose name is not known.
     pub unnamed: bool,
+    /// Transactions may be committed asynchronously though their sessions have not said so: by a default, or by what functions set.
+    pub commits_asynchronously: bool,
 }
 
 impl Found {
     /// In the order of the fields.
-    pub fn from_bits(bits: [bool; 7]) -> Self {
-        let [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed] = bits;
-        Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed }
+    pub fn from_bits(bits: [bool; 8]) -> Self {
+        let [
+            changes,
+            reads_change,
+            reads_keep,
+            asks,
+            asks_for_session,
+            reads_ask,
+            unnamed,
+            commits_asynchronously,
+        ] = bits;
+        Self {
+            changes,
+            reads_change,
+            reads_keep,
+            asks,
+            asks_for_session,
+            reads_ask,
+            unnamed,
+            commits_asynchronously,
+        }
     }
 
-    fn bits(self) -> [bool; 7] {
-        let Self { changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed } = self;
-        [changes, reads_change, reads_keep, asks, asks_for_session, reads_ask, unnamed]
+    fn bits(self) -> [bool; 8] {
+        let Self {
+            changes,
+            reads_change,
+            reads_keep,
+            asks,
+            asks_for_session,
+            reads_ask,
+            unnamed,
+            commits_asynchronously,
+        } = self;
+        [
+            changes,
+            reads_change,
+            reads_keep,
+            asks,
+            asks_for_session,
+            reads_ask,
+            unnamed,
+            commits_asynchronously,
+        ]
     }
 }
 
@@ -280,7 +318,7 @@ mod tests {
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
         let hidden = Arc::new(Hidden::new(&Arc::default()));
         let now = Instant::now();
-        let found = Found::from_bits([true, false, true, true, false, true, true]);
+        let found = Found::from_bits([true, false, true, true, false, true, true, false]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));
         let look = hidden.look(now).unwrap();
         hidden.expire(now);

@@ -8,12 +8,28 @@
 //!
 //! [`Freshness::settle`] is to be called with each snapshot before [`Freshness::admits`]; both cost a few comparisons.
 //!
-//! The bound is the flush LSN, which covers what was *committed synchronously*. A session with `synchronous_commit = off`
-//! sets [`Freshness::asynchronous_commit`]; then it is the insert LSN, which an idle primary may take long to reach.
+//! The bound is the flush LSN, which covers what was *committed synchronously*. Behind an asynchronous commit (its own, or one
+//! of somebody else that it may have seen) it is the insert LSN, which an idle primary may take long to reach.
 
 use std::time::Instant;
 
-use crate::topology::model::{Epoch, Lsn, NodeId, NodeView, Snapshot};
+use super::token::Bound;
+use crate::topology::model::{Epoch, Lsn, NodeId, NodeView, PrimaryView, Snapshot};
+
+/// How what a session has seen was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Commits {
+    /// Its WAL was flushed before anybody saw it.
+    #[default]
+    Synchronous,
+    /// Perhaps not (`synchronous_commit = off`).
+    Asynchronous,
+}
+
+/// WAL is written in pages of so many bytes (`XLOG_BLCKSZ`).
+const WAL_PAGE_BYTES: u64 = 8192;
+/// The header of the first page of a segment, the longest (`SizeOfXLogLongPHD`).
+const WAL_PAGE_HEADER_BYTES: u64 = 40;
 
 /// The session's memory. A few words; kept for every session.
 #[derive(Debug, Clone, Default)]
@@ -22,18 +38,23 @@ pub struct Freshness {
     pub primary_answered_at: Option<Instant>,
     /// The standby that answered last, and when.
     pub standby_answered: Option<(NodeId, Instant)>,
-    /// The session commits asynchronously: only the insert LSN bounds its commits.
-    pub asynchronous_commit: bool,
+    /// How what that answer told, or those before it since the last token, was committed.
+    answered_by: Commits,
     /// What a standby must have replayed, on the history of `epoch`.
     token: Option<Lsn>,
+    /// A position that was brought from elsewhere, and when: it is not known yet whether the primary has come to it.
+    brought: Option<(Lsn, Instant)>,
     /// The epoch to which everything above belongs.
     epoch: Epoch,
 }
 
 impl Freshness {
     /// The primary answered: the session counts as having seen everything up to `now`, its own writes included.
-    pub fn on_primary_answer(&mut self, now: Instant) {
-        self.primary_answered_at = Some(now);
+    pub fn on_primary_answer(&mut self, now: Instant, commits: Commits) {
+        self.primary_answered_at = self.primary_answered_at.max(Some(now));
+        if commits == Commits::Asynchronous {
+            self.answered_by = commits;
+        }
         // A standby holds only what the primary had flushed, so this covers it.
         self.standby_answered = None;
     }
@@ -41,6 +62,18 @@ impl Freshness {
     /// A standby answered.
     pub fn on_standby_answer(&mut self, node: NodeId, now: Instant) {
         self.standby_answered = Some((node, now));
+    }
+
+    /// A token was brought: what it stands for is to be seen. To be called behind `settle` with the snapshot of now.
+    pub fn bring(&mut self, bound: Bound, now: Instant) {
+        match bound {
+            Bound::Position(lsn) => {
+                let before = self.brought.map(|(lsn, _)| lsn);
+                self.brought = Some((before.map_or(lsn, |before| before.max(lsn)), now));
+            }
+            // It is of an older history, all of which was flushed when this one began.
+            Bound::Everything => self.on_primary_answer(now, Commits::Synchronous),
+        }
     }
 
     /// Forgets everything, for a session that starts anew.
@@ -54,9 +87,9 @@ impl Freshness {
     }
 
     /// Takes what the snapshot offers: a token as soon as the primary was sampled after its last answer, and a new bound
-    /// where the epoch has changed.
-    pub fn settle(&mut self, snapshot: &Snapshot) {
-        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() {
+    /// where the epoch has changed. `others`: how anybody may have committed what the session saw there.
+    pub fn settle(&mut self, snapshot: &Snapshot, others: Commits) {
+        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() && self.brought.is_none() {
             return;
         }
         if self.is_blank() {
@@ -64,6 +97,10 @@ impl Freshness {
             return;
         }
         let Some(primary) = &snapshot.primary else { return };
+        self.settle_brought(primary, snapshot.epoch);
+        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() {
+            return;
+        }
         let sampled_after = self.primary_answered_at.is_none_or(|answered| primary.sampled_at > answered);
         if !sampled_after {
             return;
@@ -71,10 +108,30 @@ impl Freshness {
         if self.epoch != snapshot.epoch {
             // What the old standby had replayed may be lost WAL: only the new primary's history counts.
             self.standby_answered = None;
+            self.token = None;
             self.epoch = snapshot.epoch;
         }
-        self.token = Some(if self.asynchronous_commit { primary.insert_lsn } else { primary.flush_lsn });
+        let bound = match (std::mem::take(&mut self.answered_by), others) {
+            (Commits::Synchronous, Commits::Synchronous) => primary.flush_lsn,
+            _ => written(primary),
+        };
+        self.token = self.token.max(Some(bound));
         self.primary_answered_at = None;
+    }
+
+    /// What was brought counts as soon as the primary is known to have come to it. One that has not by now never gave it: then
+    /// what it has is all there is to be seen.
+    fn settle_brought(&mut self, primary: &PrimaryView, epoch: Epoch) {
+        let Some((lsn, at)) = self.brought else { return };
+        if self.epoch != epoch {
+            // Which history it is of is not known any more.
+            self.brought = None;
+            self.on_primary_answer(at, Commits::Synchronous);
+        } else if lsn <= primary.flush_lsn || primary.sampled_at > at {
+            self.brought = None;
+            let bound = if lsn <= written(primary) { lsn } else { primary.flush_lsn };
+            self.token = self.token.max(Some(bound));
+        }
     }
 
     /// May this standby answer the session's next read, as far as its own writes and reads go? (The lag budget is
@@ -83,20 +140,24 @@ impl Freshness {
         if self.is_blank() {
             return true;
         }
-        if self.epoch != snapshot.epoch {
+        if self.epoch != snapshot.epoch || self.brought.is_some() {
             return false;
         }
         self.admits_own_writes(standby) && self.admits_seen(standby, snapshot)
     }
 
     fn is_blank(&self) -> bool {
-        self.token.is_none() && self.primary_answered_at.is_none() && self.standby_answered.is_none()
+        self.brought.is_none()
+            && self.token.is_none()
+            && self.primary_answered_at.is_none()
+            && self.standby_answered.is_none()
     }
 
     fn admits_own_writes(&self, standby: &NodeView) -> bool {
         if let Some(answered) = self.primary_answered_at {
             // No token yet, but the standby may have replayed a sample sent after the answer all the same.
-            return !self.asynchronous_commit && standby.fresh_as_of.is_some_and(|as_of| as_of > answered);
+            let is_synchronous = self.answered_by == Commits::Synchronous;
+            return is_synchronous && standby.fresh_as_of.is_some_and(|as_of| as_of > answered);
         }
         self.token.is_none_or(|token| standby.position.is_some_and(|position| position >= token))
     }
@@ -118,4 +179,12 @@ impl Freshness {
             .and_then(|node| node.position);
         seen.zip(standby.position).is_some_and(|(seen, position)| position >= seen)
     }
+}
+
+/// The end of what had been written: the insert LSN, unless that only stands behind the header of a page on which there is nothing.
+fn written(primary: &PrimaryView) -> Lsn {
+    let PrimaryView { flush_lsn, insert_lsn, .. } = *primary;
+    let is_on_new_page = flush_lsn.0 % WAL_PAGE_BYTES == 0;
+    let is_header = insert_lsn.0.checked_sub(flush_lsn.0).is_some_and(|bytes| bytes <= WAL_PAGE_HEADER_BYTES);
+    if is_on_new_page && is_header { flush_lsn } else { insert_lsn }
 }

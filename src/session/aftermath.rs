@@ -24,6 +24,7 @@ use crate::backend::carried::Carried;
 use crate::classify::{PinReason, Refusal, TransactionEffect};
 use crate::relay::answer::{Answer, Unkept};
 use crate::route::Need;
+use crate::route::freshness::Commits;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::extended::{self, Named};
@@ -138,7 +139,7 @@ impl Session {
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
         self.shard.buffers.give_answer(answer);
-        self.answered(&attached, now);
+        self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
         if !self.altered_databases.is_empty() {
@@ -314,11 +315,27 @@ impl Session {
         self.keep_server();
     }
 
-    fn answered(&mut self, attached: &Attached, now: Instant) {
+    fn answered(&mut self, needs: &Needs, attached: &Attached, now: Instant) {
         match attached.side {
-            Side::Primary => self.freshness.on_primary_answer(now),
+            Side::Primary => {
+                let commits = self.commits(needs, now);
+                self.freshness.on_primary_answer(now, commits);
+            }
             Side::Standby => self.freshness.on_standby_answer(attached.node, now),
         }
+    }
+
+    /// How what the primary has just answered is committed, as far as it is known.
+    fn commits(&self, needs: &Needs, now: Instant) -> Commits {
+        let found = self.group.hidden.known();
+        let is_known = needs.sets_commit
+            || self.asynchronous_commit.unwrap_or_default()
+            || found.is_some_and(|found| found.commits_asynchronously);
+        if is_known && !needs.repeatable {
+            self.shard.shared.note_asynchronous_commit(now);
+        }
+        let is_by_default = self.asynchronous_commit.is_none() && found.is_none();
+        if is_known || is_by_default { Commits::Asynchronous } else { Commits::Synchronous }
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
@@ -433,7 +450,9 @@ impl Session {
         let only_read = side == Side::Standby && task.needs.repeatable && !sent.delivered;
         if !only_read {
             // Whatever the lost statement did or told must be seen by the session's next look.
-            self.freshness.on_primary_answer(Instant::now());
+            let now = Instant::now();
+            let commits = self.commits(&task.needs, now);
+            self.freshness.on_primary_answer(now, commits);
         }
         let begun = self.transaction.is_on_server();
         let whole = task.bytes > 0 && sent.fresh;

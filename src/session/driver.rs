@@ -15,10 +15,12 @@ use super::control::Control;
 use super::inspect::Inspect;
 use super::journal::Journal;
 use super::outcome;
+use super::own_settings::{self, OwnSettingError};
 use super::prepared::Names;
 use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
+use super::standby_wait::{CatchUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
@@ -28,8 +30,8 @@ use crate::net;
 use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
-use crate::route::Mode;
 use crate::route::freshness::Freshness;
+use crate::route::{Mode, Terms};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::reply::{self, Report};
@@ -102,6 +104,8 @@ pub(super) struct Attached {
     pub(super) may_unpin: bool,
     /// Settings that the server does not list may have been made: they are reset before anybody else gets it.
     pub(super) unlisted: bool,
+    /// The place that its read has among those on the primary for want of a standby.
+    pub(super) _on_primary: Option<ReadOnPrimary>,
 }
 
 /// An extended batch under way.
@@ -151,6 +155,8 @@ pub struct Session {
     pub(super) read_only: bool,
     /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
     pub(super) serializable: bool,
+    /// Whether `synchronous_commit` is off, where the session has set it.
+    pub(super) asynchronous_commit: Option<bool>,
     /// `idle_session_timeout`, for while no server is held that would look at it.
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
@@ -165,6 +171,10 @@ pub struct Session {
     pub(super) told: Reported,
     /// What it was told at its login: where no setting was changed since, or all are reset, it is so still.
     pub(super) welcome: Reported,
+    /// What its reads are promised, by the configuration and by its settings.
+    pub(super) terms: Terms,
+    /// One of its settings `pgsteer.…` has a value that is none.
+    pub(super) amiss: Option<Box<OwnSettingError>>,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -177,6 +187,7 @@ pub struct Session {
     pub(super) names: Names,
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
+    pub(super) catch_up: CatchUp,
     pub(super) pins: Vec<PinReason>,
     /// Channels that are listened to.
     pub(super) channels: Vec<String>,
@@ -211,7 +222,9 @@ impl Session {
         number: u64,
         identity: Identity,
     ) -> Self {
-        let settings = shard.intern_settings(identity.settings);
+        let mut pairs = identity.settings;
+        let token = own_settings::take_token(&mut pairs);
+        let settings = shard.intern_settings(pairs);
         let welcome = shard.intern_told(Reported::new(identity.told));
         let mut session = Self {
             shard: Rc::clone(shard),
@@ -227,11 +240,14 @@ impl Session {
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),
+            terms: Terms::default(),
+            amiss: None,
             startup: Rc::clone(&settings),
             settings,
             touched: Touched::default(),
             read_only: identity.read_only,
             serializable: false,
+            asynchronous_commit: None,
             idle_limit: None,
             statement_limit: None,
             idle_in_transaction_limit: None,
@@ -246,6 +262,7 @@ impl Session {
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
+            catch_up: CatchUp::default(),
             pins: Vec::new(),
             channels: Vec::new(),
             attached: None,
@@ -261,6 +278,7 @@ impl Session {
             altered_roles: None,
         };
         session.read_settings();
+        session.bring_token(token);
         session
     }
 
@@ -423,14 +441,31 @@ impl Session {
         } else {
             bytes
         };
+        self.read_and_run(window, kind, bytes).await
+    }
+
+    /// Finds out what a unit needs, and runs it.
+    async fn read_and_run(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         let in_batch = self.is_in_batch();
         self.may_have_savepoints &= self.transaction.is_on_server();
-        let needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
+        let mut needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {
             self.refresh_catalogue();
             self.needs(window.filled().get(..bytes).unwrap_or_default())
         };
+        if needs.sets_own
+            && let Some(unit) = self.refusing(window.filled().get(..bytes).unwrap_or_default())
+        {
+            window.consume(bytes);
+            let length = unit.len();
+            let mut refusing = Window::new(unit.into_boxed_slice());
+            refusing.advance(length);
+            return Box::pin(self.read_and_run(&mut refusing, kind, length)).await;
+        }
+        if self.amiss.is_some() && !self.is_in_order(window, (kind, bytes), &needs).await? {
+            return Ok(());
+        }
         if !in_batch {
             let local = self.local(window.filled().get(..bytes).unwrap_or_default(), kind, &needs);
             if let Some(reply) = local {
@@ -440,7 +475,9 @@ impl Session {
         }
         self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
         if needs.session || needs.unseen {
-            self.note_effects(window.filled().get(..bytes).unwrap_or_default());
+            let unit = window.filled().get(..bytes).unwrap_or_default();
+            needs.sets_commit |= self.mentions_commit(unit);
+            self.note_effects(unit);
         }
         if needs.defines {
             self.note_definition();

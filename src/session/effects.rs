@@ -17,6 +17,9 @@ use crate::wire::{extended, startup, text};
 /// What CREATE DATABASE copies if it is not told otherwise.
 const DEFAULT_TEMPLATE: &[u8] = b"template1";
 
+/// The setting that says how a transaction is committed.
+const COMMIT_SETTING: &[u8] = b"synchronous_commit";
+
 /// Bytes of a shape that `/learned` shows.
 const SHAPE_BYTES_MAX: usize = 400;
 
@@ -47,7 +50,7 @@ impl Session {
     }
 
     /// The texts that a unit parses or runs.
-    fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
+    pub(super) fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
         unit::frames(unit).filter_map(|(kind, body)| match kind {
             b'Q' => extended::query(body),
             b'P' => extended::parse(body).map(|parse| parse.sql),
@@ -74,6 +77,15 @@ impl Session {
             let shape = || classify::shape_text(text, self.strings, SHAPE_BYTES_MAX);
             self.group.hidden.learned.learn(classify::shape_hash(text), refusal, now, shape);
         }
+    }
+
+    /// Whether code that a unit runs says how its transaction is to be committed. Rare, so it reads the texts once more.
+    pub(super) fn mentions_commit(&self, unit: &[u8]) -> bool {
+        let mentions = |text: &[u8]| {
+            text.windows(COMMIT_SETTING.len()).any(|part| part.eq_ignore_ascii_case(COMMIT_SETTING))
+        };
+        // The values of a Bind are in the unit itself.
+        mentions(unit) || self.texts(unit).any(mentions)
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.

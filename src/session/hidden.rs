@@ -107,6 +107,7 @@ impl Session {
         else {
             return Ok(());
         };
+        let has_plain_defaults = server.defaults.pairs.is_empty();
         // Refused, it is asked again with the next statement.
         let Ok(asked) = ask(server, &[ITS_SETTINGS, HIDDEN].concat()).await else { return Ok(()) };
         self.pass_notifications(&asked.notifications).await?;
@@ -119,6 +120,8 @@ impl Session {
             self.forget_defaults(&Arc::clone(self.group.database()));
         }
         let mut found = Found::from_bits(std::array::from_fn(is_so));
+        // A connection that has a session's startup packet has its defaults, not those of all.
+        found.commits_asynchronously = is_so(8) || !has_plain_defaults;
         let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
         found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
         let Some(server) = attached.lease.server() else { return Ok(()) };

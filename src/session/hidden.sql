@@ -1,6 +1,7 @@
 -- What statements of this database may do to their session beside what their texts show: one row of truth values, in the order of
 -- `pool::Found`, and behind them bodies in which the name of a setting may be put together, as far as 200,000 letters reach,
--- and a hash of the settings that roles and the database have as defaults.
+-- a hash of the settings that roles and the database have as defaults, and whether transactions may be committed asynchronously though
+-- no text of a client says so.
 -- Everything below 16384 is PostgreSQL's own (FirstNormalObjectId). It runs with a search_path of its own, behind `word`.
 -- The same of PostgreSQL's own functions, as they stand in expressions that the catalogue keeps parsed. No object depends on these.
 builtin(changes, keeps, asks) AS (
@@ -78,5 +79,7 @@ SELECT
   bool_or(asks), bool_or(asks) FILTER (WHERE way <> 't'), bool_or(asks) FILTER (WHERE way = 'r'),
   left(string_agg(DISTINCT unnamed, chr(10)), 200000),
   (SELECT abs(hashtextextended(coalesce(string_agg(concat(setdatabase, ' ', setrole, ' ', setconfig), ' ' ORDER BY setdatabase, setrole), ''), 0)) >> 2
-   FROM pg_db_role_setting WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))
+   FROM pg_db_role_setting WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))),
+  (SELECT reset_val = 'off' FROM pg_settings WHERE name = 'synchronous_commit')
+    OR EXISTS (SELECT FROM pg_proc WHERE oid >= 16384 AND prolang NOT IN (12, 13) AND prosrc ~* 'synchronous_commit')
 FROM found

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
@@ -26,6 +26,7 @@ use crate::classify::{PinReason, TextCache};
 use crate::pool::Pools;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
+use crate::route::freshness::Commits;
 use crate::telemetry::metrics::ShardCounters;
 use crate::topology::model::{Epoch, NodeId, NodeView, Readers, Role, Snapshot};
 use crate::wire::reply::Clients;
@@ -74,8 +75,65 @@ pub struct Shared {
     pub server_process: Box<dyn Fn(i32) -> Option<oneshot::Receiver<i32>> + Send + Sync>,
     /// Whom the primary's processes work for.
     pub senders: Arc<Senders>,
+    /// When something was committed asynchronously last.
+    pub asynchronous_commits: LastAsynchronousCommit,
+    /// Reads that are on the primary for want of a standby.
+    pub reads_on_primary: Arc<AtomicUsize>,
+    /// Has the positions of all nodes looked at soon: sessions wait for standbys to have what they saw.
+    pub want_sample: Box<dyn Fn() + Send + Sync>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
+}
+
+impl Shared {
+    /// Something was committed asynchronously.
+    pub fn note_asynchronous_commit(&self, now: Instant) {
+        self.asynchronous_commits.note(now);
+    }
+
+    /// How anybody may have committed what is seen on the primary.
+    pub fn others_commit(&self, now: Instant) -> Commits {
+        if self.asynchronous_commits.is_recent(now) { Commits::Asynchronous } else { Commits::Synchronous }
+    }
+}
+
+/// When any session has committed asynchronously last. What others see of that commit may not be flushed yet.
+#[derive(Debug)]
+pub struct LastAsynchronousCommit {
+    clock: Instant,
+    /// In milliseconds behind `clock`, and one; 0: never.
+    at_ms: AtomicU64,
+}
+
+/// An asynchronous commit is flushed within three times `wal_writer_delay`, which is at most 10 s.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(30);
+
+impl Default for LastAsynchronousCommit {
+    fn default() -> Self {
+        Self { clock: Instant::now(), at_ms: AtomicU64::new(0) }
+    }
+}
+
+impl LastAsynchronousCommit {
+    fn ms(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.clock);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn note(&self, now: Instant) {
+        // Shared by all shards: written to only when it says something new.
+        let now_ms = self.ms(now);
+        if self.at_ms.load(Ordering::Relaxed) < now_ms {
+            self.at_ms.fetch_max(now_ms, Ordering::AcqRel);
+        }
+    }
+
+    fn is_recent(&self, now: Instant) -> bool {
+        match self.at_ms.load(Ordering::Acquire) {
+            0 => false,
+            at_ms => u128::from(self.ms(now).saturating_sub(at_ms)) < FLUSHED_WITHIN.as_millis(),
+        }
+    }
 }
 
 /// A shard.
@@ -98,6 +156,8 @@ pub struct Shard {
     pub counters: Arc<ShardCounters>,
     /// The snapshot its sessions route by.
     pub snapshot: RefCell<Arc<Snapshot>>,
+    /// Sessions that wait for a standby.
+    pub(super) waiting_for_standby: Cell<usize>,
     /// Rings for held sessions when the snapshot has changed.
     pub snapshot_changed: watch::Sender<u64>,
     /// Load of each node, as far as this shard causes it.
@@ -147,6 +207,7 @@ impl Shard {
             buffers: Stock::default(),
             counters,
             snapshot: RefCell::new(snapshot),
+            waiting_for_standby: Cell::new(0),
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
             draining: Cell::new(false),
@@ -197,7 +258,12 @@ impl Shard {
             self.doubt.set(None);
         }
         let now = Instant::now();
-        if changed || cleared || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
+        let is_awaited = self.waiting_for_standby.get() > 0;
+        if changed
+            || cleared
+            || is_awaited
+            || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL
+        {
             self.last_bell.set(now);
             self.snapshot_changed.send_replace(version);
         }

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,13 @@ struct Suspicions {
     raised: Notify,
 }
 
+/// Whether anybody waits for the next sample of all positions.
+#[derive(Debug, Default)]
+struct Demand {
+    wanted: AtomicBool,
+    raised: Notify,
+}
+
 /// Ends the monitor when the last handle goes.
 #[derive(Debug)]
 struct Running(JoinHandle<()>);
@@ -80,6 +87,7 @@ pub struct MonitorHandle {
     /// The picture now, for the hot path.
     pub current: Arc<ArcSwap<Snapshot>>,
     suspicions: Arc<Suspicions>,
+    demand: Arc<Demand>,
     events: Arc<Mutex<VecDeque<Event>>>,
     failovers: Arc<Mutex<VecDeque<Failover>>>,
     _running: Arc<Running>,
@@ -93,6 +101,14 @@ impl MonitorHandle {
             if before & why.bit() == 0 {
                 self.suspicions.raised.notify_one();
             }
+        }
+    }
+
+    /// Has the next round come soon: sessions wait to know how far standbys are. Never blocks, allocates nothing, and many calls
+    /// before that round count as one.
+    pub fn want_sample(&self) {
+        if !self.demand.wanted.load(Ordering::Relaxed) && !self.demand.wanted.swap(true, Ordering::AcqRel) {
+            self.demand.raised.notify_one();
         }
     }
 
@@ -143,6 +159,7 @@ impl Monitor {
             reasons: nodes.iter().map(|_| AtomicU32::new(0)).collect(),
             ..Suspicions::default()
         });
+        let demand = Arc::new(Demand::default());
         let pulses: Box<[Arc<Notify>]> = nodes.iter().map(|_| Arc::default()).collect();
         let (inputs_in, inputs) = mpsc::channel(INPUTS_QUEUED);
         let (rounds, _) = watch::channel(0u64);
@@ -169,6 +186,7 @@ impl Monitor {
             pulses,
             idle_until: Instant::now(),
             suspicions: Arc::clone(&suspicions),
+            demand: Arc::clone(&demand),
             fence,
             published: first,
             reigned: None,
@@ -180,7 +198,7 @@ impl Monitor {
             _probes: probes,
         };
         let running = Arc::new(Running(tokio::spawn(coordinator.run())));
-        MonitorHandle { snapshots, current, suspicions, events, failovers, _running: running }
+        MonitorHandle { snapshots, current, suspicions, demand, events, failovers, _running: running }
     }
 }
 
@@ -197,6 +215,7 @@ struct Coordinator {
     /// There were no clients: the primary need not be asked before this.
     idle_until: Instant,
     suspicions: Arc<Suspicions>,
+    demand: Arc<Demand>,
     fence: Arc<dyn Fence>,
     published: Arc<Snapshot>,
     /// The last primary that was published.
@@ -215,10 +234,10 @@ impl Coordinator {
     async fn run(mut self) {
         self.start_round().await;
         loop {
-            let next_round = self.round_began + self.reconciler.round_interval(Instant::now());
+            let next_round = self.round_began + self.round_interval(Instant::now());
             let pulse = self.reconciler.pulse_due().map(|(_, due)| due.max(self.idle_until));
             let wake = self.reconciler.deadline().into_iter().chain(pulse).fold(next_round, Instant::min);
-            let suspicions = Arc::clone(&self.suspicions);
+            let (suspicions, demand) = (Arc::clone(&self.suspicions), Arc::clone(&self.demand));
             tokio::select! {
                 biased;
                 () = suspicions.raised.notified() => self.take_suspicions().await,
@@ -226,13 +245,15 @@ impl Coordinator {
                     Some(input) => self.take(input).await,
                     None => return,
                 },
+                // The next round comes sooner by now.
+                () = demand.raised.notified() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             let now = Instant::now();
             if self.reconciler.deadline().is_some_and(|deadline| deadline <= now) {
                 self.judge(Input::Tick).await;
             }
-            if self.round_began + self.reconciler.round_interval(now) <= now {
+            if self.round_began + self.round_interval(now) <= now {
                 self.start_round().await;
             }
             self.pulse(now).await;
@@ -255,7 +276,13 @@ impl Coordinator {
         }
     }
 
+    fn round_interval(&self, now: Instant) -> Duration {
+        self.reconciler.round_interval(self.demand.wanted.load(Ordering::Acquire), now)
+    }
+
     async fn start_round(&mut self) {
+        // What is asked for from now on is for the round behind this one.
+        self.demand.wanted.store(false, Ordering::Release);
         self.round_began = Instant::now();
         self.awaited.fill(true);
         self.rounds.send_modify(|round| *round += 1);
@@ -523,6 +550,7 @@ mod tests {
             pulses: Box::default(),
             idle_until: Instant::now(),
             suspicions: Arc::default(),
+            demand: Arc::default(),
             fence,
             published: Arc::clone(&first),
             reigned: None,

@@ -41,6 +41,8 @@ pub struct Settings {
     pub probe_interval: Duration,
     /// Between two rounds while the primary is doubted or missing.
     pub rapid_interval: Duration,
+    /// Between two rounds while somebody waits to know how far standbys are.
+    pub sample_interval: Duration,
     /// A probe without an answer for so long has failed (a hung node).
     pub probe_timeout: Duration,
     /// Limit of connecting and logging in.
@@ -61,6 +63,7 @@ impl Default for Settings {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
+            sample_interval: Duration::from_millis(10),
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
@@ -521,6 +524,7 @@ impl Reconciler {
         let views = ids(&self.nodes).map(|(id, node)| self.view(id, node, now)).collect();
         self.snapshot = Arc::new(Snapshot {
             version: self.version,
+            system_id: self.system_id,
             epoch: self.reign.map_or(Epoch(0), |reign| reign.epoch),
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),

@@ -36,10 +36,11 @@ pub(super) struct Hint {
 }
 
 impl Reconciler {
-    /// Time between two rounds, as things stand.
-    pub fn round_interval(&self, now: Instant) -> Duration {
+    /// Time between two rounds, as things stand. `sample_wanted`: sessions wait to know how far standbys are.
+    pub fn round_interval(&self, sample_wanted: bool, now: Instant) -> Duration {
         match self.rapid_since {
             Some(since) if now.saturating_duration_since(since) < RAPID_LASTS => self.settings.rapid_interval,
+            _ if sample_wanted => self.settings.sample_interval.min(self.settings.probe_interval),
             _ => self.settings.probe_interval,
         }
     }

@@ -149,7 +149,7 @@ mod tests {
         let mut it = Story::new();
         it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
         assert!(it.snapshot().suspected);
-        assert_eq!(it.judge.round_interval(it.now), Settings::default().rapid_interval);
+        assert_eq!(it.judge.round_interval(false, it.now), Settings::default().rapid_interval);
     }
 
     /// A probe may have found it before.

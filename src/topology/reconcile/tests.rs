@@ -88,6 +88,6 @@ impl Story {
     }
 
     pub(super) fn interval(&self) -> Duration {
-        self.judge.round_interval(self.now)
+        self.judge.round_interval(false, self.now)
     }
 }
