@@ -72,6 +72,7 @@ const PURE: &[&str] = &[
     "relay",
     "route",
     "config",
+    "admin/console",
     "topology/model",
     "topology/failover",
     "topology/reconcile",

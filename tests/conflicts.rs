@@ -274,3 +274,16 @@ async fn a_client_that_does_not_read_does_not_stop_replay() {
     }
     assert!(bytes < 800_000_000, "{bytes}");
 }
+
+/// The primary would run it, but not in a pause: its client hears at once what it would hear without retries.
+#[tokio::test]
+async fn a_read_that_is_out_of_retries_is_not_held_by_a_pause() {
+    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_ATTEMPTS", "1")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    start_slow(&mut client, false).await;
+    runs_on(&sandbox, "AS slow").await;
+    assert_eq!(proxy.post("/pause?for=10m&until=resume").await.0, 200);
+    conflict(&sandbox).await;
+    assert_eq!(errors(&client.read_until(b'Z').await), ["40001"]);
+    assert!(proxy.metric("pgsteer_statements_held_total", &[]).await < 0.5);
+}

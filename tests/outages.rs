@@ -7,6 +7,7 @@
 mod running;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -459,4 +460,65 @@ async fn an_answer_that_lacks_only_its_end_is_no_loss() {
     }
     let unknown = proxy.metric("pgsteer_errors_total", &[("sqlstate", "08007")]).await;
     assert!((unknown - 2.0).abs() < 0.5, "{unknown}");
+}
+
+/// Passes everything on until the server has completed a SET, once: what is sent to it after that ends the connection.
+async fn ends_behind_a_set(node: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let armed = Arc::new(AtomicBool::new(true));
+    tokio::spawn(async move {
+        while let Ok((proxy, _)) = listener.accept().await {
+            let armed = Arc::clone(&armed);
+            tokio::spawn(async move {
+                let server = TcpStream::connect(node).await.unwrap();
+                let ((mut from_proxy, mut to_proxy), (mut from_server, mut to_server)) =
+                    (proxy.into_split(), server.into_split());
+                let is_over = Arc::new(AtomicBool::new(false));
+                let seen = Arc::clone(&is_over);
+                let back = async move {
+                    let mut chunk = vec![0; 8192];
+                    while let Ok(count @ 1..) = from_server.read(&mut chunk).await {
+                        let has_set = chunk[..count].windows(9).any(|part| part == b"C\0\0\0\x08SET\0");
+                        if has_set && armed.swap(false, Ordering::SeqCst) {
+                            seen.store(true, Ordering::SeqCst);
+                        }
+                        if to_proxy.write_all(&chunk[..count]).await.is_err() {
+                            break;
+                        }
+                    }
+                };
+                let forth = async move {
+                    let mut chunk = vec![0; 8192];
+                    while let Ok(count @ 1..) = from_proxy.read(&mut chunk).await {
+                        if is_over.load(Ordering::SeqCst)
+                            || to_server.write_all(&chunk[..count]).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                };
+                tokio::select! { () = back => {}, () = forth => {} }
+            });
+        }
+    });
+    address
+}
+
+/// Pools send a SET when they take a connection out: its server may be lost while pgsteer asks what became of it.
+#[tokio::test]
+async fn a_set_whose_server_is_lost_behind_its_answer_is_known_by_its_text() {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    for (sql, is_known) in [("SET work_mem = '15MB'", true), ("SET search_path = a, b", false)] {
+        let relay = ends_behind_a_set(sandbox.node(0).address()).await;
+        let proxy = Running::start_at(&[relay], &sandbox, &["--auth", "trust"], &[]).await;
+        let mut client = proxy.raw_logged_in().await;
+        no_errors(&client.query(sql).await);
+        if is_known {
+            assert_eq!(values(&client.query("SHOW work_mem").await), ["15MB"]);
+        } else {
+            client.try_send(&query("SHOW work_mem")).await;
+            assert_eq!(errors(&client.read_to_end().await), ["57P01"]);
+        }
+    }
 }

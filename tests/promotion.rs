@@ -278,7 +278,7 @@ async fn a_promotion_that_is_told_is_looked_at_at_once() {
     let promoted = Instant::now();
     wait_epoch(&proxy, 2).await;
     assert!(promoted.elapsed() < Duration::from_secs(10), "{:?}", promoted.elapsed());
-    assert!(proxy.log().contains("was promoted, as it told itself"), "{}", proxy.log());
+    assert!(proxy.log().contains("tells that its timeline has ended"), "{}", proxy.log());
     let row = standby.query_one("SELECT pg_last_wal_replay_lsn()::text", &[]).await.unwrap();
     let told = format!("tells of its promotion: timeline 2 begins at {}", row.get::<_, &str>(0));
     eventually("it is told where the timeline begins", async || proxy.log().contains(&told)).await;

@@ -4,6 +4,7 @@
 //! Must not know: sessions, how the cluster is judged, configuration files.
 
 pub mod command_line;
+pub mod console;
 pub mod failovers;
 pub mod http;
 pub mod json;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cancel_keys::{CancelKeys, Holder};
+use super::console::Console;
 use super::login_role::LoginRole;
 use super::parameters::{Parameters, Question, Reported};
 use super::peers::{Forwarded, Peers};
@@ -48,6 +49,7 @@ pub(super) struct House {
     reported: Arc<Reported>,
     cancel_keys: CancelKeys,
     peers: Arc<Peers>,
+    pub(super) console: Console,
 }
 
 /// Random bytes for nonces, keys and secrets.
@@ -70,6 +72,7 @@ impl House {
         config: &Config,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         commands: Vec<mpsc::UnboundedSender<Command>>,
+        console: Console,
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         let role = Arc::new(LoginRole::new(config, snapshots));
@@ -87,6 +90,7 @@ impl House {
             peers: Peers::new(config.listen.peers.clone(), own, &control),
             reported: Reported::new(role, control),
             cancel_keys,
+            console,
         })
     }
 
@@ -300,6 +304,10 @@ impl Door for ShardDoor<'_> {
     ) -> Result<Granted, Denial> {
         if request.replication == Replication::Wanted {
             return self.open_replication(request, startup, keys).await;
+        }
+        if self.house.console.is(&request.database) {
+            let parameters = self.house.console.greeting(&request.user).map_err(|report| denied(&report))?;
+            return Ok(Granted { parameters, notices: Vec::new(), role: None });
         }
         let pairs = settings::from_startup(startup).map_err(|error| {
             let report = Report::fatal(error.code(), error.to_string());

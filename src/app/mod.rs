@@ -5,6 +5,7 @@
 //! `config`.
 
 mod cancel_keys;
+mod console;
 mod failure;
 mod flights;
 mod hint;
@@ -28,11 +29,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::console::Console;
 use self::house::House;
 use self::pause::Pauser;
 use self::seats::Seats;
 use self::shards::{Command, Shards};
 use self::status::ProxyStatus;
+use crate::admin::Status;
 use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
 use crate::route::Mode;
@@ -87,8 +90,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let (commands, command_receivers) = Shards::channels(shard_count);
     let fence: Arc<dyn Fence> = Arc::new(shards::ShardFence::new(commands.clone()));
     let monitor = start_monitor(&config, fence, metrics.clone());
-    let house =
-        House::new(&config, monitor.snapshots.clone(), commands.clone(), tokio::runtime::Handle::current());
+    let (console, console_requests) = Console::new(&config.admin);
+    let control = tokio::runtime::Handle::current();
+    let house = House::new(&config, monitor.snapshots.clone(), commands.clone(), console, control);
     let shared = Arc::new(shared(&config, &monitor, &metrics, &house));
     let verifiers = Arc::clone(&house);
     let keys = pool::LoginKeys::new(Box::new(move |user| verifiers.doubt(user)));
@@ -98,7 +102,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let shards = Shards::start(receivers, &house, &shared, &pools, &metrics, &monitor)?;
 
     let seats = Seats::new(&config);
-    let status = Arc::new(ProxyStatus::new(
+    let status: Arc<dyn Status> = Arc::new(ProxyStatus::new(
         &config,
         monitor.clone(),
         metrics.clone(),
@@ -106,6 +110,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         registry,
         (Arc::clone(&seats), Pauser::new(commands.clone(), monitor.clone())),
     ));
+    let consoles = tokio::spawn(console::run(console_requests, Arc::clone(&status)));
     let http = match config.admin.address {
         Some(address) => {
             let listener = net::listen(address).map_err(|source| StartError::Listen { address, source })?;
@@ -136,6 +141,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         }
     };
     drain(config.shutdown.timeout, shards, &commands, &metrics, again).await;
+    consoles.abort();
     drop(http);
     Ok(())
 }

@@ -14,6 +14,7 @@ use crate::backend::standby_watch::{WatchError, Watched, watch};
 use crate::topology::model::NodeAddress;
 use crate::topology::probe::Credentials;
 use crate::topology::watchers::{Promotion, PromotionWatch, WatchFailure, Watching};
+use crate::wire::sqlstate;
 
 /// By a replication connection to the standby.
 pub(super) struct ReplicationWatch {
@@ -44,8 +45,8 @@ impl PromotionWatch for ReplicationWatch {
     }
 }
 
-/// Whether the server will say so again: no REPLICATION, no line of `pg_hba.conf`, no slot, no streaming. What comes with a server
-/// that is starting or ending will pass.
+/// Whether the server will say so again: no REPLICATION, no line of `pg_hba.conf`, no streaming. What comes with a server
+/// that is starting or ending will pass, and so will a want of WAL senders.
 fn is_final(error: &WatchError) -> bool {
     let code = match error {
         WatchError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
@@ -53,5 +54,21 @@ fn is_final(error: &WatchError) -> bool {
         WatchError::Connect(ConnectError::Login(_)) | WatchError::WalFlows => return true,
         WatchError::Connect(_) | WatchError::Stream(StreamError::Malformed) => return false,
     };
-    &code.class() != b"57"
+    !sqlstate::passes(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::SqlState;
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        let refused = |code: &[u8; 5]| StreamError::Refused { code: SqlState(*code), message: String::new() };
+        for (code, is_said_again) in
+            [(b"42501", true), (b"28000", true), (b"53300", false), (b"57P03", false)]
+        {
+            assert_eq!(is_final(&WatchError::Stream(refused(code))), is_said_again, "{code:?}");
+        }
+    }
 }

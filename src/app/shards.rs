@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::console;
 use super::house::{House, ShardDoor};
 use super::seats::{self, ClientLimit, Seat, Seats};
 use crate::auth::Secret;
@@ -278,6 +279,7 @@ enum Role {
     Session(Box<Identity>),
     /// Through a server connection of its own.
     Replication(Box<Server>),
+    Console,
 }
 
 /// One client, from its first byte to its last.
@@ -297,6 +299,7 @@ async fn client_task(
             Role::Session(identity) => {
                 Box::new(Session::new(&shard, client, control, session, *identity)).serve(early).await;
             }
+            Role::Console => console::serve(&shard, &client, &control, &house.console, early).await,
             Role::Replication(server) => {
                 replication::serve(&shard, &client, &control, session, server, early).await;
             }
@@ -322,8 +325,10 @@ async fn log_in(
             Ok(Ok(Outcome::In(logged_in))) => {
                 let (seat, server) = door.into_seat();
                 let (identity, process_id, early) = let_in(shard, *logged_in, mode);
+                let is_console = house.console.is(&identity.database);
                 let role = match server {
                     Some(server) => Role::Replication(server),
+                    None if is_console => Role::Console,
                     None => Role::Session(Box::new(identity)),
                 };
                 return Some(Admitted { role, process_id, early, seat });

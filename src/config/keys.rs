@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 66] = [
+pub(super) const KEYS: [Key; 68] = [
     flagged(
         "listen.address",
         "--listen",
@@ -232,6 +232,8 @@ pub(super) const KEYS: [Key; 66] = [
     key("listen.client_idle_timeout", or_none(|c| &mut c.listen.client_idle_timeout)),
     flagged("listen.shards", "--shards", custom("\"auto\" or a whole number from 1 to 1024", shards)),
     flagged("admin.address", "--admin", custom("IP:port, such as \"127.0.0.1:9127\", or \"off\"", admin)),
+    key("admin.console_users", custom("a list of user names; empty for none", console_users)),
+    key("admin.console_database", Kind::Text(|c| &mut c.admin.console_database)),
     flagged("cluster.nodes", "--nodes", Kind::Nodes),
     flagged("cluster.user", "--user", Kind::Text(|c| &mut c.cluster.user)),
     key("cluster.password", Kind::Secret),
@@ -345,6 +347,11 @@ fn admin(draft: &mut Draft, given: &Given) -> Option<()> {
         "off" => None,
         text => Some(text.parse().ok()?),
     };
+    Some(())
+}
+
+fn console_users(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.admin.console_users = given.list()?.into_iter().map(str::to_owned).collect();
     Some(())
 }
 

@@ -132,11 +132,21 @@ impl Default for Listen {
     }
 }
 
-/// The HTTP address.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The HTTP address, and the console.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
     /// Where to serve; `None` serves nothing.
     pub address: Option<SocketAddr>,
+    /// Who may use the console; empty: there is none.
+    pub console_users: Vec<String>,
+    /// The database by which clients reach it.
+    pub console_database: String,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: None, console_users: Vec::new(), console_database: "pgsteer".to_owned() }
+    }
 }
 
 /// One node.

@@ -185,9 +185,11 @@ impl Control {
     }
 
     /// Has the session give up what it does on this node, unless it does nothing there or has been told so already; gives by what the
-    /// server is to be told. Whoever is idle between transactions is in nobody's way.
+    /// server is to be told. Whoever is idle between transactions is in nobody's way, and neither is a question of pgsteer's own behind an
+    /// answer: it is over soon, and without its answer the session could not go on.
     pub fn leave(&self, node: NodeId) -> Option<Rc<CancelKey>> {
-        let key = self.runs_at.borrow().clone().filter(|key| key.node == node && !self.idle.get())?;
+        let is_busy = !self.idle.get() && self.asking.get().is_none();
+        let key = self.runs_at.borrow().clone().filter(|key| key.node == node && is_busy)?;
         if self.leaves.replace(true) {
             return None;
         }
@@ -263,6 +265,23 @@ mod tests {
         let mut idle = sent();
         control.forget_cancels();
         assert!(answered(&mut idle));
+    }
+
+    /// The client has its answer, and loses its session with the connection.
+    #[tokio::test]
+    async fn a_session_is_asked_to_the_end_before_it_leaves_a_standby() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Rc::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let control = Control::new(&client);
+        let key = CancelKey { node: NodeId(1), process_id: 7, key: Vec::new() };
+        *control.runs_at.borrow_mut() = Some(Rc::new(key));
+        control.idle.set(false);
+        control.asking.set(Some(NextStatement::Unread));
+        assert!(control.leave(NodeId(1)).is_none() && !control.leaves.get());
+        control.asking.set(None);
+        assert!(control.leave(NodeId(2)).is_none());
+        assert!(control.leave(NodeId(1)).is_some() && control.leaves.get());
+        assert!(control.leave(NodeId(1)).is_none(), "once is enough");
     }
 
     /// While pgsteer asks for itself a cancel is for the client's next statement, if that has been sent, else for nothing.

@@ -179,6 +179,8 @@ pub struct Session {
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
     pub(super) touched: Touched,
+    /// Name and value of a SET that is all of a Query outside of a transaction, where its text shows them.
+    pub(super) set_by_text: Option<(String, String)>,
     /// How texts were to be read at login.
     pub(super) first: Reading,
     /// What is known of the database, and which catalogue that is.
@@ -247,6 +249,7 @@ impl Session {
             startup: Rc::clone(&settings),
             settings,
             touched: Touched::default(),
+            set_by_text: None,
             read_only: identity.read_only,
             serializable: false,
             asynchronous_commit: None,

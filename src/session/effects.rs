@@ -142,6 +142,8 @@ impl Session {
                     let plain = classify::named_settings(&text, self.strings).pop();
                     let name = plain.as_deref().map_or_else(|| name.of(&text), str::as_bytes);
                     mentioned.value(name);
+                    let whole = between && kind == b'Q' && class.statements == 1;
+                    self.set_by_text = whole.then(|| settings::set_by_text(&text, name)).flatten();
                     touched.set(name);
                 }
                 SessionEffect::Reset(name) if between => {

@@ -84,7 +84,7 @@ const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 impl Session {
     /// Brings the session's own picture up to date with its server, between transactions. `failed`: the unit ended in an error.
     pub(super) async fn take_stock(&mut self, attached: &mut Attached, failed: bool) -> Flow<()> {
-        let touched = std::mem::take(&mut self.touched);
+        let (touched, by_text) = (std::mem::take(&mut self.touched), self.set_by_text.take());
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let startup = &self.startup.pairs;
         let mut prefixed: Vec<String> = match &touched {
@@ -101,14 +101,14 @@ impl Session {
             Touched::Set(names) => match ask(server, &current_settings(&names)).await {
                 Ok(asked) => {
                     self.pass_notifications(&asked.notifications).await?;
-                    let values = names.into_iter().zip(asked.rows.into_iter().next().unwrap_or_default());
+                    let values = names.iter().cloned().zip(asked.rows.into_iter().next().unwrap_or_default());
                     let mut told: Pairs = values.filter_map(|(name, value)| Some((name, value?))).collect();
                     keep_encoding(server, &mut told);
                     let pairs = settings::with(&self.settings.pairs, &told);
                     server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &told));
                     self.set_settings(pairs);
                 }
-                Err(error) => self.not_told(attached, &error)?,
+                Err(error) => self.not_told_of(attached, (&names, by_text), &error)?,
             },
             Touched::Reset(name) => {
                 let pairs = settings::reset(&self.settings.pairs, startup, &name);
@@ -303,6 +303,25 @@ impl Session {
             }
         }
         sql
+    }
+
+    /// The same where these were set: a server that was lost is not needed to know what the text shows.
+    fn not_told_of(
+        &mut self,
+        attached: &mut Attached,
+        (names, by_text): (&[String], Option<(String, String)>),
+        error: &CommandError,
+    ) -> Flow<()> {
+        let is_all = matches!(attached.inspect, Inspect::Nothing | Inspect::Precaution);
+        let shown = by_text.filter(|(name, _)| is_all && *names == [name.as_str()]);
+        let (CommandError::Io(_), Some(shown)) = (error, shown) else {
+            return self.not_told(attached, error);
+        };
+        attached.spoiled = true;
+        attached.inspect = Inspect::Nothing;
+        self.shard.suspect(attached.node, SuspectCause::ConnectionLost);
+        self.set_settings(settings::with(&self.settings.pairs, &[shown]));
+        Ok(())
     }
 
     /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.

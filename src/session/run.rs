@@ -13,7 +13,7 @@ use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::classify::PinReason;
 use crate::relay::buffer::Window;
-use crate::route::Need;
+use crate::route::{Mode, Need};
 use crate::topology::model::NodeId;
 use crate::wire::reply::Report;
 
@@ -215,6 +215,10 @@ impl Session {
                     if task.tries >= self.shard.shared.settings.retry_attempts
                         && cause == RetryCause::Conflict
                     {
+                        if self.shard.is_paused() && self.mode != Mode::Standby {
+                            // The primary is all that is left, and it may not be asked for a long time.
+                            return self.refuse(&mut task, &outcome::conflicts_in_pause()).await.map(|_| ());
+                        }
                         task.needs.need = Need::Primary;
                     }
                     if task.tries > TRIES_MAX {

@@ -94,6 +94,31 @@ impl Touched {
     }
 }
 
+/// The name, in lower case, and the value of `SET [SESSION] name = value`, where the value is one word, number or plain string.
+pub fn set_by_text(text: &[u8], name: &[u8]) -> Option<(String, String)> {
+    fn word<'t>(text: &'t str, word: &str) -> Option<&'t str> {
+        let rest = text.get(word.len()..).filter(|_| text.is_char_boundary(word.len()))?;
+        let is_it = text.get(..word.len())?.eq_ignore_ascii_case(word);
+        (is_it && rest.starts_with([' ', '\t', '\n', '\r', '='])).then(|| rest.trim_ascii_start())
+    }
+    let (text, name) = (std::str::from_utf8(text).ok()?, std::str::from_utf8(name).ok()?);
+    let text = word(text.trim_ascii().trim_end_matches(';').trim_ascii_end(), "SET")?;
+    let text = word(text, name).or_else(|| word(word(text, "SESSION")?, name))?;
+    let value = text.strip_prefix('=').map(str::trim_ascii_start).or_else(|| word(text, "TO"))?;
+    let is_plain = |part: &str| !part.contains(['\'', '\\']);
+    let value = match value.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
+        Some(string) if is_plain(string) => string.to_owned(),
+        Some(_) => return None,
+        None if value.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') => {
+            let is_word = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            let value = value.to_ascii_lowercase();
+            (is_word && !matches!(value.as_str(), "default" | "local")).then_some(value)?
+        }
+        None => value.parse::<f64>().is_ok().then(|| value.to_owned())?,
+    };
+    Some((name.to_ascii_lowercase(), value))
+}
+
 /// The map with these values in it.
 pub fn with(pairs: &[(String, String)], changes: &[(String, String)]) -> Pairs {
     let mut pairs = pairs.to_vec();
@@ -429,6 +454,36 @@ mod tests {
         }
         for value in ["0", "", "off", "5 parsecs", "-1", "1e9"] {
             assert_eq!(time_limit(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_a_text_sets_is_read_where_it_is_plain() {
+        for (text, name, value) in [
+            ("SET work_mem = '5MB';", "work_mem", "5MB"),
+            ("set session Work_Mem to 5000", "Work_Mem", "5000"),
+            ("SET jit=OFF", "jit", "off"),
+            (" SET app.tenant TO 'a b' ; ", "app.tenant", "a b"),
+            ("SET x TO -1.5", "x", "-1.5"),
+            ("SET x = ''", "x", ""),
+        ] {
+            let wanted = Some((name.to_ascii_lowercase(), value.to_owned()));
+            assert_eq!(set_by_text(text.as_bytes(), name.as_bytes()), wanted, "{text}");
+        }
+        for (text, name) in [
+            ("SET x TO DEFAULT", "x"),
+            ("SET LOCAL x = 1", "x"),
+            ("SET search_path = a, b", "search_path"),
+            ("SET x = 'a''b'", "x"),
+            ("SET x = E'a'", "x"),
+            ("SET x = 'a', 'b'", "x"),
+            ("SET TIME ZONE 'UTC'", "timezone"),
+            ("SET ROLE bob", "role"),
+            ("SET x /* y */ = 1", "x"),
+            ("SET \"x\" = 1", "x"),
+            ("SET xy = 1", "x"),
+        ] {
+            assert_eq!(set_by_text(text.as_bytes(), name.as_bytes()), None, "{text}");
         }
     }
 

@@ -301,7 +301,7 @@ pub enum EventKind {
     ReadersLeave,
     /// They may stay on it again.
     ReadersMayStay,
-    /// A standby told that it was promoted.
+    /// A standby told that it was promoted, or the node that it follows.
     Promoted,
     /// A setting of a server deserves a warning.
     Advice,

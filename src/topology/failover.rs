@@ -150,10 +150,12 @@ impl Recorder {
         let primary = snapshot.primary.map(|primary| primary.node);
         let mut began = false;
         // Before there was a primary nothing can be lost.
-        let starts = matches!(
-            event.kind,
-            EventKind::Suspected(_) | EventKind::PrimaryLost | EventKind::EpochOpened | EventKind::Promoted
-        );
+        let starts = match event.kind {
+            EventKind::Suspected(_) | EventKind::PrimaryLost | EventKind::EpochOpened => true,
+            // What the new primary tells of its own promotion, once it is known, is no news of another.
+            EventKind::Promoted => event.node.is_none() || event.node != primary,
+            _ => false,
+        };
         if starts && self.reigned.is_some() && self.open.as_ref().is_none_or(|open| open.primary_at.is_some())
         {
             // One that is still being settled is over with the next.
@@ -311,6 +313,27 @@ mod tests {
         assert!(!it.recorder.is_open());
         // The doubt ends behind it.
         it.happens(EventKind::Cleared);
+        assert!(!it.recorder.is_open());
+    }
+
+    /// Where its timeline begins a standby may tell after a probe has found it.
+    #[test]
+    fn what_the_new_primary_tells_of_its_promotion_is_no_failover() {
+        let mut it = Story::new();
+        it.happens(DOUBT);
+        it.primary(Some(1), 2);
+        it.happens(EventKind::EpochOpened);
+        assert_eq!(it.settle(2), None);
+        let event = Event {
+            at: it.now,
+            kind: EventKind::Promoted,
+            node: Some(NodeId(1)),
+            text: "timeline 2 begins".to_owned(),
+        };
+        assert!(!it.recorder.told(&[event], &it.snapshot, "the rule"));
+        assert_eq!(it.settle(2), None, "two are still held");
+        it.now += SETTLES_AFTER;
+        assert_eq!(it.settle(0).map(|record| record.number), Some(1));
         assert!(!it.recorder.is_open());
     }
 

@@ -40,7 +40,9 @@ impl Reconciler {
             self.event(
                 EventKind::Promoted,
                 Some(node),
-                format!("{name} was promoted, as it told itself"),
+                format!(
+                    "{name} tells that its timeline has ended: it was promoted, or the node that it follows"
+                ),
                 at,
             );
             self.suspect(reign.node, SuspectWhy::Promotion, at);

@@ -14,7 +14,7 @@ use crate::topology::model::NodeId;
 const OVERDUE_MIN: Duration = Duration::from_millis(20);
 
 /// While there are clients the primary is asked at least this often whether it is there. Answering an empty statement costs it a
-/// tenth of what a probe does.
+/// third of what a probe does.
 pub const PULSE_EVERY: Duration = Duration::from_millis(20);
 
 /// Round trips of one node, as TCP keeps them (RFC 6298), and the question that is out.
