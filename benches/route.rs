@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pgsteer::route::freshness::{Commits, Freshness};
-use pgsteer::route::{Consistency, Need, NodeLoad, Question, route};
+use pgsteer::route::{Need, NodeLoad, Question, Terms, route};
 use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, PrimaryView, Role, Snapshot, Timeline};
 
 fn cluster(now: Instant) -> Snapshot {
@@ -52,9 +52,7 @@ fn benches(c: &mut Criterion) {
                 dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 route(black_box(&Question {
                     need,
-                    target: None,
-                    consistency: Consistency::Session,
-                    max_lag: Duration::from_secs(1),
+                    terms: Terms::default(),
                     others_wrote_at: None,
                     freshness,
                     excluded: &[],

@@ -1,4 +1,4 @@
-//! The command line: `run`, `check`, `explain`, `pause`, `resume`, `demo`, `sandbox`.
+//! The command line: `run`, `check`, `explain`, `pause`, `resume`, `hint`, `demo`, `sandbox`.
 //!
 //! Must not know: how any of them works.
 
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::command_line::{self as admin, PauseArgs, ResumeArgs};
+use crate::admin::command_line::{self as admin, HintArgs, PauseArgs, ResumeArgs};
 use crate::config::{self, CheckArgs, Faults, RunArgs};
 use crate::demo::{self, DemoArgs};
 use crate::explain::{self, ExplainArgs};
@@ -32,6 +32,8 @@ enum Command {
     Pause(PauseArgs),
     /// End a pause
     Resume(ResumeArgs),
+    /// Say that the primary changes, so that it is looked for at once
+    Hint(HintArgs),
     /// Show a failover of a real local cluster under load
     Demo(DemoArgs),
     /// Start a real local cluster to try things on
@@ -72,6 +74,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Pause(args) => Ok(runtime()?.block_on(admin::pause(args))?),
         Command::Resume(args) => Ok(runtime()?.block_on(admin::resume(args))?),
+        Command::Hint(args) => Ok(runtime()?.block_on(admin::hint(args))?),
         Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args))?.into()),
         Command::Sandbox(args) => {
             runtime()?.block_on(sandbox::run(args))?;

@@ -71,6 +71,14 @@ impl Status for Fixed {
 
     fn resume(&self) {}
 
+    fn hint(&self, query: &str) -> Result<serde_json::Value, String> {
+        if query.is_empty() {
+            Ok(serde_json::json!({ "state": "looking" }))
+        } else {
+            Err("no such node".to_owned())
+        }
+    }
+
     fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>> {
         Box::pin(async { serde_json::json!({ "state": "paused" }) })
     }
@@ -194,12 +202,18 @@ async fn only_get_and_head_but_for_the_pause() {
         ("POST", "/resume", 200),
         ("GET", "/resume", 405),
         ("PUT", "/pause", 405),
+        ("POST", "/hint", 200),
+        ("POST", "/hint?node=db9:5432", 400),
+        ("GET", "/hint", 405),
     ] {
         assert_eq!(ask(address, method, path).await.0, wanted, "{method} {path}");
     }
     // What a web page sends has an Origin.
-    let of_a_page = raw(address, b"POST /pause HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\n\r\n").await;
-    assert!(of_a_page.starts_with("HTTP/1.1 403 "), "{of_a_page}");
+    for path in ["/pause", "/hint"] {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\n\r\n");
+        let of_a_page = raw(address, request.as_bytes()).await;
+        assert!(of_a_page.starts_with("HTTP/1.1 403 "), "{of_a_page}");
+    }
     let (code, head, body) = ask(address, "HEAD", "/livez").await;
     assert_eq!((code, &*body), (200, ""));
     assert!(head.contains("content-length: 6"), "{head}");

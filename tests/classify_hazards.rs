@@ -9,7 +9,7 @@ mod table;
 use std::time::{Duration, Instant};
 
 use pgsteer::classify::{
-    Access, AccessMode, Classification, Dialect, Hint, PinReason, Reason, SessionEffect,
+    Access, AccessMode, AskedTerms, Classification, Dialect, Hint, PinReason, Reason, SessionEffect,
     StandardConformingStrings, Target, TransactionEffect, classify, shape_hash,
 };
 use proptest::prelude::*;
@@ -200,14 +200,21 @@ fn s23_strings_follow_the_session_s_setting() {
 
 #[test]
 fn trap_20_only_the_leading_comment_is_a_hint() {
-    let hint = |target, millis: Option<u64>| Hint { target, max_lag: millis.map(Duration::from_millis) };
+    let hint = |target, millis: Option<u64>| {
+        let max_lag = millis.map(Duration::from_millis);
+        Hint { terms: AskedTerms { target, max_lag, ..AskedTerms::default() }, amiss: false }
+    };
+    let amiss = |hint: Hint| Hint { amiss: true, ..hint };
     let table = [
         ("/* pgsteer: target=primary */ SELECT 1", hint(Some(Target::Primary), None)),
         ("/*pgsteer: target=standby, max_lag=500ms*/SELECT 1", hint(Some(Target::Standby), Some(500))),
-        ("-- a\n/* b */ /* pgsteer: max_lag=2s, other=x */ SELECT 1", hint(None, Some(2_000))),
+        ("-- a\n/* b */ /* pgsteer: max_lag=2s, other=x */ SELECT 1", amiss(hint(None, Some(2_000)))),
         ("/* pgsteer: max_lag=1min */ SELECT 1", hint(None, Some(60_000))),
         ("/* pgsteer: max_lag=1m */ SELECT 1", hint(None, Some(60_000))),
-        ("/* pgsteer: target=moon, max_lag=x */ SELECT 1", hint(None, None)),
+        ("/* pgsteer: target=moon, max_lag=x */ SELECT 1", amiss(hint(None, None))),
+        ("/* pgsteer: max_lag=2s, */ SELECT 1", hint(None, Some(2_000))),
+        ("/* pgsteer: target */ SELECT 1", amiss(hint(None, None))),
+        ("/* pgsteering: target=moon */ SELECT 1", hint(None, None)),
         ("SELECT /* pgsteer: target=primary */ 1", hint(None, None)),
         ("SELECT '/* pgsteer: target=primary */'", hint(None, None)),
     ];

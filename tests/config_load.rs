@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Parser;
+use pgsteer::classify::{Consistency, NoStandby};
 use pgsteer::config::{
     AuthMethod, Config, Faults, Node, Origin, Override, RunArgs, Secret, SourceFile, Sources, key_paths, load,
 };
@@ -76,9 +77,8 @@ fn the_reference_file_holds_exactly_the_defaults() {
 fn the_reference_file_names_every_key() {
     for path in key_paths() {
         let (section, key) = path.split_once('.').expect("section.key");
-        let found = if matches!(path, "cluster.node" | "pool.database" | "pool.user") {
-            REFERENCE.lines().any(|line| line == format!("# [[{path}]]"))
-        } else {
+        let is_table = REFERENCE.lines().any(|line| line == format!("# [[{path}]]"));
+        let found = is_table || {
             let start = REFERENCE.find(&format!("\n[{section}]\n")).expect("section") + 2;
             let rest = &REFERENCE[start..];
             let body = &rest[..rest.find("\n[").unwrap_or(rest.len())];
@@ -117,7 +117,7 @@ fn flags_win_over_environment_over_file() {
     let config = loaded(text, &environment, &["--pool-size", "3", "--mode", "primary"]);
     assert_eq!(config.pool.size, 3, "flag");
     assert_eq!(config.hold.timeout, Duration::from_secs(2), "environment");
-    assert_eq!(config.routing.max_lag, Duration::from_millis(1), "file");
+    assert_eq!(config.routing.terms.max_lag, Duration::from_millis(1), "file");
     assert_eq!(config.routing.mode, Mode::Primary);
     assert_eq!(config.retry.buffer, 1 << 20);
     assert_eq!(config.cluster.nodes, [node("n1", "env1", 5432), node("n2", "env2", 5432)]);
@@ -360,6 +360,28 @@ fn faults_of_the_tables_are_all_named() {
         faults_of("[pool]\ndefault_pool_size = 3"),
         ["p.toml:2 pool.default_pool_size: unknown key; did you mean \"pool.size\"?"]
     );
+}
+
+#[test]
+fn terms_of_reads_have_tables_too() {
+    let text = "[cluster]\nnodes = [\"a\"]\n[[routing.listener]]\nname = \"standby\"\nmax_lag = \"30s\"\n[[routing.user]]\nname = \"u\"\n\
+                consistency = \"eventual\"\n[[routing.database]]\nname = \"d\"\nmax_lag_bytes = \"16MiB\"\nno_standby = \"error\"\n";
+    let own = loaded(text, &[], &[]).routing.own;
+    assert_eq!(own.of(Mode::Standby, "u", "d").max_lag, Some(Duration::from_secs(30)));
+    assert_eq!(own.of(Mode::Split, "u", "x").consistency, Some(Consistency::Eventual));
+    assert_eq!(own.of(Mode::Split, "x", "d").no_standby, Some(NoStandby::Error));
+    let text = "[[routing.listener]]\nname = \"reports\"\n[[routing.user]]\nname = \"u\"\nmax_lag = \"5\"\nmax_lagg = \"1s\"\n\
+                [[routing.database]]\nconsistency = \"strong\"\n[[routing.database]]\nname = \"d\"\nno_standby = \"wait\"\nmax_lag_bytes = 3\n";
+    let expected = [
+        "p.toml:1 routing.listener.name: expected \"split\", \"primary\", \"standby\" or \"prefer-standby\", got \"reports\"",
+        "p.toml:5 routing.user.max_lag: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\"",
+        "p.toml:6 routing.user: unknown key \"max_lagg\" (expected name, target, consistency, max_lag, max_lag_bytes, wait_for_standby, \
+         no_standby)",
+        "p.toml:7 routing.database.name: expected a text that is not empty",
+        "p.toml:11 routing.database.no_standby: expected primary or error",
+        "p.toml:12 routing.database.max_lag_bytes: expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"16MiB\", or \"off\"",
+    ];
+    assert_eq!(faults_of(text), expected);
 }
 
 #[test]

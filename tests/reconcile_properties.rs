@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgsteer::route::freshness::Freshness;
-use pgsteer::route::{Consistency, Destination, Need, Question, route};
+use pgsteer::route::{Destination, Need, Question, Terms, route};
 use pgsteer::topology::evidence::{
     Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
@@ -45,6 +45,14 @@ enum Step {
     Suspect {
         node: u16,
         why: SuspectWhy,
+    },
+    Hint {
+        expects: Option<u16>,
+    },
+    Pulse {
+        node: u16,
+        /// How long ago what is answered was asked.
+        answers: Option<u64>,
     },
     Round,
     /// A client sends a write.
@@ -88,8 +96,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (node.clone(), 1u32..5, any::<bool>(), 0u64..50, 0u64..300)
             .prop_map(|(node, timeline, plain, lsn, late)| Step::Standby { node, timeline, plain, lsn, late }),
         3 => (node.clone(), failure, 0u64..300).prop_map(|(node, why, late)| Step::Fail { node, why, late }),
-        1 => (node, prop::sample::select(SuspectWhy::ALL.to_vec()))
+        1 => (node.clone(), prop::sample::select(SuspectWhy::ALL.to_vec()))
             .prop_map(|(node, why)| Step::Suspect { node, why }),
+        1 => prop::option::of(node.clone()).prop_map(|expects| Step::Hint { expects }),
+        1 => (node, prop::option::of(0u64..100)).prop_map(|(node, answers)| Step::Pulse { node, answers }),
         1 => Just(Step::Round),
         2 => Just(Step::Write),
     ]
@@ -178,6 +188,17 @@ impl World {
             Step::Suspect { node, why } => {
                 self.reconciler.on(Input::Suspect { node: NodeId(node), why }, self.now);
             }
+            Step::Hint { expects } => {
+                self.reconciler.on(Input::Hint { expects: expects.map(NodeId) }, self.now);
+            }
+            Step::Pulse { node, answers } => {
+                let node = NodeId(node);
+                let input = match answers {
+                    None => Input::PulseSent { node },
+                    Some(late) => Input::PulseAnswered { node, sent_at: self.sent(late), at: self.now },
+                };
+                self.reconciler.on(input, self.now);
+            }
             Step::Round => {
                 self.reconciler.on(Input::RoundStarted, self.now);
             }
@@ -195,9 +216,7 @@ impl World {
             let Fate::Held { since } = *write else { continue };
             let decision = route(&Question {
                 need: Need::Primary,
-                target: None,
-                consistency: Consistency::Session,
-                max_lag: Duration::from_secs(1),
+                terms: Terms::default(),
                 others_wrote_at: None,
                 freshness: &Freshness::default(),
                 excluded: &[],

@@ -435,20 +435,23 @@ fn an_answer_older_than_the_withdrawal_changes_nothing() {
 fn suspicion_makes_rounds_rapid_until_the_picture_is_clear() {
     let settings = Settings::default();
     let mut it = Scenario::running(2);
-    assert_eq!(it.reconciler.round_interval(it.now()), settings.probe_interval);
+    assert_eq!(it.reconciler.round_interval(false, it.now()), settings.probe_interval);
     it.ms += 10;
     it.on(Input::Suspect { node: NodeId(A), why: SuspectWhy::ConnectionBroke });
     assert!(it.snapshot().suspected);
     assert_eq!(it.primary_node(), Some(A), "a reason to look, not a verdict");
-    assert_eq!(it.reconciler.round_interval(it.now()), settings.rapid_interval);
+    assert_eq!(it.reconciler.round_interval(false, it.now()), settings.rapid_interval);
     for _ in 0..60 {
         it.ms += 5;
         it.primary(A, 1, 1000);
         it.standby(B, 1, 1000);
     }
     assert!(!it.snapshot().suspected);
-    assert_eq!(it.reconciler.round_interval(it.now()), settings.probe_interval);
-    assert_eq!((it.told(EventKind::Suspected), it.told(EventKind::Cleared)), (1, 1));
+    assert_eq!(it.reconciler.round_interval(false, it.now()), settings.probe_interval);
+    assert_eq!(
+        (it.told(EventKind::Suspected(SuspectWhy::ConnectionBroke)), it.told(EventKind::Cleared)),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -459,7 +462,7 @@ fn rapid_rounds_do_not_go_on_for_ever() {
         it.wait(1000);
         it.fails(A, ProbeFailure::Refused);
     }
-    assert_eq!(it.reconciler.round_interval(it.now()), Settings::default().probe_interval);
+    assert_eq!(it.reconciler.round_interval(false, it.now()), Settings::default().probe_interval);
 }
 
 #[test]

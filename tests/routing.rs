@@ -296,3 +296,18 @@ async fn what_others_have_just_written_is_seen() {
     };
     eventually("the standby is in use again", busy).await;
 }
+
+#[tokio::test]
+async fn what_is_under_way_is_counted_at_its_node() {
+    let (sandbox, proxy) = running::single(&[]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    direct.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    let count = async || proxy.metric("pgsteer_node_statements_in_flight", &[("node", "n1")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    client.send(&running::query("INSERT INTO t VALUES (1)")).await;
+    eventually("it is under way", async || (count().await - 1.0).abs() < 0.1).await;
+    direct.batch_execute("ROLLBACK").await.unwrap();
+    running::no_errors(&client.read_until(b'Z').await);
+    eventually("it is not any more", async || count().await.abs() < 0.1).await;
+}

@@ -1,4 +1,4 @@
-//! `pgsteer pause` and `pgsteer resume`: the arguments, and what is said to people.
+//! `pgsteer pause`, `pgsteer resume` and `pgsteer hint`: the arguments, and what is said to people.
 //!
 //! Must not know: what a pause is made of; it is the running pgsteer's.
 
@@ -38,7 +38,18 @@ pub struct ResumeArgs {
     pub admin: SocketAddr,
 }
 
-/// Why there was no pause, or no end of it.
+/// Arguments of `pgsteer hint`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct HintArgs {
+    /// Admin address of the running pgsteer
+    #[arg(long, env = "PGSTEER_ADMIN", default_value = "127.0.0.1:9127", value_name = "ADDRESS")]
+    pub admin: SocketAddr,
+    /// The new primary, if it is known: a node as in the configuration, by address or name
+    #[arg(long, value_name = "HOST:PORT")]
+    pub node: Option<String>,
+}
+
+/// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody answers there.
@@ -88,6 +99,14 @@ pub async fn pause(args: PauseArgs) -> Result<ExitCode, Error> {
 pub async fn resume(args: ResumeArgs) -> Result<ExitCode, Error> {
     ask(args.admin, "POST", "/resume").await?;
     println!("resumed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells it that the primary changes, or has changed.
+pub async fn hint(args: HintArgs) -> Result<ExitCode, Error> {
+    let query = args.node.map(|node| format!("?node={node}")).unwrap_or_default();
+    ask(args.admin, "POST", &format!("/hint{query}")).await?;
+    println!("told: all nodes are being looked at");
     Ok(ExitCode::SUCCESS)
 }
 

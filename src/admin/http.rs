@@ -1,8 +1,8 @@
-//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/topology/events`, `/pools`, `/learned`, and `/pause` and
-//! `/resume`.
+//! A small HTTP/1 server for `/metrics`, `/livez`, `/readyz`, `/topology`, `/topology/events`, `/pools`, `/learned`, and `/pause`,
+//! `/resume` and `/hint`.
 //!
 //! Invariant: bounded in connections, header bytes, header count and time, one request a connection; whatever a
-//! peer does costs at most that. GET and HEAD change nothing; POST, which pauses and resumes, is heard from this machine alone. Must
+//! peer does costs at most that. GET and HEAD change nothing; POST, which does, is heard from this machine alone. Must
 //! not know: what the answers mean; they come from [`Status`].
 
 use std::convert::Infallible;
@@ -38,6 +38,7 @@ pgsteer
 /learned   reads that standbys refuse, by shape, JSON
 /pause     GET: whether pgsteer is paused, JSON; POST: hold what would begin on the primary (?for=60s&until=promotion|resume)
 /resume    POST: end the pause
+/hint      POST: the primary changes, look for it (?node=host:port, if the new one is known)
 ";
 
 /// How long to wait after `accept` failed, usually for want of file descriptors.
@@ -70,6 +71,8 @@ pub trait Status: Send + Sync + 'static {
     fn pause(&self, query: &str) -> Result<(), String>;
     /// Ends the pause.
     fn resume(&self);
+    /// Takes a hint that the primary changes, as the query says, and answers `/hint`; or tells what is wrong with it.
+    fn hint(&self, query: &str) -> Result<serde_json::Value, String>;
     /// The answer of `/pause` and `/resume`.
     fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>>;
 }
@@ -146,14 +149,14 @@ async fn exchange(stream: TcpStream, peer: SocketAddr, status: Arc<dyn Status>, 
 
 async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
     let (method, path) = (request.method(), request.uri().path());
-    if method == Method::POST && matches!(path, "/pause" | "/resume") {
+    if method == Method::POST && matches!(path, "/pause" | "/resume" | "/hint") {
         if request.headers().contains_key(ORIGIN) {
             return respond(StatusCode::FORBIDDEN, TEXT, "not for web pages\n".to_owned());
         }
         return change(path, request.uri().query().unwrap_or_default(), peer, status).await;
     }
     if method != Method::GET && method != Method::HEAD {
-        return not_allowed("only GET and HEAD, and POST for /pause and /resume\n", "GET, HEAD");
+        return not_allowed("only GET and HEAD, and POST for /pause, /resume and /hint\n", "GET, HEAD");
     }
     match path {
         "/" => respond(StatusCode::OK, TEXT, LISTING.to_owned()),
@@ -169,12 +172,12 @@ async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Stat
         "/pools" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pools())),
         "/learned" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.learned())),
         "/pause" => respond(StatusCode::OK, JSON, format!("{:#}\n", status.pause_report().await)),
-        "/resume" => not_allowed("only POST\n", "POST"),
+        "/resume" | "/hint" => not_allowed("only POST\n", "POST"),
         _ => respond(StatusCode::NOT_FOUND, TEXT, format!("not found; there is:\n{LISTING}")),
     }
 }
 
-/// `/pause` and `/resume`.
+/// `/pause`, `/resume` and `/hint`.
 async fn change(path: &str, query: &str, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
     // Whoever may read metrics need not be one who may stop all writes.
     if !peer.ip().to_canonical().is_loopback() {
@@ -184,12 +187,21 @@ async fn change(path: &str, query: &str, peer: SocketAddr, status: &dyn Status) 
             "only from the machine that pgsteer runs on\n".to_owned(),
         );
     }
-    if path == "/resume" {
-        status.resume();
-    } else if let Err(fault) = status.pause(query) {
-        return respond(StatusCode::BAD_REQUEST, TEXT, fault + "\n");
+    let done = match path {
+        "/hint" => status.hint(query),
+        "/pause" => match status.pause(query) {
+            Ok(()) => Ok(status.pause_report().await),
+            Err(fault) => Err(fault),
+        },
+        _ => {
+            status.resume();
+            Ok(status.pause_report().await)
+        }
+    };
+    match done {
+        Ok(report) => respond(StatusCode::OK, JSON, format!("{report:#}\n")),
+        Err(fault) => respond(StatusCode::BAD_REQUEST, TEXT, fault + "\n"),
     }
-    respond(StatusCode::OK, JSON, format!("{:#}\n", status.pause_report().await))
 }
 
 fn not_allowed(text: &str, allowed: &'static str) -> Response<Full<Bytes>> {

@@ -24,7 +24,7 @@ use crate::client::{Denial, Door, Granted};
 use crate::config::{AuthMethod, Config};
 use crate::route::Mode;
 use crate::session::shard::Shard;
-use crate::session::{outcome, settings};
+use crate::session::{outcome, own_settings, settings};
 use crate::topology::model::{Role, Snapshot};
 use crate::wire::peer::Introduction;
 use crate::wire::reply::Report;
@@ -305,6 +305,8 @@ impl Door for ShardDoor<'_> {
             let report = Report::fatal(error.code(), error.to_string());
             denied(&error.hint().into_iter().fold(report, Report::hint))
         })?;
+        own_settings::check_startup(&pairs, &self.shard.snapshot.borrow())
+            .map_err(|error| denied(&own_settings::refused_at_login(&error)))?;
         // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.
         let opaque = |(name, value): &&(String, String)| !is_application_name(name) && !text::is_utf8(value);
         if let Some((name, _)) = pairs.iter().find(opaque) {

@@ -7,6 +7,7 @@
 mod cancel_keys;
 mod failure;
 mod flights;
+mod hint;
 mod house;
 mod login_role;
 mod parameters;
@@ -195,6 +196,7 @@ fn start_monitor(config: &Config, fence: Arc<dyn Fence>, metrics: Metrics) -> Mo
     let settings = topology::reconcile::Settings {
         probe_interval: config.topology.probe_interval,
         rapid_interval: config.topology.rapid_interval,
+        sample_interval: config.topology.sample_interval,
         probe_timeout: config.topology.probe_timeout,
         connect_timeout: config.topology.connect_timeout,
         claim_ttl: config.topology.claim_ttl,
@@ -261,6 +263,7 @@ fn count(count: u64) -> usize {
 
 fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &Arc<House>) -> Shared {
     let (monitor, metrics) = (monitor.clone(), metrics.clone());
+    let of_positions = monitor.clone();
     let [of_databases, of_users, of_sessions] = [(); 3].map(|()| Arc::clone(house));
     Shared {
         settings: session::Settings {
@@ -283,6 +286,8 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         held_count: AtomicUsize::new(0),
         held_bytes: AtomicUsize::new(0),
         asynchronous_commits: LastAsynchronousCommit::default(),
+        reads_on_primary: Arc::default(),
+        want_sample: Box::new(move || of_positions.want_sample()),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
         server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),

@@ -12,7 +12,6 @@ use tokio::task::AbortHandle;
 
 use super::shards::{Command, Commands};
 use crate::config::units;
-use crate::topology::evidence::SuspectWhy;
 use crate::topology::model::Epoch;
 use crate::topology::monitor::MonitorHandle;
 
@@ -20,8 +19,8 @@ use crate::topology::monitor::MonitorHandle;
 const LASTS: Duration = Duration::from_secs(60);
 /// The longest pause that may be asked for.
 const LASTS_MAX: Duration = Duration::from_secs(3600);
-/// The doubt that keeps rounds rapid is renewed this often.
-const RENEWED_EVERY: Duration = Duration::from_millis(50);
+/// The hint that keeps rounds rapid is renewed this often: it lasts longer than this.
+const RENEWED_EVERY: Duration = Duration::from_secs(1);
 
 /// What ends a pause before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,11 +127,7 @@ impl Pauser {
                         break "a new epoch has begun";
                     }
                 }
-                _ = renew.tick() => {
-                    if let Some(primary) = self.monitor.current.load().primary {
-                        self.monitor.suspect(primary.node, SuspectWhy::Hint);
-                    }
-                }
+                _ = renew.tick() => self.monitor.hint(None),
             }
         };
         self.resume(why);

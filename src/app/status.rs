@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::hint::hint;
 use super::pause::Pauser;
 use super::seats::{ClientLimit, Seats};
 use crate::admin::failovers;
@@ -20,6 +21,7 @@ use crate::route::Reason;
 use crate::session::RETRY_LABELS;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Labels, Metrics, PoolGauges};
+use crate::topology::evidence::EventKind;
 use crate::topology::failover::Outcome;
 use crate::topology::model::Role;
 use crate::topology::monitor::MonitorHandle;
@@ -51,6 +53,7 @@ pub(super) fn labels(config: &Config) -> Labels {
         nodes: names(config),
         limits: Limit::ALL.map(Limit::as_str).to_vec(),
         client_limits: ClientLimit::ALL.map(ClientLimit::as_str).to_vec(),
+        doubt_causes: EventKind::causes(),
         failover_outcomes: Outcome::ALL.iter().skip(1).map(|outcome| outcome.as_str()).collect(),
     }
 }
@@ -101,6 +104,10 @@ impl Status for ProxyStatus {
 
     fn resume(&self) {
         self.pauser.resume("it was asked for");
+    }
+
+    fn hint(&self, query: &str) -> Result<serde_json::Value, String> {
+        hint(&self.monitor, &self.names, query)
     }
 
     fn pause_report(&self) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send + '_>> {

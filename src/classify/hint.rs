@@ -1,12 +1,11 @@
 //! The leading comment `/* pgsteer: target=standby, max_lag=500ms */`.
 //!
-//! Invariant: only comments before the first token count; what stands inside a statement is never a hint.
+//! Invariant: only comments before the first token count; what stands inside a statement is never a hint. What is not understood is
+//! said to be amiss, not passed over.
 //! Must not know: what becomes of a hint.
 
-use std::time::Duration;
-
+use super::Hint;
 use super::lex::{block_comment, line_comment};
-use super::{Hint, Target};
 
 const PREFIX: &str = "pgsteer:";
 
@@ -33,31 +32,14 @@ pub(super) fn leading(sql: &[u8]) -> Hint {
 }
 
 fn comment(text: &[u8]) -> Option<Hint> {
-    let list = std::str::from_utf8(text).ok()?.trim().strip_prefix(PREFIX)?;
+    let list = text.trim_ascii().strip_prefix(PREFIX.as_bytes())?;
     let mut hint = Hint::default();
-    for item in list.split(',') {
-        let Some((key, value)) = item.split_once('=') else {
-            continue;
-        };
-        match (key.trim(), value.trim()) {
-            ("target", "primary") => hint.target = Some(Target::Primary),
-            ("target", "standby") => hint.target = Some(Target::Standby),
-            ("max_lag", value) => hint.max_lag = duration(value).or(hint.max_lag),
-            _ => {}
-        }
+    let Ok(list) = std::str::from_utf8(list) else { return Some(Hint { amiss: true, ..hint }) };
+    for item in list.split(',').filter(|item| !item.trim().is_empty()) {
+        let taken = item.split_once('=').is_some_and(|(name, value)| {
+            !value.trim().is_empty() && hint.terms.set(name.trim(), value).is_ok()
+        });
+        hint.amiss |= !taken;
     }
     Some(hint)
-}
-
-/// A whole number with its unit; without one it is milliseconds.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number: u64 = text[..digits].parse().ok()?;
-    match text[digits..].trim_start() {
-        "us" => Some(Duration::from_micros(number)),
-        "" | "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" | "min" => number.checked_mul(60).map(Duration::from_secs),
-        _ => None,
-    }
 }

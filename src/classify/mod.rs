@@ -20,6 +20,7 @@ mod learned;
 mod lex;
 mod model;
 mod names;
+mod own_settings;
 mod place;
 mod query;
 mod resets;
@@ -27,6 +28,7 @@ mod scan;
 mod settings;
 mod shape;
 mod statement;
+mod terms;
 mod transaction;
 mod words;
 
@@ -36,8 +38,10 @@ pub use calls::{Called, Source};
 pub use catalogue::{Catalogue, Found, Function, Overrides, Pattern, Verdict};
 pub use learned::{Learned, LessonReport, Refusal};
 pub use model::*;
+pub use own_settings::{OWN_PREFIX, OwnAssignment, own_assignments, own_shows};
 pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
+pub use terms::{AskedTerms, Consistency, LagBytes, NoStandby, Shown, TermError};
 
 use lex::Kind;
 use scan::Scanner;

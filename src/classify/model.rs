@@ -2,7 +2,7 @@
 //!
 //! Invariant: small and `Copy`; whatever is not a known read is for the primary, once (contract P7). Must not know: nodes, sessions.
 
-use std::time::Duration;
+use super::AskedTerms;
 
 /// What the text needs from the node that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -274,10 +274,10 @@ pub enum TransactionEffect {
 /// What the leading comment `/* pgsteer: ... */` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Hint {
-    /// `target=primary|standby`.
-    pub target: Option<Target>,
-    /// `max_lag=<duration>`.
-    pub max_lag: Option<Duration>,
+    /// `target=standby`, `max_lag=<duration>` and all others.
+    pub terms: AskedTerms,
+    /// Something in it is not understood.
+    pub amiss: bool,
 }
 
 /// Where the user wants a statement.
@@ -326,8 +326,10 @@ pub struct Classification {
     pub names_prepared: bool,
     /// It uses operators or functions of ParadeDB's search.
     pub search: bool,
-    /// SHOW pgsteer.pins: only pgsteer knows.
-    pub asks_pins: bool,
+    /// SHOW of a setting `pgsteer.…`: only pgsteer knows.
+    pub shows_own: bool,
+    /// SET of a setting `pgsteer.…`: see `own_assignments`.
+    pub sets_own: bool,
     /// It sets `synchronous_commit`, if only for its transaction.
     pub sets_commit: bool,
     /// Whether one of its statements resets a setting.

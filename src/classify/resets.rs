@@ -28,7 +28,7 @@ pub fn resets(sql: &[u8], strings: StandardConformingStrings) -> Vec<Reset> {
 /// The settings that the SET and RESET statements of a text name, in lower case, however they are written.
 pub fn named_settings(sql: &[u8], strings: StandardConformingStrings) -> Vec<String> {
     let named = |statement: &[u8]| {
-        let mut reader = Reader { lexer: Lexer::new(statement, strings) };
+        let mut reader = Reader::new(Lexer::new(statement, strings));
         let head = reader.next().word;
         let mut first = reader.next();
         if head == Word::Set && matches!(first.word, Word::Session | Word::Local) {
@@ -41,7 +41,7 @@ pub fn named_settings(sql: &[u8], strings: StandardConformingStrings) -> Vec<Str
 }
 
 fn reset(statement: &[u8], strings: StandardConformingStrings) -> Option<Reset> {
-    let mut reader = Reader { lexer: Lexer::new(statement, strings) };
+    let mut reader = Reader::new(Lexer::new(statement, strings));
     match reader.next().word {
         Word::Discard => (reader.next().word == Word::All).then_some(Reset::Everything),
         Word::Reset => {
@@ -88,16 +88,25 @@ fn set(reader: &mut Reader<'_>) -> Option<Reset> {
     Some(if local { Reset::Local(name) } else { Reset::One(name) })
 }
 
-struct Reader<'a> {
+/// Reads one statement.
+pub(super) struct Reader<'a> {
     lexer: Lexer<'a>,
 }
 
-impl Reader<'_> {
-    fn next(&mut self) -> Token {
+impl<'a> Reader<'a> {
+    pub(super) fn new(lexer: Lexer<'a>) -> Self {
+        Self { lexer }
+    }
+
+    pub(super) fn text(&self, token: Token) -> &'a [u8] {
+        self.lexer.text(token)
+    }
+
+    pub(super) fn next(&mut self) -> Token {
         self.lexer.next()
     }
 
-    fn is(&self, token: Token, word: &[u8]) -> bool {
+    pub(super) fn is(&self, token: Token, word: &[u8]) -> bool {
         token.kind == Kind::Word && self.lexer.text(token).eq_ignore_ascii_case(word)
     }
 
@@ -108,7 +117,7 @@ impl Reader<'_> {
     }
 
     /// `name` or `prefix.name` from its first token on, in lower case; and the token behind it.
-    fn name(&mut self, first: Token) -> Option<(String, Token)> {
+    pub(super) fn name(&mut self, first: Token) -> Option<(String, Token)> {
         let mut name = self.part(first)?;
         let mut next = self.next();
         while next.kind == Kind::Dot {

@@ -193,6 +193,7 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
         return;
     }
     scan.sets_commit |= scan.folded(token).is(b"synchronous_commit");
+    scan.sets_own |= scan.folded(token).is(b"pgsteer");
     let effect = setting_name(scan, token);
     if !local {
         scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));
@@ -280,10 +281,7 @@ fn show(scan: &mut Scanner<'_>) {
     let first = scan.advance();
     let second = if scan.at_end() { first } else { scan.advance() };
     let third = if scan.at_end() { second } else { scan.advance() };
-    scan.asks_pins |= scan.folded(first).is(b"pgsteer")
-        && second.kind == Kind::Dot
-        && third.kind == Kind::Word
-        && scan.folded(third).is(b"pins");
+    scan.shows_own |= scan.folded(first).is(b"pgsteer") && second.kind == Kind::Dot;
     let ordinary = match (first.word, second.word, third.word) {
         (Word::Time, Word::Zone, _) => scan.at_end() || scan.advance().kind == Kind::End,
         (Word::Transaction, Word::Isolation, Word::Level) => {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::model::{AuthMethod, Config, Node, PromotionEvents, Secret};
 use super::{nodes, overrides, units};
-use crate::classify::Pattern;
-use crate::route::{Consistency, Mode};
+use crate::classify::{Consistency, NoStandby, Pattern};
+use crate::route::Mode;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::topology::discovery::fixed::AddressError;
 use crate::topology::model::{NodeAddress, OnUnreachable};
@@ -193,7 +193,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 58] = [
+pub(super) const KEYS: [Key; 66] = [
     flagged(
         "listen.address",
         "--listen",
@@ -242,6 +242,7 @@ pub(super) const KEYS: [Key; 58] = [
     key("auth.cache_ttl", Kind::Duration { zero: true, field: |c| &mut c.auth.cache_ttl }),
     key("topology.probe_interval", duration(|c| &mut c.topology.probe_interval)),
     key("topology.rapid_interval", duration(|c| &mut c.topology.rapid_interval)),
+    key("topology.sample_interval", duration(|c| &mut c.topology.sample_interval)),
     key("topology.probe_timeout", duration(|c| &mut c.topology.probe_timeout)),
     key("topology.connect_timeout", duration(|c| &mut c.topology.connect_timeout)),
     key("topology.claim_ttl", duration(|c| &mut c.topology.claim_ttl)),
@@ -253,7 +254,15 @@ pub(super) const KEYS: [Key; 58] = [
     key("topology.on_primary_unreachable", custom("\"hold\" or \"stale-reads\"", on_primary_unreachable)),
     flagged("routing.mode", "--mode", custom("\"split\" or \"primary\"", mode)),
     key("routing.consistency", custom("\"eventual\", \"session\" or \"primary\"", consistency)),
-    flagged("routing.max_lag", "--max-lag", Kind::Duration { zero: true, field: |c| &mut c.routing.max_lag }),
+    flagged(
+        "routing.max_lag",
+        "--max-lag",
+        Kind::Duration { zero: true, field: |c| &mut c.routing.terms.max_lag },
+    ),
+    key("routing.max_lag_bytes", custom(overrides::LAG_BYTES, max_lag_bytes)),
+    key("routing.wait_for_standby", or_none(|c| &mut c.routing.terms.wait_for_standby)),
+    key("routing.no_standby", custom("\"primary\" or \"error\"", no_standby)),
+    key("routing.primary_read_limit", custom("a whole number; 0 for no limit", primary_read_limit)),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
     key(
         "routing.read_functions",
@@ -294,6 +303,9 @@ pub(super) const KEYS: [Key; 58] = [
     key("cluster.node", custom("one [[cluster.node]] table for each node", |_, _| None)),
     key("pool.database", custom("one [[pool.database]] table for each database", |_, _| None)),
     key("pool.user", custom("one [[pool.user]] table for each user", |_, _| None)),
+    key("routing.listener", custom("one [[routing.listener]] table for each kind of listener", |_, _| None)),
+    key("routing.user", custom("one [[routing.user]] table for each user", |_, _| None)),
+    key("routing.database", custom("one [[routing.database]] table for each database", |_, _| None)),
 ];
 
 fn addresses(field: &mut Vec<SocketAddr>, given: &Given) -> Option<()> {
@@ -378,12 +390,23 @@ fn mode(draft: &mut Draft, given: &Given) -> Option<()> {
 }
 
 fn consistency(draft: &mut Draft, given: &Given) -> Option<()> {
-    draft.config.routing.consistency = match given.text()? {
-        "eventual" => Consistency::Eventual,
-        "session" => Consistency::Session,
-        "primary" => Consistency::Primary,
-        _ => return None,
-    };
+    draft.config.routing.terms.consistency = Consistency::parse(given.text()?)?;
+    Some(())
+}
+
+fn no_standby(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.routing.terms.no_standby = NoStandby::parse(given.text()?)?;
+    Some(())
+}
+
+fn max_lag_bytes(draft: &mut Draft, given: &Given) -> Option<()> {
+    draft.config.routing.terms.max_lag_bytes = overrides::lag_bytes(given.text()?)?;
+    Some(())
+}
+
+fn primary_read_limit(draft: &mut Draft, given: &Given) -> Option<()> {
+    let limit = given.integer().filter(|limit| *limit <= COUNT_MAX)?;
+    draft.config.routing.primary_read_limit = usize::try_from(limit).ok()?;
     Some(())
 }
 

@@ -16,7 +16,11 @@ use super::fault::{Faults, Origin};
 use super::keys::{Draft, Given, KEYS, Key};
 use super::model::{Config, Override, Secret};
 use super::nodes;
-use super::overrides::{DATABASES, Tables, USERS};
+use super::overrides::{
+    DATABASE_TERMS, DATABASES, FieldFault, LISTENER_TERMS, Tables, USER_TERMS, USERS, listener, terms,
+};
+use crate::classify::AskedTerms;
+use crate::route::Mode;
 
 /// A configuration file that has been read. Its text may hold a password: no Debug of it is derived.
 #[derive(Clone, PartialEq, Eq)]
@@ -150,10 +154,20 @@ impl Loading {
             match found {
                 None => self.faults.push(origin, format!("{section}.{name}"), unknown(name, section)),
                 Some(key) if key.path == DATABASES.path => {
-                    self.draft.config.pool.databases = self.overrides(file, &DATABASES, item, origin);
+                    self.draft.config.pool.databases = self.limits(file, &DATABASES, item, origin);
                 }
                 Some(key) if key.path == USERS.path => {
-                    self.draft.config.pool.users = self.overrides(file, &USERS, item, origin);
+                    self.draft.config.pool.users = self.limits(file, &USERS, item, origin);
+                }
+                Some(key) if key.path == LISTENER_TERMS => {
+                    self.draft.config.routing.own.listeners = self.listener_terms(file, item, origin);
+                }
+                Some(key) if key.path == USER_TERMS => {
+                    self.draft.config.routing.own.users = self.tables(file, USER_TERMS, item, origin, terms);
+                }
+                Some(key) if key.path == DATABASE_TERMS => {
+                    self.draft.config.routing.own.databases =
+                        self.tables(file, DATABASE_TERMS, item, origin, terms);
                 }
                 Some(key) if key.path == "cluster.node" => self.nodes(file, key, item, origin),
                 Some(key) => self.set(key, &given(item), origin),
@@ -192,22 +206,52 @@ impl Loading {
         self.origins.insert("cluster.node", origin);
     }
 
-    fn overrides(&mut self, file: &SourceFile, of: &Tables, item: &Item, origin: Origin) -> Vec<Override> {
+    fn limits(&mut self, file: &SourceFile, of: &Tables, item: &Item, origin: Origin) -> Vec<Override> {
+        let read = |table: &dyn TableLike, faults: &mut Vec<FieldFault>| of.read(table, faults);
+        self.tables(file, of.path, item, origin, read).into_iter().map(|(_, own)| own).collect()
+    }
+
+    fn tables<T>(
+        &mut self,
+        file: &SourceFile,
+        path: &'static str,
+        item: &Item,
+        origin: Origin,
+        read: impl Fn(&dyn TableLike, &mut Vec<FieldFault>) -> Option<(String, T)>,
+    ) -> Vec<(String, T)> {
         let Item::ArrayOfTables(tables) = item else {
-            self.faults.push(origin, of.path, format!("expected tables [[{}]]", of.path));
+            self.faults.push(origin, path, format!("expected tables [[{path}]]"));
             return Vec::new();
         };
-        let (mut listed, mut faulty) = (Vec::<Override>::new(), Vec::new());
+        let (mut listed, mut faulty) = (Vec::<(String, T)>::new(), Vec::new());
         for table in tables {
-            let own = of.read(table, &mut faulty);
-            if let Some(own) = own.as_ref().filter(|own| listed.iter().any(|it| it.name == own.name)) {
-                faulty.push(("name", None, format!("{:?} has a table already", own.name)));
+            let own = read(table, &mut faulty);
+            if let Some((name, _)) = own.as_ref().filter(|(name, _)| listed.iter().any(|it| it.0 == *name)) {
+                faulty.push(("name", None, format!("{name:?} has a table already")));
             }
             listed.extend(own);
             for (field, span, message) in faulty.drain(..) {
                 let dot = if field.is_empty() { "" } else { "." };
                 let place = file.origin(span.or_else(|| table.span()));
-                self.faults.push(place, format!("{}{dot}{field}", of.path), message);
+                self.faults.push(place, format!("{path}{dot}{field}"), message);
+            }
+        }
+        listed
+    }
+
+    /// What listeners have of their own, by what they are for.
+    fn listener_terms(&mut self, file: &SourceFile, item: &Item, origin: Origin) -> Vec<(Mode, AskedTerms)> {
+        let tables = self.tables(file, LISTENER_TERMS, item, origin.clone(), terms);
+        let mut listed = Vec::new();
+        for (name, terms) in tables {
+            match listener(&name) {
+                Some(mode) => listed.push((mode, terms)),
+                None => {
+                    let message = format!(
+                        "expected \"split\", \"primary\", \"standby\" or \"prefer-standby\", got {name:?}"
+                    );
+                    self.faults.push(origin.clone(), format!("{LISTENER_TERMS}.name"), message);
+                }
             }
         }
         listed

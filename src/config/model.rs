@@ -220,6 +220,8 @@ pub struct Topology {
     pub probe_interval: Duration,
     /// Between two probe rounds while the primary is doubted.
     pub rapid_interval: Duration,
+    /// Between two probe rounds while sessions wait to know that standbys have what they wrote or saw.
+    pub sample_interval: Duration,
     /// Time for a probe to be answered.
     pub probe_timeout: Duration,
     /// Time to connect and log in to a node.
@@ -239,6 +241,7 @@ impl Default for Topology {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
+            sample_interval: Duration::from_millis(10),
             probe_timeout: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),

@@ -1,4 +1,5 @@
-//! The limits written as `[[pool.database]]` and `[[pool.user]]` tables: what one database or user has of its own.
+//! What one listener, database or user has of its own: the limits written as `[[pool.database]]` and `[[pool.user]]` tables, the terms of
+//! reads written as `[[routing.listener]]`, `[[routing.user]]` and `[[routing.database]]` tables.
 //!
 //! Invariant: a value in a table has the name, the form and the meaning of the value for all, and zero lifts a limit; every
 //! table is looked at, and every fault in it reported. Must not know: the other keys.
@@ -10,7 +11,9 @@ use toml_edit::{Item, TableLike};
 
 use super::model::Override;
 use super::units;
+use crate::classify::{AskedTerms, LagBytes, TermError};
 use crate::pool::Mode;
+use crate::route;
 
 /// The highest count.
 const COUNT_MAX: i64 = 1_000_000;
@@ -70,13 +73,13 @@ pub(super) const USERS: Tables = Tables {
 
 impl Tables {
     /// Reads one table; `None` when it has no usable name.
-    pub(super) fn read(&self, table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Option<Override> {
-        let name = table.get("name").and_then(Item::as_str).filter(|name| !name.is_empty());
-        if name.is_none() {
-            let span = table.get("name").and_then(Item::span);
-            faults.push(("name", span, "expected a text that is not empty".to_owned()));
-        }
-        let mut own = Override { name: name?.to_owned(), ..Override::default() };
+    pub(super) fn read(
+        &self,
+        table: &dyn TableLike,
+        faults: &mut Vec<FieldFault>,
+    ) -> Option<(String, Override)> {
+        let name = name_of(table, faults)?;
+        let mut own = Override { name: name.clone(), ..Override::default() };
         for (name, item) in table.iter().filter(|(name, _)| *name != "name") {
             match self.fields.iter().find(|(field, _)| *field == name) {
                 None => {
@@ -91,8 +94,72 @@ impl Tables {
                 }
             }
         }
-        Some(own)
+        Some((name, own))
     }
+}
+
+fn name_of(table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Option<String> {
+    let name = table.get("name").and_then(Item::as_str).filter(|name| !name.is_empty());
+    if name.is_none() {
+        let span = table.get("name").and_then(Item::span);
+        faults.push(("name", span, "expected a text that is not empty".to_owned()));
+    }
+    name.map(str::to_owned)
+}
+
+/// `[[routing.listener]]`, by the word for what it is for.
+pub(super) const LISTENER_TERMS: &str = "routing.listener";
+/// `[[routing.user]]`
+pub(super) const USER_TERMS: &str = "routing.user";
+/// `[[routing.database]]`
+pub(super) const DATABASE_TERMS: &str = "routing.database";
+
+/// What is expected of a lag in bytes.
+pub(super) const LAG_BYTES: &str =
+    "a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"16MiB\", or \"off\"";
+
+/// A lag in bytes; zero is one.
+pub(super) fn lag_bytes(text: &str) -> Option<LagBytes> {
+    if text == "off" {
+        return Some(LagBytes::UNBOUNDED);
+    }
+    units::size(text).map(LagBytes::at_most)
+}
+
+/// What a listener is for, by its word.
+pub(super) fn listener(word: &str) -> Option<route::Mode> {
+    use route::Mode::{PreferStandby, Primary, Split, Standby};
+    [Split, Primary, Standby, PreferStandby].into_iter().find(|mode| mode.as_str() == word)
+}
+
+/// Reads one table of terms; `None` when it has no usable name.
+pub(super) fn terms(table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Option<(String, AskedTerms)> {
+    let name = name_of(table, faults)?;
+    let mut terms = AskedTerms::default();
+    for (key, item) in table.iter().filter(|(key, _)| *key != "name") {
+        let Some(field) = AskedTerms::NAMES.into_iter().find(|field| *field == key) else {
+            let known = AskedTerms::NAMES.join(", ");
+            faults.push(("", item.span(), format!("unknown key {key:?} (expected name, {known})")));
+            continue;
+        };
+        // Values have units here as everywhere in the file.
+        let text = item.as_str().filter(|text| !text.is_empty());
+        let expected = match field {
+            "max_lag" | "wait_for_standby" if text.is_none_or(|text| units::duration(text).is_none()) => {
+                Some(units::DURATION.to_owned())
+            }
+            "max_lag_bytes" if text.is_none_or(|text| lag_bytes(text).is_none()) => {
+                Some(LAG_BYTES.to_owned())
+            }
+            _ => match terms.set(field, text.unwrap_or("-")) {
+                Ok(()) => None,
+                Err(TermError::Value(expected)) => Some(expected.to_owned()),
+                Err(error) => Some(error.to_string()),
+            },
+        };
+        faults.extend(expected.map(|expected| (field, item.span(), format!("expected {expected}"))));
+    }
+    Some((name, terms))
 }
 
 impl Field {

@@ -13,6 +13,7 @@
 
 use std::time::Instant;
 
+use super::token::Bound;
 use crate::topology::model::{Epoch, Lsn, NodeId, NodeView, PrimaryView, Snapshot};
 
 /// How what a session has seen was committed.
@@ -41,6 +42,8 @@ pub struct Freshness {
     answered_by: Commits,
     /// What a standby must have replayed, on the history of `epoch`.
     token: Option<Lsn>,
+    /// A position that was brought from elsewhere, and when: it is not known yet whether the primary has come to it.
+    brought: Option<(Lsn, Instant)>,
     /// The epoch to which everything above belongs.
     epoch: Epoch,
 }
@@ -48,7 +51,7 @@ pub struct Freshness {
 impl Freshness {
     /// The primary answered: the session counts as having seen everything up to `now`, its own writes included.
     pub fn on_primary_answer(&mut self, now: Instant, commits: Commits) {
-        self.primary_answered_at = Some(now);
+        self.primary_answered_at = self.primary_answered_at.max(Some(now));
         if commits == Commits::Asynchronous {
             self.answered_by = commits;
         }
@@ -59,6 +62,18 @@ impl Freshness {
     /// A standby answered.
     pub fn on_standby_answer(&mut self, node: NodeId, now: Instant) {
         self.standby_answered = Some((node, now));
+    }
+
+    /// A token was brought: what it stands for is to be seen. To be called behind `settle` with the snapshot of now.
+    pub fn bring(&mut self, bound: Bound, now: Instant) {
+        match bound {
+            Bound::Position(lsn) => {
+                let before = self.brought.map(|(lsn, _)| lsn);
+                self.brought = Some((before.map_or(lsn, |before| before.max(lsn)), now));
+            }
+            // It is of an older history, all of which was flushed when this one began.
+            Bound::Everything => self.on_primary_answer(now, Commits::Synchronous),
+        }
     }
 
     /// Forgets everything, for a session that starts anew.
@@ -74,7 +89,7 @@ impl Freshness {
     /// Takes what the snapshot offers: a token as soon as the primary was sampled after its last answer, and a new bound
     /// where the epoch has changed. `others`: how anybody may have committed what the session saw there.
     pub fn settle(&mut self, snapshot: &Snapshot, others: Commits) {
-        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() {
+        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() && self.brought.is_none() {
             return;
         }
         if self.is_blank() {
@@ -82,6 +97,10 @@ impl Freshness {
             return;
         }
         let Some(primary) = &snapshot.primary else { return };
+        self.settle_brought(primary, snapshot.epoch);
+        if self.epoch == snapshot.epoch && self.primary_answered_at.is_none() {
+            return;
+        }
         let sampled_after = self.primary_answered_at.is_none_or(|answered| primary.sampled_at > answered);
         if !sampled_after {
             return;
@@ -100,20 +119,38 @@ impl Freshness {
         self.primary_answered_at = None;
     }
 
+    /// What was brought counts as soon as the primary is known to have come to it. One that has not by now never gave it: then
+    /// what it has is all there is to be seen.
+    fn settle_brought(&mut self, primary: &PrimaryView, epoch: Epoch) {
+        let Some((lsn, at)) = self.brought else { return };
+        if self.epoch != epoch {
+            // Which history it is of is not known any more.
+            self.brought = None;
+            self.on_primary_answer(at, Commits::Synchronous);
+        } else if lsn <= primary.flush_lsn || primary.sampled_at > at {
+            self.brought = None;
+            let bound = if lsn <= written(primary) { lsn } else { primary.flush_lsn };
+            self.token = self.token.max(Some(bound));
+        }
+    }
+
     /// May this standby answer the session's next read, as far as its own writes and reads go? (The lag budget is
     /// another question.)
     pub fn admits(&self, standby: &NodeView, snapshot: &Snapshot) -> bool {
         if self.is_blank() {
             return true;
         }
-        if self.epoch != snapshot.epoch {
+        if self.epoch != snapshot.epoch || self.brought.is_some() {
             return false;
         }
         self.admits_own_writes(standby) && self.admits_seen(standby, snapshot)
     }
 
     fn is_blank(&self) -> bool {
-        self.token.is_none() && self.primary_answered_at.is_none() && self.standby_answered.is_none()
+        self.brought.is_none()
+            && self.token.is_none()
+            && self.primary_answered_at.is_none()
+            && self.standby_answered.is_none()
     }
 
     fn admits_own_writes(&self, standby: &NodeView) -> bool {

@@ -6,13 +6,16 @@
 pub mod balance;
 pub mod freshness;
 pub mod policy;
+pub mod terms;
+pub mod token;
 
 use std::time::{Duration, Instant};
 
-use crate::classify::{Overrides, Target};
+use crate::classify::Overrides;
 use crate::topology::model::{NodeId, Snapshot};
 
 pub use policy::route;
+pub use terms::{OwnTerms, Terms};
 
 /// What a statement, batch or whole transaction needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,26 +63,17 @@ impl Mode {
     }
 }
 
-/// What a read may leave out, apart from the lag budget, which always holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consistency {
-    /// Whatever is within the lag budget: neither a session's own writes nor what it has seen are waited for.
-    Eventual,
-    /// A session sees its own writes and never goes back in time.
-    Session,
-    /// Reads run on the primary.
-    Primary,
-}
-
 /// Settings of routing (`[routing]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// What the ordinary endpoint is for: `Split` or `Primary`.
     pub mode: Mode,
-    /// What reads promise at the endpoint that splits; at those for standbys `Primary` counts as `Session`.
-    pub consistency: Consistency,
-    /// Lag budget of reads on standbys.
-    pub max_lag: Duration,
+    /// What reads promise, where nobody has anything of its own.
+    pub terms: Terms,
+    /// What some have of their own.
+    pub own: OwnTerms,
+    /// At most so many reads at a time run on the primary for want of a standby; 0: no limit.
+    pub primary_read_limit: usize,
     /// For so long after a write of any session the others are to see it; zero: never.
     pub recent_writes: Duration,
     /// Functions that are reads or writes whatever the catalogue says.
@@ -90,8 +84,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: Mode::Split,
-            consistency: Consistency::Session,
-            max_lag: Duration::from_secs(1),
+            terms: Terms::default(),
+            own: OwnTerms::default(),
+            primary_read_limit: 0,
             recent_writes: Duration::from_secs(1),
             functions: Overrides::default(),
         }
@@ -103,12 +98,8 @@ impl Default for Settings {
 pub struct Question<'a> {
     /// What is to run.
     pub need: Need,
-    /// What the user asked for by hint.
-    pub target: Option<Target>,
-    /// What a read promises.
-    pub consistency: Consistency,
-    /// Lag budget in force for this statement.
-    pub max_lag: Duration,
+    /// What is promised of it and asked for.
+    pub terms: Terms,
     /// When another session's write was answered last, where reads are to see it.
     pub others_wrote_at: Option<Instant>,
     /// The session's own bounds.
@@ -133,11 +124,11 @@ pub enum Reason {
     NeedsPrimary,
     /// A read on a standby within every bound.
     StandbyWithinBudget,
-    /// Asked for by a hint, by the endpoint or by `routing.consistency`.
+    /// Asked for by a hint, by the endpoint or by what its session promises (`consistency`).
     Asked,
     /// No standby is up.
     NoStandby,
-    /// Standbys are up, none within the lag budget.
+    /// Standbys are up, none within the lag budget, in time or in bytes.
     LagBudget,
     /// No standby has (provably) replayed what another session has just written.
     OthersWrites,
@@ -165,6 +156,14 @@ impl Reason {
         Self::ReplayStands,
         Self::NoPrimary,
     ];
+
+    /// A read has no standby that may answer it, though others of its kind would have one.
+    pub fn is_want_of_standby(self) -> bool {
+        matches!(
+            self,
+            Self::NoStandby | Self::LagBudget | Self::OwnWrites | Self::Excluded | Self::ReplayStands
+        )
+    }
 
     /// The label in metrics and logs.
     pub fn as_str(self) -> &'static str {

@@ -4,8 +4,8 @@
 //! a node within every bound. No allocation, no clock, no randomness. Must not know: sockets, pools.
 
 use super::balance::{self, Candidates};
-use super::{Consistency, Decision, Destination, Need, Question, Reason};
-use crate::classify::Target;
+use super::{Decision, Destination, Need, Question, Reason};
+use crate::classify::{Consistency, Target};
 use crate::topology::model::{NodeView, Readers, Role};
 
 /// Decides where a statement, batch or transaction goes.
@@ -14,10 +14,12 @@ use crate::topology::model::{NodeView, Readers, Role};
 /// budget is widened silently. Without a primary it is held, while reads that a standby may answer go on. What is for standbys
 /// alone is held while none qualifies.
 pub fn route(question: &Question<'_>) -> Decision {
-    match (question.need, question.target) {
+    match (question.need, question.terms.target) {
         (Need::Primary, _) => primary(question, Reason::NeedsPrimary),
         (Need::Read, Some(Target::Primary)) => primary(question, Reason::Asked),
-        (Need::Read, _) if question.consistency == Consistency::Primary => primary(question, Reason::Asked),
+        (Need::Read, _) if question.terms.consistency == Consistency::Primary => {
+            primary(question, Reason::Asked)
+        }
         (Need::Read, _) => read(question),
         (Need::Standby, _) => standby(question).unwrap_or_else(|obstacle| Decision {
             destination: Destination::Hold,
@@ -102,10 +104,12 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
         return Some(Obstacle::ReplayStands);
     }
     let staleness = question.snapshot.staleness(node, question.now);
-    if staleness.is_none_or(|staleness| staleness > question.max_lag) {
+    if staleness.is_none_or(|staleness| staleness > question.terms.max_lag)
+        || !question.terms.max_lag_bytes.admits(question.snapshot.lag_bytes(node, question.now))
+    {
         return Some(Obstacle::LagBudget);
     }
-    if question.consistency == Consistency::Eventual {
+    if question.terms.consistency == Consistency::Eventual {
         return None;
     }
     if !question.freshness.admits(node, question.snapshot) {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::freshness::{Commits, Freshness};
+use super::token::Bound;
 use super::*;
+use crate::classify::{Consistency, Target};
 use crate::topology::model::{Epoch, Lsn, NodeAddress, PrimaryView, Readers, Role, Timeline};
 
 const A: NodeId = NodeId(0);
@@ -19,10 +21,8 @@ struct Cluster {
     freshness: Freshness,
     excluded: Vec<NodeId>,
     load: [NodeLoad; 3],
-    max_lag: Duration,
+    terms: Terms,
     others_wrote_at: Option<Instant>,
-    target: Option<Target>,
-    consistency: Consistency,
 }
 
 impl Cluster {
@@ -38,10 +38,8 @@ impl Cluster {
             freshness: Freshness::default(),
             excluded: Vec::new(),
             load: [NodeLoad::default(); 3],
-            max_lag: Duration::from_secs(1),
+            terms: Terms::default(),
             others_wrote_at: None,
-            target: None,
-            consistency: Consistency::Session,
         };
         it.snapshot.epoch = Epoch(1);
         it.snapshot.nodes[0].role = Role::Primary;
@@ -81,9 +79,7 @@ impl Cluster {
     fn ask(&self, need: Need, dice: u64) -> Decision {
         route(&Question {
             need,
-            target: self.target,
-            consistency: self.consistency,
-            max_lag: self.max_lag,
+            terms: self.terms,
             others_wrote_at: self.others_wrote_at,
             freshness: &self.freshness,
             excluded: &self.excluded,
@@ -109,7 +105,7 @@ fn p1_writes_go_to_the_attested_primary_or_wait() {
     let mut it = Cluster::healthy();
     let write = it.ask(Need::Primary, 0);
     assert_eq!(write, Decision { destination: Destination::Primary(A), reason: Reason::NeedsPrimary });
-    it.target = Some(Target::Standby);
+    it.terms.target = Some(Target::Standby);
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Primary(A), "a hint forces no write");
     it.at(1000);
     let held = Decision { destination: Destination::Hold, reason: Reason::NoPrimary };
@@ -137,14 +133,14 @@ fn reads_go_to_standbys_and_only_to_standbys() {
 #[test]
 fn asked_for_the_primary() {
     let mut it = Cluster::healthy();
-    it.target = Some(Target::Primary);
+    it.terms.target = Some(Target::Primary);
     assert_eq!(it.read(), (Destination::Primary(A), Reason::Asked));
 }
 
 #[test]
 fn p2_the_budget_is_never_widened() {
     let mut it = Cluster::healthy();
-    it.max_lag = Duration::from_millis(100);
+    it.terms.max_lag = Duration::from_millis(100);
     it.at(100);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     it.at(101);
@@ -160,7 +156,7 @@ fn p2_the_budget_is_never_widened() {
 #[test]
 fn what_is_for_standbys_waits_for_one() {
     let mut it = Cluster::healthy();
-    it.target = Some(Target::Primary);
+    it.terms.target = Some(Target::Primary);
     let decided = |it: &Cluster| {
         let decision = it.ask(Need::Standby, 7);
         (decision.destination, decision.reason)
@@ -185,7 +181,7 @@ fn p2_while_frozen_reads_go_on() {
     it.at(60_000);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Hold);
-    it.max_lag = Duration::from_millis(19);
+    it.terms.max_lag = Duration::from_millis(19);
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
 }
 
@@ -236,7 +232,7 @@ fn r01_p3_after_a_write_only_a_standby_that_has_it() {
 #[test]
 fn eventual_reads_are_bound_by_the_lag_budget_alone() {
     let mut it = Cluster::healthy();
-    it.consistency = Consistency::Eventual;
+    it.terms.consistency = Consistency::Eventual;
     let answered = it.at(10);
     it.freshness.on_primary_answer(answered, Commits::Synchronous);
     it.others_wrote_at = Some(answered);
@@ -249,9 +245,9 @@ fn eventual_reads_are_bound_by_the_lag_budget_alone() {
 #[test]
 fn primary_consistency_reads_on_the_primary_whatever_a_hint_says() {
     let mut it = Cluster::healthy();
-    it.consistency = Consistency::Primary;
+    it.terms.consistency = Consistency::Primary;
     for target in [None, Some(Target::Standby), Some(Target::Primary)] {
-        it.target = target;
+        it.terms.target = target;
         assert_eq!(it.read(), (Destination::Primary(A), Reason::Asked), "{target:?}");
     }
     it.snapshot.primary = None;
@@ -288,6 +284,48 @@ fn m10_asynchronous_commits_are_bounded_by_the_insert_lsn() {
     it.freshness.on_primary_answer(answered, Commits::Asynchronous);
     it.sample(100, 2000, [2000, 2500]);
     assert_eq!(it.freshness.token(), Some(Lsn(2500)));
+    assert!(!it.admits(B) && it.admits(C));
+}
+
+#[test]
+fn r01_a_position_that_was_brought_bounds_as_soon_as_the_primary_has_it() {
+    let mut it = Cluster::healthy();
+    it.sample(0, 2000, [2000, 2000]);
+    let brought = it.at(10);
+    it.freshness.bring(Bound::Position(Lsn(1500)), brought);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
+    assert_eq!(it.freshness.token(), Some(Lsn(1500)), "it lies on what is known already");
+    assert!(it.admits(B) && it.admits(C));
+    // Newer than the last sample: it waits for one that was sent behind it.
+    let brought = it.at(20);
+    it.freshness.bring(Bound::Position(Lsn(2500)), brought);
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
+    assert!(!it.admits(B) && !it.admits(C));
+    it.sample(100, 2600, [2499, 2500]);
+    assert_eq!(it.freshness.token(), Some(Lsn(2500)));
+    assert!(!it.admits(B) && it.admits(C));
+}
+
+#[test]
+fn r08_a_position_that_the_primary_has_not_come_to_is_not_waited_for() {
+    let mut it = Cluster::healthy();
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
+    let brought = it.at(10);
+    it.freshness.bring(Bound::Position(Lsn(u64::MAX)), brought);
+    it.sample(100, 2000, [1999, 2000]);
+    assert_eq!(it.freshness.token(), Some(Lsn(2000)));
+    assert!(!it.admits(B) && it.admits(C));
+}
+
+#[test]
+fn r08_a_position_of_before_a_failover_asks_for_all_that_the_new_primary_has() {
+    let mut it = Cluster::healthy();
+    it.freshness.settle(&it.snapshot, Commits::Synchronous);
+    let brought = it.at(10);
+    it.freshness.bring(Bound::Position(Lsn(9000)), brought);
+    it.snapshot.epoch = Epoch(2);
+    it.sample(100, 1100, [1050, 1100]);
+    assert_eq!(it.freshness.token(), Some(Lsn(1100)));
     assert!(!it.admits(B) && it.admits(C));
 }
 

@@ -13,6 +13,7 @@ use super::inspect::Inspect;
 use super::outcome;
 use super::run::Task;
 use super::shard::SuspectCause;
+use super::standby_wait::WithoutStandby;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::backend::login::LoginError;
@@ -25,6 +26,18 @@ use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId, Readers};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate;
+
+/// Where a unit is to run now.
+enum Choice {
+    /// There.
+    Node(NodeId, Side, Epoch),
+    /// Nobody may run it now.
+    Hold,
+    /// No standby may, and it is to wait for one until then.
+    WaitForStandby(Instant),
+    /// No standby may, and the primary is not to.
+    Refuse,
+}
 
 /// What became of a lease that was got.
 enum Accepted {
@@ -52,11 +65,8 @@ impl Session {
         let mut hold: Option<Hold> = None;
         let deadline = self.group.limits().query_wait_timeout.map(|timeout| task.now + timeout);
         loop {
-            let Some((node, side, epoch)) = self.choose(task) else {
-                if !self.hold(&mut hold, task).await? {
-                    return Ok(false);
-                }
-                continue;
+            let Some((node, side, epoch)) = self.wait_for_node(&mut hold, task).await? else {
+                return Ok(false);
             };
             let pool = self.shard.pools.pool_of(&self.group, node);
             let lease = match self.shard.pools.try_claim(&pool, self.fit(&task.needs)) {
@@ -81,7 +91,12 @@ impl Session {
             };
             let error = match lease {
                 Ok(lease) => match self.accept_lease(lease, node, side, epoch, task.now) {
-                    Accepted::Taken => return Ok(self.released(hold.as_ref())),
+                    Accepted::Taken => {
+                        if let Some(attached) = self.attached.as_mut() {
+                            attached._on_primary = task.on_primary.take();
+                        }
+                        return Ok(self.released(hold.as_ref()));
+                    }
                     Accepted::Outdated => continue,
                     Accepted::NotPrimary => {
                         if !self.hold(&mut hold, task).await? {
@@ -136,6 +151,28 @@ impl Session {
         }
     }
 
+    /// The node that is to run the task, as soon as there is one; `None` when the client has been told why there is none.
+    async fn wait_for_node(
+        &mut self,
+        hold: &mut Option<Hold>,
+        task: &mut Task<'_>,
+    ) -> Flow<Option<(NodeId, Side, Epoch)>> {
+        loop {
+            let goes_on = match self.choose(task) {
+                Choice::Node(node, side, epoch) => return Ok(Some((node, side, epoch))),
+                Choice::Hold => self.hold(hold, task).await?,
+                Choice::WaitForStandby(until) => self.wait_for_standby(task, until).await?,
+                Choice::Refuse => {
+                    let report = outcome::no_standby_within_bounds(task.waited_for_standby);
+                    self.refuse(task, &report).await?
+                }
+            };
+            if !goes_on {
+                return Ok(None);
+            }
+        }
+    }
+
     /// What was held, if it was, has a server.
     fn released(&self, hold: Option<&Hold>) -> bool {
         if hold.is_some() {
@@ -162,8 +199,8 @@ impl Session {
     }
 
     /// Gets a server connection without a word to the client, if there is one to be had: whether it did.
-    pub(super) async fn attach_quietly(&mut self, task: &Task<'_>) -> bool {
-        let Some((node, side, epoch)) = self.choose(task) else { return false };
+    pub(super) async fn attach_quietly(&mut self, task: &mut Task<'_>) -> bool {
+        let Choice::Node(node, side, epoch) = self.choose(task) else { return false };
         let pool = self.shard.pools.pool_of(&self.group, node);
         let fit = self.fit(&task.needs);
         let lease = match (self.shard.pools.try_claim(&pool, fit), self.endpoint(node, epoch)) {
@@ -206,7 +243,7 @@ impl Session {
     }
 
     /// Takes in what the client has sent behind its unit, as far as there is room; without room an end is seen late.
-    fn read_ahead(&self, window: &mut Window) -> Flow<()> {
+    pub(super) fn read_ahead(&self, window: &mut Window) -> Flow<()> {
         match crate::net::try_read(&self.client, window.spare()) {
             Ok(0) => Err(End::Client),
             Ok(count) => {
@@ -248,8 +285,8 @@ impl Session {
         }
     }
 
-    /// Asks the policy. `None`: nobody may run it now.
-    fn choose(&mut self, task: &Task<'_>) -> Option<(NodeId, Side, Epoch)> {
+    /// Asks the policy.
+    fn choose(&mut self, task: &mut Task<'_>) -> Choice {
         let snapshot = self.shard.snapshot.borrow();
         self.freshness.settle(&snapshot, self.shard.shared.others_commit(task.now));
         // What follows an unfinished batch runs on the same node, and is not known yet.
@@ -258,14 +295,15 @@ impl Session {
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
         let excluded = task.excluded.as_slice();
+        let mut terms = self.terms(&task.needs);
+        terms.target = terms.target.filter(|_| !self.is_for_standbys());
+        terms.consistency = self.consistency_at_endpoint(terms.consistency);
         let load = self.shard.load.borrow();
         let dice = fastrand::u64(..);
         let decide = |others_wrote_at| {
             route::route(&Question {
                 need,
-                target: task.needs.target.filter(|_| !self.is_for_standbys()),
-                consistency: self.consistency_at_endpoint(),
-                max_lag: task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag),
+                terms,
                 others_wrote_at,
                 freshness: &self.freshness,
                 excluded,
@@ -292,14 +330,24 @@ impl Session {
             Destination::Primary(node)
                 if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
             {
-                return None;
+                return Choice::Hold;
             }
             Destination::Primary(node) => (node, Side::Primary),
             Destination::Standby(node) => (node, Side::Standby),
-            Destination::Hold => return None,
+            Destination::Hold => return Choice::Hold,
         };
+        if matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites) {
+            (self.shard.shared.want_sample)();
+        }
+        if decision.reason.is_want_of_standby() && is_split {
+            match self.without_standby(task, &terms) {
+                WithoutStandby::Primary => {}
+                WithoutStandby::Wait(until) => return Choice::WaitForStandby(until),
+                WithoutStandby::Refuse => return Choice::Refuse,
+            }
+        }
         self.shard.counters.routed(side, decision.reason as usize).inc();
-        Some((node, side, snapshot.epoch))
+        Choice::Node(node, side, snapshot.epoch)
     }
 
     fn endpoint(&self, node: NodeId, epoch: Epoch) -> Option<Endpoint> {
@@ -364,6 +412,7 @@ impl Session {
             inspect: Inspect::Nothing,
             may_unpin: false,
             unlisted: false,
+            _on_primary: None,
         });
         Accepted::Taken
     }

@@ -475,9 +475,9 @@ impl Session {
             return task.bytes;
         }
         let simple = task.kind == Kind::Simple;
-        let asks_pins = task.needs.asks_pins && self.transaction != Transaction::Failed;
-        let pins = asks_pins.then(|| self.tell_pins(server));
-        if let (Some(sql), true) = (&pins, simple) {
+        let shows_own = task.needs.shows_own && self.transaction != Transaction::Failed;
+        let shown = if shows_own { self.tell_own(server, unit) } else { Vec::new() };
+        for sql in shown.iter().filter(|_| simple) {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
         }
@@ -503,7 +503,7 @@ impl Session {
         if task.needs.names_prepared && translator.carried.own_names.is_none() && !fresh {
             translator.give_own_names();
         }
-        if let (Some(sql), false) = (&pins, simple) {
+        for sql in shown.iter().filter(|_| !simple) {
             translator.put_within(sql);
         }
         let mut written = 0;

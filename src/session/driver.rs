@@ -15,10 +15,12 @@ use super::control::Control;
 use super::inspect::Inspect;
 use super::journal::Journal;
 use super::outcome;
+use super::own_settings::{self, OwnSettingError};
 use super::prepared::Names;
 use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
+use super::standby_wait::ReadOnPrimary;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
@@ -28,8 +30,8 @@ use crate::net;
 use crate::pool::{Definition, Lease, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
-use crate::route::Mode;
 use crate::route::freshness::Freshness;
+use crate::route::{Mode, Terms};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::reply::{self, Report};
@@ -102,6 +104,8 @@ pub(super) struct Attached {
     pub(super) may_unpin: bool,
     /// Settings that the server does not list may have been made: they are reset before anybody else gets it.
     pub(super) unlisted: bool,
+    /// The place that its read has among those on the primary for want of a standby.
+    pub(super) _on_primary: Option<ReadOnPrimary>,
 }
 
 /// An extended batch under way.
@@ -167,6 +171,10 @@ pub struct Session {
     pub(super) told: Reported,
     /// What it was told at its login: where no setting was changed since, or all are reset, it is so still.
     pub(super) welcome: Reported,
+    /// What its reads are promised, by the configuration and by its settings.
+    pub(super) terms: Terms,
+    /// One of its settings `pgsteer.…` has a value that is none.
+    pub(super) amiss: Option<Box<OwnSettingError>>,
     /// Of the startup packet: what RESET goes back to.
     pub(super) startup: Rc<SettingValues>,
     /// What may have changed `settings` since.
@@ -213,7 +221,9 @@ impl Session {
         number: u64,
         identity: Identity,
     ) -> Self {
-        let settings = shard.intern_settings(identity.settings);
+        let mut pairs = identity.settings;
+        let token = own_settings::take_token(&mut pairs);
+        let settings = shard.intern_settings(pairs);
         let welcome = shard.intern_told(Reported::new(identity.told));
         let mut session = Self {
             shard: Rc::clone(shard),
@@ -229,6 +239,8 @@ impl Session {
             strings: identity.strings,
             opaque_encoding: identity.opaque_encoding,
             scope: Rc::default(),
+            terms: Terms::default(),
+            amiss: None,
             startup: Rc::clone(&settings),
             settings,
             touched: Touched::default(),
@@ -264,6 +276,7 @@ impl Session {
             altered_roles: None,
         };
         session.read_settings();
+        session.bring_token(token);
         session
     }
 
@@ -426,6 +439,11 @@ impl Session {
         } else {
             bytes
         };
+        self.read_and_run(window, kind, bytes).await
+    }
+
+    /// Finds out what a unit needs, and runs it.
+    async fn read_and_run(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         let in_batch = self.is_in_batch();
         self.may_have_savepoints &= self.transaction.is_on_server();
         let mut needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
@@ -434,6 +452,18 @@ impl Session {
             self.refresh_catalogue();
             self.needs(window.filled().get(..bytes).unwrap_or_default())
         };
+        if needs.sets_own
+            && let Some(unit) = self.refusing(window.filled().get(..bytes).unwrap_or_default())
+        {
+            window.consume(bytes);
+            let length = unit.len();
+            let mut refusing = Window::new(unit.into_boxed_slice());
+            refusing.advance(length);
+            return Box::pin(self.read_and_run(&mut refusing, kind, length)).await;
+        }
+        if self.amiss.is_some() && !self.is_in_order(window, (kind, bytes), &needs).await? {
+            return Ok(());
+        }
         if !in_batch {
             let local = self.local(window.filled().get(..bytes).unwrap_or_default(), kind, &needs);
             if let Some(reply) = local {

@@ -50,7 +50,7 @@ impl Session {
     }
 
     /// The texts that a unit parses or runs.
-    fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
+    pub(super) fn texts<'u>(&'u self, unit: &'u [u8]) -> impl Iterator<Item = &'u [u8]> + 'u {
         unit::frames(unit).filter_map(|(kind, body)| match kind {
             b'Q' => extended::query(body),
             b'P' => extended::parse(body).map(|parse| parse.sql),

@@ -7,7 +7,8 @@ use super::driver::{End, Flow, Session};
 use super::hold::Hold;
 use super::outcome;
 use super::run::Task;
-use crate::route::{Consistency, Mode, Need};
+use crate::classify::Consistency;
+use crate::route::{Mode, Need, Terms};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{NodeId, Readers, Role};
 
@@ -38,8 +39,8 @@ impl Session {
     }
 
     /// What the session's reads promise: who comes in by an endpoint for standbys has asked for them.
-    pub(super) fn consistency_at_endpoint(&self) -> Consistency {
-        match self.shard.shared.settings.routing.consistency {
+    pub(super) fn consistency_at_endpoint(&self, consistency: Consistency) -> Consistency {
+        match consistency {
             Consistency::Primary if self.is_for_standbys() => Consistency::Session,
             consistency => consistency,
         }
@@ -100,8 +101,10 @@ impl Session {
         let Some(view) = snapshot.node(node) else { return Standing::Stale };
         match view.role {
             Role::Standby => {
-                let budget = task.needs.max_lag.unwrap_or(self.shard.shared.settings.routing.max_lag);
-                let fresh = snapshot.staleness(view, task.now).is_some_and(|staleness| staleness <= budget);
+                let Terms { max_lag, max_lag_bytes, .. } = self.terms(&task.needs);
+                let in_time =
+                    snapshot.staleness(view, task.now).is_some_and(|staleness| staleness <= max_lag);
+                let fresh = in_time && max_lag_bytes.admits(snapshot.lag_bytes(view, task.now));
                 if fresh && view.readers == Readers::MayStay { Standing::Good } else { Standing::Stale }
             }
             Role::Primary if self.mode == Mode::PreferStandby => Standing::Good,

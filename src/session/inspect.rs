@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::driver::{Attached, End, Flow, Session};
+use super::own_settings;
 use super::settings::{self, Pairs, Touched};
 use super::shard::SuspectCause;
 use super::{RESET_TIMEOUT, outcome};
@@ -337,9 +338,11 @@ impl Session {
     }
 
     /// From now on the session has these settings.
-    fn set_settings(&mut self, pairs: Pairs) {
+    fn set_settings(&mut self, mut pairs: Pairs) {
+        let token = own_settings::take_token(&mut pairs);
         self.settings = self.shard.intern_settings(pairs);
         self.read_settings();
+        self.bring_token(token);
     }
 
     /// Draws from the settings what they mean for the reading of texts and for transactions.
@@ -365,6 +368,7 @@ impl Session {
         self.scope = self.shard.intern_settings(settings::scope(pairs));
         self.serializable =
             value("default_transaction_isolation").is_some_and(|it| it.eq_ignore_ascii_case("serializable"));
+        self.read_own_settings();
     }
 }
 

@@ -70,6 +70,18 @@ pub fn no_standby(waited: Duration) -> Report {
         .hint(NO_STANDBY_HINT)
 }
 
+/// A read that no standby may answer, and that the primary is not to.
+pub fn no_standby_within_bounds(waited: Duration) -> Report {
+    let waited =
+        if waited.is_zero() { String::new() } else { format!(" for {waited:?}, for which it waited") };
+    Report::error(state::CANNOT_CONNECT_NOW, "pgsteer: no standby may answer this read")
+        .detail(format!(
+            "No standby was within the bounds of the session{waited}, and reads do not go to the primary then (routing.no_standby, \
+             routing.primary_read_limit). It was not run."
+        ))
+        .hint("See /topology on the admin address for the lag of each standby; /* pgsteer: target=primary */ reads on the primary.")
+}
+
 /// No standby at a login to an endpoint that is for standbys alone.
 pub fn no_standby_at_login() -> Report {
     Report::fatal(state::CANNOT_CONNECT_NOW, "pgsteer: no standby is available").hint(NO_STANDBY_HINT)

@@ -1,18 +1,13 @@
 //! Why a session stays on its server: the reasons, and whom they are told.
 //!
 //! Invariant: each reason that begins is counted once and said in the log, the client's own are its to ask for (`SHOW
-//! pgsteer.pins`). Must not know: what makes a reason, what ends it.
+//! pgsteer.pins`, `own_settings`). Must not know: what makes a reason, what ends it.
 
 use std::time::{Duration, Instant};
 
 use super::driver::Session;
 use super::inspect;
-use super::settings;
-use crate::backend::Server;
 use crate::classify::PinReason;
-
-/// The setting by which a client asks why it is pinned. No server knows it: it is set in front of the question.
-const PINS: &str = "pgsteer.pins";
 
 /// Of sessions that are pinned for the same reason one a shard is told of at `info` in this time; all are at `debug`.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -52,16 +47,5 @@ impl Session {
                 "a session is pinned to its server; further ones for this reason are not told of for a minute"
             );
         }
-    }
-
-    /// The statement after which the server answers `SHOW pgsteer.pins` with the session's reasons, taken for run.
-    pub(super) fn tell_pins(&self, server: &mut Server) -> String {
-        let reasons: Vec<&str> = self.pins.iter().map(|pin| pin.as_str()).collect();
-        let value = reasons.join(", ");
-        let command = settings::assignment(PINS, &value);
-        // Nobody's settings hold it, so it is reset before the next statement that is not this.
-        let applied = settings::with(&server.applied.pairs, &[(PINS.to_owned(), value)]);
-        server.applied = self.shard.intern_settings(applied);
-        command
     }
 }

@@ -4,10 +4,11 @@
 //! read of which nothing has reached the client. A lost transaction is 40001 only when no COMMIT was sent. Must not know:
 //! how nodes are judged, what the SQL says beyond `Needs`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
+use super::standby_wait::ReadOnPrimary;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::classify::PinReason;
@@ -57,6 +58,12 @@ pub(super) struct Task<'w> {
     /// When it was last looked at the clock for it: at its beginning and after each wait.
     pub(super) now: Instant,
     pub(super) excluded: Vec<NodeId>,
+    /// Since when it has found no standby that may answer it.
+    pub(super) without_standby_since: Option<Instant>,
+    /// How long it has waited for one.
+    pub(super) waited_for_standby: Duration,
+    /// Its place among the reads that may be on the primary for want of a standby.
+    pub(super) on_primary: Option<ReadOnPrimary>,
     /// How often it has been run again.
     pub(super) tries: usize,
 }
@@ -66,7 +73,19 @@ impl<'w> Task<'w> {
     pub(super) fn new(window: &'w mut Window, kind: Kind, bytes: usize, needs: Needs, now: Instant) -> Self {
         let here = window.filled().len().min(bytes);
         let beyond = bytes - here;
-        Self { window, kind, bytes: here, beyond, needs, now, excluded: Vec::new(), tries: 0 }
+        Self {
+            window,
+            kind,
+            bytes: here,
+            beyond,
+            needs,
+            now,
+            excluded: Vec::new(),
+            without_standby_since: None,
+            waited_for_standby: Duration::ZERO,
+            on_primary: None,
+            tries: 0,
+        }
     }
 
     /// One without a byte: something of pgsteer's own, for which a server is wanted. Into an empty window without room nothing is

@@ -77,6 +77,10 @@ pub struct Shared {
     pub senders: Arc<Senders>,
     /// When something was committed asynchronously last.
     pub asynchronous_commits: LastAsynchronousCommit,
+    /// Reads that are on the primary for want of a standby.
+    pub reads_on_primary: Arc<AtomicUsize>,
+    /// Has the positions of all nodes looked at soon: sessions wait for standbys to have what they saw.
+    pub want_sample: Box<dyn Fn() + Send + Sync>,
     /// Where a wait for a primary ended is noted.
     pub record_hold: Box<dyn Fn(Duration) + Send + Sync>,
 }
@@ -152,6 +156,8 @@ pub struct Shard {
     pub counters: Arc<ShardCounters>,
     /// The snapshot its sessions route by.
     pub snapshot: RefCell<Arc<Snapshot>>,
+    /// Sessions that wait for a standby.
+    pub(super) waiting_for_standby: Cell<usize>,
     /// Rings for held sessions when the snapshot has changed.
     pub snapshot_changed: watch::Sender<u64>,
     /// Load of each node, as far as this shard causes it.
@@ -201,6 +207,7 @@ impl Shard {
             buffers: Stock::default(),
             counters,
             snapshot: RefCell::new(snapshot),
+            waiting_for_standby: Cell::new(0),
             snapshot_changed: watch::Sender::new(0),
             load: RefCell::new(load),
             draining: Cell::new(false),
@@ -251,7 +258,12 @@ impl Shard {
             self.doubt.set(None);
         }
         let now = Instant::now();
-        if changed || cleared || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL {
+        let is_awaited = self.waiting_for_standby.get() > 0;
+        if changed
+            || cleared
+            || is_awaited
+            || now.saturating_duration_since(self.last_bell.get()) >= BELL_INTERVAL
+        {
             self.last_bell.set(now);
             self.snapshot_changed.send_replace(version);
         }
@@ -534,6 +546,9 @@ impl Shard {
         if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
             load.in_flight += 1;
         }
+        if let Some(gauge) = self.counters.in_flight(node.index()) {
+            gauge.inc();
+        }
     }
 
     /// Its answer is complete, or will never be.
@@ -542,6 +557,9 @@ impl Shard {
             load.in_flight = load.in_flight.saturating_sub(1);
             let took = u32::try_from(now.saturating_duration_since(began).as_micros()).unwrap_or(u32::MAX);
             load.latency_us = load.latency_us - load.latency_us / 8 + took / 8;
+        }
+        if let Some(gauge) = self.counters.in_flight(node.index()) {
+            gauge.dec();
         }
     }
 }

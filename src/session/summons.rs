@@ -70,8 +70,9 @@ impl Session {
 
     async fn take_connection(&mut self) -> Option<i32> {
         let mut nothing = Window::new(Box::default());
-        let task = Task::without_bytes(&mut nothing, Needs::primary());
-        let taken = tokio::time::timeout(SUMMONS_LIMIT, self.attach_quietly(&task)).await.unwrap_or(false);
+        let mut task = Task::without_bytes(&mut nothing, Needs::primary());
+        let taken =
+            tokio::time::timeout(SUMMONS_LIMIT, self.attach_quietly(&mut task)).await.unwrap_or(false);
         self.control.begin_pending.set(false);
         if !taken {
             return None;

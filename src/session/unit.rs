@@ -2,11 +2,9 @@
 //!
 //! Invariant: a unit is a sequence of complete frames at the front of the client's bytes. Pure. Must not know: servers.
 
-use std::time::Duration;
-
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, Classification, Dialect, PinReason, Reason, Resets, SessionEffect, Target,
+    self, Access, AskedTerms, Classification, Dialect, PinReason, Reason, Resets, SessionEffect,
     TransactionEffect,
 };
 use crate::route::Need;
@@ -158,8 +156,10 @@ pub struct Needs {
     pub names_prepared: bool,
     /// It uses what the extension of search has.
     pub search: bool,
-    /// It asks why the session is pinned.
-    pub asks_pins: bool,
+    /// It shows a setting `pgsteer.…`.
+    pub shows_own: bool,
+    /// It sets one, or its leading comment is amiss.
+    pub sets_own: bool,
     /// It may have its transaction committed asynchronously, which its session's settings do not show.
     pub sets_commit: bool,
     /// One text of several statements resets a setting.
@@ -176,10 +176,8 @@ pub struct Needs {
     pub earlier_portal: bool,
     /// Number of Execute messages or simple statements.
     pub statements: usize,
-    /// Where the user wants it.
-    pub target: Option<Target>,
-    /// Lag budget asked for.
-    pub max_lag: Option<Duration>,
+    /// What its leading comments ask for.
+    pub terms: AskedTerms,
 }
 
 impl Default for Needs {
@@ -199,7 +197,8 @@ impl Default for Needs {
             processes_resolved: false,
             names_prepared: false,
             search: false,
-            asks_pins: false,
+            shows_own: false,
+            sets_own: false,
             sets_commit: false,
             resets: Resets::Alone,
             transaction: TransactionEffect::None,
@@ -208,8 +207,7 @@ impl Default for Needs {
             unseen: false,
             earlier_portal: false,
             statements: 0,
-            target: None,
-            max_lag: None,
+            terms: AskedTerms::default(),
         }
     }
 }
@@ -254,7 +252,8 @@ impl Needs {
         self.defines |= class.defines;
         self.unseen |= class.unseen;
         self.search |= class.search;
-        self.asks_pins |= class.asks_pins;
+        self.shows_own |= class.shows_own;
+        self.sets_own |= class.sets_own || class.hint.amiss;
         self.sets_commit |= class.sets_commit;
         self.resets = self.resets.max(class.resets);
         self.pin = self.pin.or(class.pin);
@@ -263,8 +262,7 @@ impl Needs {
         self.may_unpin |= (undoes && !class.unseen) || class.pin == Some(PinReason::AdvisoryLock);
         self.commits |= class.commits;
         self.rolls_back |= class.transaction == TransactionEffect::Rollback;
-        self.target = self.target.or(class.hint.target);
-        self.max_lag = self.max_lag.or(class.hint.max_lag);
+        self.terms = self.terms.or(class.hint.terms);
     }
 }
 
@@ -313,7 +311,7 @@ pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
                         parsed.iter().rev().find(|(parsed, _)| *parsed == name).map(|(_, class)| *class);
                     match here.or_else(|| names.class(name, dialect)) {
                         Some(class) => {
-                            needs.target = needs.target.or(class.hint.target);
+                            needs.terms = needs.terms.or(class.hint.terms);
                             // The rows of an EXECUTE are those of the statement that it names.
                             needs.names_prepared |= kind == b'D' && class.names_prepared;
                         }

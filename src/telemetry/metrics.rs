@@ -3,14 +3,17 @@
 //! Invariant: a handle, never a static; a shard writes only its own [`ShardCounters`]; everything that is shown is
 //! a sum over the shards, made when somebody asks. Must not know: any other module; label words come from outside.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod failovers;
+
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
+use self::failovers::{Failovers, Holds};
 use super::counter::{Counter, Family, Gauge};
 use super::prometheus::{Kind, Text};
 use super::staleness::{self, StalenessServed};
+
+pub use self::failovers::HoldTally;
 
 /// Most route reasons a family holds.
 pub const ROUTE_REASONS_MAX: usize = 16;
@@ -23,13 +26,6 @@ pub const LIMITS_MAX: usize = 4;
 
 /// The SQLSTATEs that pgsteer itself issues, and a last slot for every other.
 pub const SQLSTATES: [&str; 8] = ["40001", "08007", "57P03", "53300", "57P01", "08P01", "28P01", "other"];
-
-/// Upper bounds of the hold histogram's buckets, milliseconds.
-const HOLD_BUCKETS_MS: [u64; 14] =
-    [1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000];
-
-/// The longest hold the histogram tells apart; longer ones count as this.
-const HOLD_MAX: Duration = Duration::from_secs(3600);
 
 /// Which side a statement was routed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +55,8 @@ pub struct Labels {
     pub client_limits: Vec<&'static str>,
     /// How failovers come out.
     pub failover_outcomes: Vec<&'static str>,
+    /// Why all nodes are looked at.
+    pub doubt_causes: Vec<&'static str>,
 }
 
 /// What one shard counts. Aligned so that two shards never share a cache line.
@@ -207,67 +205,6 @@ struct Inner {
     failovers: Mutex<Failovers>,
 }
 
-/// Durations, and their sum.
-#[derive(Debug)]
-struct Durations {
-    micros: Histogram<u64>,
-    sum: Duration,
-}
-
-impl Durations {
-    fn new() -> Result<Self, hdrhistogram::CreationError> {
-        let micros_max = u64::try_from(HOLD_MAX.as_micros()).unwrap_or(u64::MAX);
-        Ok(Self { micros: Histogram::new_with_max(micros_max, 3)?, sum: Duration::ZERO })
-    }
-
-    fn record(&mut self, duration: Duration) {
-        let micros = duration.min(HOLD_MAX).as_micros();
-        self.micros.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
-        self.sum += duration;
-    }
-
-    fn render(&self, text: &mut Text, name: &str, help: &str) {
-        text.metric(name, Kind::Histogram, help);
-        let bucket = format!("{name}_bucket");
-        for bound in HOLD_BUCKETS_MS {
-            let seconds = Duration::from_millis(bound).as_secs_f64().to_string();
-            text.sample(&bucket, &[("le", &seconds)], self.micros.count_between(0, bound * 1_000));
-        }
-        text.sample(&bucket, &[("le", "+Inf")], self.micros.len());
-        text.sample(&format!("{name}_sum"), &[], self.sum.as_secs_f64());
-        text.sample(&format!("{name}_count"), &[], self.micros.len());
-    }
-}
-
-#[derive(Debug)]
-struct Holds {
-    durations: Durations,
-    /// The longest since somebody last began to look.
-    longest: Duration,
-}
-
-#[derive(Debug)]
-struct Failovers {
-    without_primary: Durations,
-    release: Durations,
-    by_outcome: Vec<(&'static str, u64)>,
-}
-
-/// What happened to held statements, and the errors that pgsteer sent, since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HoldTally {
-    /// Statements that were held.
-    pub held: u64,
-    /// Of these, those that got a server.
-    pub released: u64,
-    /// Those held now.
-    pub waiting: u64,
-    /// What ran on standbys and was ended so that replay could go on.
-    pub ended_for_replay: u64,
-    /// Errors, by the index in [`SQLSTATES`].
-    pub errors: [u64; SQLSTATES.len()],
-}
-
 /// Why a registry cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -303,12 +240,7 @@ impl Metrics {
                 return Err(MetricsError::TooManyLabels { family, labels, slots });
             }
         }
-        let holds = Holds { durations: Durations::new()?, longest: Duration::ZERO };
-        let failovers = Failovers {
-            without_primary: Durations::new()?,
-            release: Durations::new()?,
-            by_outcome: labels.failover_outcomes.iter().map(|outcome| (*outcome, 0)).collect(),
-        };
+        let (holds, failovers) = (Holds::new()?, Failovers::new(&labels)?);
         let shards = (0..shards).map(|_| Arc::new(ShardCounters::new(labels.nodes.len()))).collect();
         Ok(Self {
             inner: Arc::new(Inner {
@@ -335,62 +267,14 @@ impl Metrics {
         &self.inner.labels
     }
 
-    /// Records how long one statement was held. Takes a lock: for the end of a hold, never for a statement's way.
-    pub fn record_hold(&self, held: Duration) {
-        let mut holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        holds.durations.record(held);
-        holds.longest = holds.longest.max(held);
-    }
-
-    /// The longest hold that ended since [`Self::forget_longest_hold`].
-    pub fn longest_hold(&self) -> Duration {
-        self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).longest
-    }
-
-    /// The longest hold is looked for from now on.
-    pub fn forget_longest_hold(&self) {
-        self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).longest = Duration::ZERO;
-    }
-
-    /// Records a failover: how it came out, how long there was no primary, and how long statements were held beyond that.
-    pub fn record_failover(
-        &self,
-        outcome: &str,
-        without_primary: Option<Duration>,
-        release: Option<Duration>,
-    ) {
-        let mut failovers = self.inner.failovers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, count)) = failovers.by_outcome.iter_mut().find(|(known, _)| *known == outcome) {
-            *count += 1;
-        }
-        if let Some(duration) = without_primary {
-            failovers.without_primary.record(duration);
-        }
-        if let Some(duration) = release {
-            failovers.release.record(duration);
-        }
-    }
-
-    /// Held statements and errors, over all shards.
-    pub fn hold_tally(&self) -> HoldTally {
-        // First who waits: who does no longer has been counted as released before.
-        let waiting = self.gauge_total(|shard| shard.statements_waiting.value()).max(0).unsigned_abs();
-        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-        let mut tally = HoldTally { waiting, ..HoldTally::default() };
-        for shard in &self.inner.shards {
-            tally.held += shard.statements_held.value();
-            tally.released += shard.statements_released.value();
-            tally.ended_for_replay += shard.reads_ended_for_replay.value();
-            for (index, count) in tally.errors.iter_mut().enumerate() {
-                *count += shard.errors.at(index).value();
-            }
-        }
-        tally
-    }
-
     /// The sum of one counter over the shards, for tests, the demo and the status page.
     pub fn total(&self, read: impl Fn(&ShardCounters) -> u64) -> u64 {
         self.inner.shards.iter().map(|shard| read(shard)).sum()
+    }
+
+    /// Clients that are connected.
+    pub fn clients(&self) -> u64 {
+        self.gauge_total(|shard| shard.clients_active.value()).max(0).unsigned_abs()
     }
 
     fn gauge_total(&self, read: impl Fn(&ShardCounters) -> i64) -> i64 {
@@ -494,25 +378,6 @@ impl Metrics {
             let count = self.total(|shard| shard.clients_kept_out.at(index).value());
             text.sample(name, &[("limit", limit)], count);
         }
-    }
-
-    fn render_holds(&self, text: &mut Text) {
-        let holds = self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        let help = "How long each held statement waited.";
-        holds.durations.render(text, "pgsteer_hold_duration_seconds", help);
-    }
-
-    fn render_failovers(&self, text: &mut Text) {
-        let failovers = self.inner.failovers.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = "pgsteer_failovers_total";
-        text.metric(name, Kind::Counter, "Times that the primary was lost or replaced, by how it came out.");
-        for (outcome, count) in &failovers.by_outcome {
-            text.sample(name, &[("outcome", outcome)], count);
-        }
-        let help = "From the first doubt about the primary until there was one again.";
-        failovers.without_primary.render(text, "pgsteer_failover_duration_seconds", help);
-        let help = "From the new primary until no statement was held any more.";
-        failovers.release.render(text, "pgsteer_failover_release_seconds", help);
     }
 
     fn render_nodes(&self, text: &mut Text, cluster: &ClusterGauges) {

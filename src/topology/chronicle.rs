@@ -37,6 +37,9 @@ impl Chronicle {
 
     /// Takes what the judge told, and closes what is complete.
     pub(super) fn told(&mut self, events: &[Event], snapshot: &Snapshot, rule: &'static str, now: Instant) {
+        for cause in events.iter().filter_map(|event| event.kind.cause()) {
+            self.metrics.record_doubt(cause);
+        }
         let was_open = self.recorder.is_open();
         if self.recorder.told(events, snapshot, rule) && was_open {
             self.count_from_here();

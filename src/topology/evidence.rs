@@ -143,7 +143,7 @@ pub enum SuspectWhy {
     ReadOnly,
     /// Connecting failed or timed out.
     ConnectFailed,
-    /// Discovery or an operator says that a switchover begins.
+    /// Somebody outside says that the primary changes.
     Hint,
     /// The probe's own connection failed.
     ProbeFailed,
@@ -174,6 +174,21 @@ impl SuspectWhy {
         1 << (self as u32)
     }
 
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ConnectionBroke => "connection_broke",
+            Self::Shutdown => "shutdown",
+            Self::ReadOnly => "read_only",
+            Self::ConnectFailed => "connect_failed",
+            Self::Hint => "hint",
+            Self::ProbeFailed => "probe_failed",
+            Self::ProbeLate => "probe_late",
+            Self::NewerTimeline => "newer_timeline",
+            Self::Promotion => "promotion",
+        }
+    }
+
     /// A phrase for people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -181,7 +196,7 @@ impl SuspectWhy {
             Self::Shutdown => "it announced a shutdown or crash",
             Self::ReadOnly => "it refused a write as read-only",
             Self::ConnectFailed => "connecting to it failed",
-            Self::Hint => "a switchover was announced",
+            Self::Hint => "a change of the primary was announced",
             Self::ProbeFailed => "its probe failed",
             Self::ProbeLate => "its probe answer is overdue",
             Self::NewerTimeline => "a standby follows a newer timeline",
@@ -216,6 +231,25 @@ pub enum Input {
         at: Instant,
         /// How.
         why: ProbeFailure,
+    },
+    /// A node is asked whether it is there, between two rounds.
+    PulseSent {
+        /// Who.
+        node: NodeId,
+    },
+    /// It is.
+    PulseAnswered {
+        /// Who.
+        node: NodeId,
+        /// When it was asked.
+        sent_at: Instant,
+        /// When the answer was complete.
+        at: Instant,
+    },
+    /// Somebody outside says that the primary changes, or has changed.
+    Hint {
+        /// Who is to be the primary, where that was said.
+        expects: Option<NodeId>,
     },
     /// Somebody doubts a node.
     Suspect {
@@ -255,8 +289,12 @@ pub enum EventKind {
     PrimaryBack,
     /// A node is taken for something else than before.
     RoleChanged,
-    /// Rapid probing began.
-    Suspected,
+    /// Rapid probing began, and why.
+    Suspected(SuspectWhy),
+    /// In the middle of a doubt somebody said that the primary changes.
+    Hinted,
+    /// An answer of the primary is overdue by much more than usual: the others are looked at. Not for people.
+    AnswerLate,
     /// The doubt is over.
     Cleared,
     /// Replay on a standby stands still while the primary is doubted: reads must leave it.
@@ -270,6 +308,21 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// As what it is counted in the metrics, if it is a reason to look at all nodes.
+    pub fn cause(self) -> Option<&'static str> {
+        match self {
+            Self::Suspected(why) => Some(why.label()),
+            Self::Hinted => Some(SuspectWhy::Hint.label()),
+            Self::AnswerLate => Some(Self::AnswerLate.as_str()),
+            _ => None,
+        }
+    }
+
+    /// All words that [`Self::cause`] can give.
+    pub fn causes() -> Vec<&'static str> {
+        SuspectWhy::ALL.into_iter().map(SuspectWhy::label).chain([Self::AnswerLate.as_str()]).collect()
+    }
+
     /// The label in logs and on `/topology`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -277,7 +330,9 @@ impl EventKind {
             Self::PrimaryLost => "primary_lost",
             Self::PrimaryBack => "primary_back",
             Self::RoleChanged => "role_changed",
-            Self::Suspected => "suspected",
+            Self::Suspected(_) => "suspected",
+            Self::Hinted => "hinted",
+            Self::AnswerLate => "answer_late",
             Self::Cleared => "cleared",
             Self::ReadersLeave => "readers_leave",
             Self::ReadersMayStay => "readers_may_stay",

@@ -152,12 +152,12 @@ impl Recorder {
         // Before there was a primary nothing can be lost.
         let starts = matches!(
             event.kind,
-            EventKind::Suspected | EventKind::PrimaryLost | EventKind::EpochOpened | EventKind::Promoted
+            EventKind::Suspected(_) | EventKind::PrimaryLost | EventKind::EpochOpened | EventKind::Promoted
         );
         if starts && self.reigned.is_some() && self.open.as_ref().is_none_or(|open| open.primary_at.is_some())
         {
             // One that is still being settled is over with the next.
-            began = self.open.is_none() || event.kind != EventKind::Suspected;
+            began = self.open.is_none() || !matches!(event.kind, EventKind::Suspected(_));
             if began {
                 self.superseded = self.open.take().map(|open| self.complete(open, event.at));
                 self.open = Some(self.begin(event, snapshot.epoch));
@@ -239,7 +239,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::topology::evidence::SuspectWhy;
     use crate::topology::model::{Lsn, NodeAddress, PrimaryView, Timeline};
+
+    const DOUBT: EventKind = EventKind::Suspected(SuspectWhy::ConnectionBroke);
 
     struct Story {
         recorder: Recorder,
@@ -284,7 +287,7 @@ mod tests {
     #[test]
     fn a_failover_is_recorded_from_the_doubt_to_the_last_release() {
         let mut it = Story::new();
-        assert!(it.happens(EventKind::Suspected));
+        assert!(it.happens(DOUBT));
         assert_eq!(it.settle(0), None);
         it.primary(None, 1);
         assert!(!it.happens(EventKind::PrimaryLost));
@@ -315,7 +318,7 @@ mod tests {
     fn a_doubt_that_comes_to_nothing_leaves_no_record() {
         let mut it = Story::new();
         for _ in 0..3 {
-            it.happens(EventKind::Suspected);
+            it.happens(DOUBT);
             assert_eq!(it.settle(0), None);
             assert!(it.recorder.under_way().is_none());
             it.happens(EventKind::Cleared);
@@ -326,7 +329,7 @@ mod tests {
     #[test]
     fn a_primary_that_was_out_of_sight_is_recorded_as_such() {
         let mut it = Story::new();
-        it.happens(EventKind::Suspected);
+        it.happens(DOUBT);
         it.primary(None, 1);
         it.happens(EventKind::PrimaryLost);
         assert!(it.recorder.under_way().is_some());
@@ -353,7 +356,7 @@ mod tests {
         it.primary(Some(1), 2);
         it.happens(EventKind::EpochOpened);
         assert_eq!(it.settle(1), None);
-        assert!(!it.happens(EventKind::Suspected), "that is no loss yet");
+        assert!(!it.happens(DOUBT), "that is no loss yet");
         it.primary(None, 2);
         assert!(it.happens(EventKind::PrimaryLost));
         it.primary(Some(0), 3);

@@ -225,6 +225,8 @@ pub struct PrimaryView {
 pub struct Snapshot {
     /// Grows by one with every snapshot.
     pub version: u64,
+    /// Which cluster this is, once a primary or the configuration has said.
+    pub system_id: Option<u64>,
     /// The epoch of the last known primary.
     pub epoch: Epoch,
     /// The primary, if one is attested now.
@@ -253,6 +255,7 @@ impl Snapshot {
             .collect();
         Self {
             version: 0,
+            system_id: None,
             epoch: Epoch(0),
             primary: None,
             suspected: false,
@@ -271,6 +274,13 @@ impl Snapshot {
     /// The primary, unless its claim has expired at `now`.
     pub fn primary_at(&self, now: Instant) -> Option<&PrimaryView> {
         self.primary.as_ref().filter(|primary| now < primary.expires_at)
+    }
+
+    /// Bytes of WAL that a standby had not replayed of what the primary had flushed, in the last probe round of both; `None` when that
+    /// is not known, or while the primary is not, which may have written more since.
+    pub fn lag_bytes(&self, node: &NodeView, now: Instant) -> Option<u64> {
+        let is_known = self.primary_at(now).is_some() || self.frozen_at.is_some();
+        node.lag_bytes.filter(|_| is_known)
     }
 
     /// Upper bound of a standby's staleness at `now`, error included; `None` when unknown (then it gets no reads). With

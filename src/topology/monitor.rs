@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ use super::chronicle::Chronicle;
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
 use super::failover::Failover;
 use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
-use super::probe::{Credentials, ProbeConnection};
-use super::reconcile::{Reconciler, Settings};
+use super::probe::{Credentials, ProbeConnection, ProbeError};
+use super::reconcile::{PULSE_EVERY, Reconciler, Settings};
 use super::watchers::{PromotionWatch, Watchers};
 use crate::telemetry::Metrics;
 
@@ -32,6 +32,8 @@ pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
 pub const EVENTS_KEPT: usize = 200;
 /// Records of failovers kept for `/topology/events`.
 pub const FAILOVERS_KEPT: usize = 50;
+/// Set where there is a hint, beside a node's number.
+const HINTED: u32 = 1 << 16;
 /// Answers under way from the nodes' tasks to the judge.
 const INPUTS_QUEUED: usize = 256;
 
@@ -52,9 +54,18 @@ impl Fence for NoFence {
 }
 
 /// Suspicions that wait for the monitor: one word of reasons for each node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Suspicions {
     reasons: Box<[AtomicU32]>,
+    /// The last hint: [`HINTED`], and the node that it names, counted from 1.
+    hint: AtomicU32,
+    raised: Notify,
+}
+
+/// Whether anybody waits for the next sample of all positions.
+#[derive(Debug, Default)]
+struct Demand {
+    wanted: AtomicBool,
     raised: Notify,
 }
 
@@ -76,6 +87,7 @@ pub struct MonitorHandle {
     /// The picture now, for the hot path.
     pub current: Arc<ArcSwap<Snapshot>>,
     suspicions: Arc<Suspicions>,
+    demand: Arc<Demand>,
     events: Arc<Mutex<VecDeque<Event>>>,
     failovers: Arc<Mutex<VecDeque<Failover>>>,
     _running: Arc<Running>,
@@ -90,6 +102,22 @@ impl MonitorHandle {
                 self.suspicions.raised.notify_one();
             }
         }
+    }
+
+    /// Has the next round come soon: sessions wait to know how far standbys are. Never blocks, allocates nothing, and many calls
+    /// before that round count as one.
+    pub fn want_sample(&self) {
+        if !self.demand.wanted.load(Ordering::Relaxed) && !self.demand.wanted.swap(true, Ordering::AcqRel) {
+            self.demand.raised.notify_one();
+        }
+    }
+
+    /// Somebody outside says that the primary changes, or has changed, and perhaps to which node. It makes the monitor look at all
+    /// nodes in rapid rounds until that is seen, for some seconds at most. Never blocks, and many calls count as one.
+    pub fn hint(&self, expects: Option<NodeId>) {
+        let word = HINTED | expects.map_or(0, |node| u32::from(node.0) + 1);
+        self.suspicions.hint.store(word, Ordering::Release);
+        self.suspicions.raised.notify_one();
     }
 
     /// The last failovers, oldest first, that under way among them; at most [`FAILOVERS_KEPT`].
@@ -129,18 +157,21 @@ impl Monitor {
         let failovers = Arc::new(Mutex::new(VecDeque::new()));
         let suspicions = Arc::new(Suspicions {
             reasons: nodes.iter().map(|_| AtomicU32::new(0)).collect(),
-            raised: Notify::new(),
+            ..Suspicions::default()
         });
+        let demand = Arc::new(Demand::default());
+        let pulses: Box<[Arc<Notify>]> = nodes.iter().map(|_| Arc::default()).collect();
         let (inputs_in, inputs) = mpsc::channel(INPUTS_QUEUED);
         let (rounds, _) = watch::channel(0u64);
         let mut probes = JoinSet::new();
-        for (node, index) in nodes.iter().zip(0u16..) {
+        for ((node, index), pulse) in nodes.iter().zip(0u16..).zip(&pulses) {
             let worker = Worker {
                 id: NodeId(index),
                 address: Arc::clone(&node.address),
                 credentials: credentials.clone(),
                 settings: settings.clone(),
                 rounds: rounds.subscribe(),
+                pulse: Arc::clone(pulse),
                 inputs: inputs_in.clone(),
             };
             probes.spawn(worker.run());
@@ -148,10 +179,14 @@ impl Monitor {
         let coordinator = Coordinator {
             reconciler,
             watchers: Watchers::new(watch, &nodes, inputs_in),
-            chronicle: Chronicle::new(metrics, Arc::clone(&failovers)),
+            chronicle: Chronicle::new(metrics.clone(), Arc::clone(&failovers)),
+            metrics,
             inputs,
             rounds,
+            pulses,
+            idle_until: Instant::now(),
             suspicions: Arc::clone(&suspicions),
+            demand: Arc::clone(&demand),
             fence,
             published: first,
             reigned: None,
@@ -163,7 +198,7 @@ impl Monitor {
             _probes: probes,
         };
         let running = Arc::new(Running(tokio::spawn(coordinator.run())));
-        MonitorHandle { snapshots, current, suspicions, events, failovers, _running: running }
+        MonitorHandle { snapshots, current, suspicions, demand, events, failovers, _running: running }
     }
 }
 
@@ -172,9 +207,15 @@ struct Coordinator {
     reconciler: Reconciler,
     watchers: Watchers,
     chronicle: Chronicle,
+    metrics: Metrics,
     inputs: mpsc::Receiver<Input>,
     rounds: watch::Sender<u64>,
+    /// Ask one node whether it is there.
+    pulses: Box<[Arc<Notify>]>,
+    /// There were no clients: the primary need not be asked before this.
+    idle_until: Instant,
     suspicions: Arc<Suspicions>,
+    demand: Arc<Demand>,
     fence: Arc<dyn Fence>,
     published: Arc<Snapshot>,
     /// The last primary that was published.
@@ -193,9 +234,10 @@ impl Coordinator {
     async fn run(mut self) {
         self.start_round().await;
         loop {
-            let next_round = self.round_began + self.reconciler.round_interval(Instant::now());
-            let wake = self.reconciler.deadline().map_or(next_round, |deadline| deadline.min(next_round));
-            let suspicions = Arc::clone(&self.suspicions);
+            let next_round = self.round_began + self.round_interval(Instant::now());
+            let pulse = self.reconciler.pulse_due().map(|(_, due)| due.max(self.idle_until));
+            let wake = self.reconciler.deadline().into_iter().chain(pulse).fold(next_round, Instant::min);
+            let (suspicions, demand) = (Arc::clone(&self.suspicions), Arc::clone(&self.demand));
             tokio::select! {
                 biased;
                 () = suspicions.raised.notified() => self.take_suspicions().await,
@@ -203,19 +245,44 @@ impl Coordinator {
                     Some(input) => self.take(input).await,
                     None => return,
                 },
+                // The next round comes sooner by now.
+                () = demand.raised.notified() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             let now = Instant::now();
             if self.reconciler.deadline().is_some_and(|deadline| deadline <= now) {
                 self.judge(Input::Tick).await;
             }
-            if self.round_began + self.reconciler.round_interval(now) <= now {
+            if self.round_began + self.round_interval(now) <= now {
                 self.start_round().await;
             }
+            self.pulse(now).await;
         }
     }
 
+    /// Asks the primary whether it is there, if there are clients and it was not asked lately.
+    async fn pulse(&mut self, now: Instant) {
+        let Some((node, due)) = self.reconciler.pulse_due() else { return };
+        if now < due.max(self.idle_until) {
+            return;
+        }
+        if self.metrics.clients() == 0 {
+            self.idle_until = now + PULSE_EVERY;
+            return;
+        }
+        if let Some(pulse) = self.pulses.get(node.index()) {
+            pulse.notify_one();
+            self.judge(Input::PulseSent { node }).await;
+        }
+    }
+
+    fn round_interval(&self, now: Instant) -> Duration {
+        self.reconciler.round_interval(self.demand.wanted.load(Ordering::Acquire), now)
+    }
+
     async fn start_round(&mut self) {
+        // What is asked for from now on is for the round behind this one.
+        self.demand.wanted.store(false, Ordering::Release);
         self.round_began = Instant::now();
         self.awaited.fill(true);
         self.rounds.send_modify(|round| *round += 1);
@@ -225,6 +292,11 @@ impl Coordinator {
 
     async fn take_suspicions(&mut self) {
         let suspicions = Arc::clone(&self.suspicions);
+        let hint = suspicions.hint.swap(0, Ordering::AcqRel);
+        if hint & HINTED != 0 {
+            let expects = (hint & !HINTED).checked_sub(1).and_then(|index| u16::try_from(index).ok());
+            self.judge(Input::Hint { expects: expects.map(NodeId) }).await;
+        }
         for (reasons, index) in suspicions.reasons.iter().zip(0u16..) {
             let bits = reasons.swap(0, Ordering::AcqRel);
             for why in SuspectWhy::ALL.into_iter().filter(|why| bits & why.bit() != 0) {
@@ -288,7 +360,14 @@ impl Coordinator {
             .map_or_else(String::new, |node| node.address.to_string());
         let (kind, epoch) = (event.kind.as_str(), snapshot.epoch.0);
         match event.kind {
-            EventKind::PrimaryLost | EventKind::Suspected | EventKind::Advice | EventKind::ReadersLeave => {
+            EventKind::AnswerLate => {
+                tracing::debug!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text);
+            }
+            EventKind::PrimaryLost
+            | EventKind::Suspected(_)
+            | EventKind::Hinted
+            | EventKind::Advice
+            | EventKind::ReadersLeave => {
                 tracing::warn!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text);
             }
             _ => tracing::info!(target: "pgsteer::topology", kind, epoch, node, "{}", event.text),
@@ -297,7 +376,7 @@ impl Coordinator {
 
     fn remember(&self, events: Vec<Event>) {
         let mut kept = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        for event in events {
+        for event in events.into_iter().filter(|event| event.kind != EventKind::AnswerLate) {
             if kept.len() == EVENTS_KEPT {
                 kept.pop_front();
             }
@@ -328,7 +407,15 @@ struct Worker {
     credentials: Credentials,
     settings: Settings,
     rounds: watch::Receiver<u64>,
+    pulse: Arc<Notify>,
     inputs: mpsc::Sender<Input>,
+}
+
+/// What a node's task has to do.
+enum Work {
+    Broken(ProbeError),
+    Probe,
+    Pulse,
 }
 
 impl Worker {
@@ -339,27 +426,33 @@ impl Worker {
         self.rounds.mark_changed();
         loop {
             let began = Instant::now();
-            let broken = tokio::select! {
+            let work = tokio::select! {
                 biased;
                 error = async {
                     match &mut connection {
                         Some(connection) => connection.ended().await,
                         None => std::future::pending().await,
                     }
-                } => Some(error),
+                } => Work::Broken(error),
                 round = self.rounds.changed() => match round {
-                    Ok(()) => None,
+                    Ok(()) => Work::Probe,
                     Err(_) => return,
                 },
+                () = self.pulse.notified() => Work::Pulse,
             };
-            let input = match broken {
-                Some(error) => {
+            let input = match work {
+                Work::Broken(error) => {
                     connection = None;
                     tracing::debug!(node = %self.address, "probe connection ended: {error}");
                     let why = ProbeFailure::Broken;
                     Input::ProbeFailed { node: self.id, sent_at: began, at: Instant::now(), why }
                 }
-                None => self.probe(&mut connection, &mut last_failure).await,
+                Work::Probe => self.probe(&mut connection, &mut last_failure).await,
+                Work::Pulse => match connection.take() {
+                    Some(open) => self.pulse(open, &mut connection, &mut last_failure).await,
+                    // The next round connects.
+                    None => continue,
+                },
             };
             if self.inputs.send(input).await.is_err() {
                 return;
@@ -385,22 +478,40 @@ impl Worker {
             sent_at = Instant::now();
             let result = open.probe(self.settings.probe_timeout).await?;
             *connection = Some(open);
-            Ok::<_, super::probe::ProbeError>(result)
+            Ok::<_, ProbeError>(result)
         };
         let outcome = attempt.await;
-        let at = Instant::now();
         match outcome {
             Ok(result) => {
                 *last_failure = None;
-                Input::Observation { node: self.id, sent_at, answered_at: at, result }
+                Input::Observation { node: self.id, sent_at, answered_at: Instant::now(), result }
             }
-            Err(error) => {
-                if last_failure.replace(error.why) != Some(error.why) {
-                    tracing::warn!(target: "pgsteer::topology", node = %self.address, "probe failed: {error}");
-                }
-                Input::ProbeFailed { node: self.id, sent_at, at, why: error.why }
-            }
+            Err(error) => self.failed(sent_at, &error, last_failure),
         }
+    }
+
+    /// One empty statement on a connection that is kept if it is answered.
+    async fn pulse(
+        &self,
+        open: ProbeConnection,
+        connection: &mut Option<ProbeConnection>,
+        last_failure: &mut Option<ProbeFailure>,
+    ) -> Input {
+        let sent_at = Instant::now();
+        match open.pulse(self.settings.probe_timeout).await {
+            Ok(()) => {
+                *connection = Some(open);
+                Input::PulseAnswered { node: self.id, sent_at, at: Instant::now() }
+            }
+            Err(error) => self.failed(sent_at, &error, last_failure),
+        }
+    }
+
+    fn failed(&self, sent_at: Instant, error: &ProbeError, last_failure: &mut Option<ProbeFailure>) -> Input {
+        if last_failure.replace(error.why) != Some(error.why) {
+            tracing::warn!(target: "pgsteer::topology", node = %self.address, "probe failed: {error}");
+        }
+        Input::ProbeFailed { node: self.id, sent_at, at: Instant::now(), why: error.why }
     }
 }
 
@@ -432,10 +543,14 @@ mod tests {
         let coordinator = Coordinator {
             reconciler,
             watchers: Watchers::new(Arc::new(NoWatch), &nodes, mpsc::channel(1).0),
-            chronicle: Chronicle::new(metrics, Arc::default()),
+            chronicle: Chronicle::new(metrics.clone(), Arc::default()),
+            metrics,
             inputs: mpsc::channel(1).1,
             rounds: watch::channel(0).0,
-            suspicions: Arc::new(Suspicions { reasons: Box::default(), raised: Notify::new() }),
+            pulses: Box::default(),
+            idle_until: Instant::now(),
+            suspicions: Arc::default(),
+            demand: Arc::default(),
             fence,
             published: Arc::clone(&first),
             reigned: None,

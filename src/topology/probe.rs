@@ -205,6 +205,18 @@ impl ProbeConnection {
         })
     }
 
+    /// Asks whether it is there, within `timeout`, by an empty statement. After an error the connection is of no further use.
+    ///
+    /// # Errors
+    ///
+    /// `ProbeError` with the kind of failure.
+    pub async fn pulse(&self, timeout: Duration) -> Result<(), ProbeError> {
+        match tokio::time::timeout(timeout, self.client.simple_query("")).await {
+            Ok(answer) => answer.map(drop).map_err(|error| ProbeError::from_postgres(&error)),
+            Err(_) => Err(ProbeError::new(ProbeFailure::TimedOut, "no answer within probe_timeout")),
+        }
+    }
+
     /// Ends when the server ends the connection or announces that it will. Cancel safe.
     pub async fn ended(&mut self) -> ProbeError {
         if self.ended.is_finished() && self.client.is_closed() {

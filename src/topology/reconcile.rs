@@ -14,9 +14,13 @@
 //! old primary was provably gone, it held no WAL beyond the point where the new timeline began: then all it holds is shared,
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
+mod doubt;
 mod node;
 mod promotion;
+mod pulse;
 mod stall;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,15 +28,12 @@ use std::time::{Duration, Instant};
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::lag_clock::LagClock;
 use super::model::{Epoch, Lsn, NodeId, NodeView, OnUnreachable, PrimaryView, Role, Snapshot, Timeline};
+use doubt::{Hint, Suspicion};
 use node::{Claim, NodeState};
+pub use pulse::PULSE_EVERY;
 
 /// WAL on its way to a standby when the primary dies has arrived after this time.
 const WAL_IN_FLIGHT: Duration = Duration::from_millis(20);
-/// Rapid rounds go on at least this long after a doubt.
-const SUSPICION_LASTS: Duration = Duration::from_millis(200);
-/// A doubt that nothing resolves ends rapid rounds after this time.
-const RAPID_LASTS: Duration = Duration::from_secs(60);
-
 /// Times of the monitor (`[topology]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -40,6 +41,8 @@ pub struct Settings {
     pub probe_interval: Duration,
     /// Between two rounds while the primary is doubted or missing.
     pub rapid_interval: Duration,
+    /// Between two rounds while somebody waits to know how far standbys are.
+    pub sample_interval: Duration,
     /// A probe without an answer for so long has failed (a hung node).
     pub probe_timeout: Duration,
     /// Limit of connecting and logging in.
@@ -60,6 +63,7 @@ impl Default for Settings {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
+            sample_interval: Duration::from_millis(10),
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
@@ -88,15 +92,6 @@ struct Reign {
     rule: &'static str,
 }
 
-/// A doubt.
-#[derive(Debug, Clone, Copy)]
-struct Suspicion {
-    node: NodeId,
-    since: Instant,
-    /// All that is known is that an answer is overdue.
-    only_late: bool,
-}
-
 /// The judge. One input at a time, and out come the events worth a log line.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -111,6 +106,10 @@ pub struct Reconciler {
     frozen_at: Option<Instant>,
     unreachable_since: Option<Instant>,
     suspicion: Option<Suspicion>,
+    /// Somebody said that the primary changes, and nothing has come of it yet.
+    hint: Option<Hint>,
+    /// Since when the primary's answer is overdue by much more than usual.
+    late_since: Option<Instant>,
     /// Since when the epoch's primary is doubted or missing, without having attested itself in between.
     unattested_since: Option<Instant>,
     /// Since when rapid rounds run without a break.
@@ -145,6 +144,8 @@ impl Reconciler {
             frozen_at: None,
             unreachable_since: None,
             suspicion: None,
+            hint: None,
+            late_since: None,
             unattested_since: None,
             rapid_since: None,
             first_input_at: None,
@@ -162,7 +163,10 @@ impl Reconciler {
     pub fn on(&mut self, input: Input, now: Instant) -> Vec<Event> {
         self.first_input_at.get_or_insert(now);
         match input {
-            Input::RoundStarted | Input::Tick => {}
+            Input::Tick => {}
+            Input::RoundStarted => self.nodes.iter_mut().for_each(|node| node.pulse.asked(now)),
+            Input::PulseSent { node } => self.pulse_sent(node, now),
+            Input::PulseAnswered { node, sent_at, at } => self.pulse_answered(node, sent_at, at),
             Input::Observation { node, sent_at, answered_at, result } => {
                 self.advise(node, &result, now);
                 if let Some(state) = self.nodes.get_mut(node.index()) {
@@ -171,6 +175,7 @@ impl Reconciler {
             }
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
+            Input::Hint { expects } => self.hinted(expects, now),
             Input::Promoted { node, told, at } => self.promoted(node, told, at),
             Input::NotWatched { node, why } => self.not_watched(node, &why, now),
         }
@@ -182,14 +187,6 @@ impl Reconciler {
     /// When to send a `Tick` if nothing else comes: something known expires then.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
-    }
-
-    /// Time between two rounds, as things stand.
-    pub fn round_interval(&self, now: Instant) -> Duration {
-        match self.rapid_since {
-            Some(since) if now.saturating_duration_since(since) < RAPID_LASTS => self.settings.rapid_interval,
-            _ => self.settings.probe_interval,
-        }
     }
 
     /// The picture after the last input.
@@ -207,26 +204,6 @@ impl Reconciler {
         if state.failed(sent_at, at, why) && self.reign.is_some_and(|reign| reign.node == node) {
             self.suspect(node, SuspectWhy::ProbeFailed, now);
         }
-    }
-
-    fn suspect(&mut self, node: NodeId, why: SuspectWhy, now: Instant) {
-        let reigns = self.reign.is_none_or(|reign| reign.node == node);
-        if !reigns && self.nodes.get(node.index()).is_none_or(|node| node.role != Role::Standby) {
-            // Known not to be well already; whoever goes on trying it must not keep rapid rounds alive.
-            return;
-        }
-        if self.suspicion.is_none() {
-            let text = format!("{} is suspected: {}", self.name(node), why.as_str());
-            self.event(EventKind::Suspected, Some(node), text, now);
-        }
-        // A discovery hint or a client's trouble restarts the rapid period; a probe that goes on failing does not.
-        if !matches!(why, SuspectWhy::ProbeFailed | SuspectWhy::ProbeLate) {
-            self.rapid_since = None;
-        }
-        let late = why == SuspectWhy::ProbeLate;
-        let only_late = late && self.suspicion.is_none_or(|before| before.only_late);
-        self.suspicion = Some(Suspicion { node, since: now, only_late });
-        self.rapid_since.get_or_insert(now);
     }
 
     fn advise(&mut self, node: NodeId, result: &super::evidence::ProbeResult, now: Instant) {
@@ -256,6 +233,7 @@ impl Reconciler {
         self.learn_history(&claims, now);
         self.assign_roles(now);
         self.freeze(&claims, now);
+        self.note_lateness(now);
         self.doubt(now);
         self.clear_the_way(now);
         self.set_deadline(now);
@@ -527,62 +505,6 @@ impl Reconciler {
             .map(|answer| answer.sent_at);
     }
 
-    /// Raises doubts that follow from the picture itself, and ends those that it answers.
-    fn doubt(&mut self, now: Instant) {
-        if let Some(primary) = self.primary
-            && now >= primary.sampled_at + self.late_after()
-            && self.suspicion.is_none()
-        {
-            self.suspect(primary.node, SuspectWhy::ProbeLate, now);
-        }
-        self.doubt_by_newer_timeline(now);
-        if self.primary.is_none() {
-            self.rapid_since.get_or_insert(now);
-        }
-        let (Some(suspicion), Some(primary)) = (self.suspicion, self.primary) else {
-            if self.suspicion.is_none() && self.primary.is_some() {
-                self.rapid_since = None;
-            }
-            return;
-        };
-        let heard = self.nodes.get(suspicion.node.index()).and_then(|node| node.heard_at);
-        if primary.sampled_at > suspicion.since
-            && heard.is_some_and(|at| at > suspicion.since)
-            && now >= suspicion.since + SUSPICION_LASTS
-            && now < primary.sampled_at + self.late_after()
-        {
-            self.suspicion = None;
-            self.rapid_since = None;
-            let text = format!("the picture is clear: {} is the primary", self.name(primary.node));
-            self.event(EventKind::Cleared, Some(primary.node), text, now);
-        }
-    }
-
-    fn doubt_by_newer_timeline(&mut self, now: Instant) {
-        let (Some(reign), ttl) = (self.reign, self.settings.claim_ttl) else { return };
-        let newest = self
-            .nodes
-            .iter()
-            .filter(|node| node.role == Role::Standby)
-            .filter_map(|node| node.live(now, ttl))
-            .filter_map(|answer| match answer.result.standing {
-                Standing::InRecovery { timeline, .. } => Some(timeline),
-                Standing::OutOfRecovery { .. } => None,
-            })
-            .max();
-        if let Some(newest) =
-            newest.filter(|&newest| newest > reign.timeline && newest > self.newer_timeline_seen)
-        {
-            self.newer_timeline_seen = newest;
-            self.suspect(reign.node, SuspectWhy::NewerTimeline, now);
-        }
-    }
-
-    /// An answer of the primary is overdue after so long.
-    fn late_after(&self) -> Duration {
-        (self.settings.probe_interval * 3).min(self.settings.claim_ttl)
-    }
-
     fn set_deadline(&mut self, now: Instant) {
         let ttl = self.settings.claim_ttl;
         let expiries = self.nodes.iter().filter_map(|node| node.live(now, ttl)).map(|a| a.sent_at + ttl);
@@ -593,7 +515,8 @@ impl Reconciler {
         let first_look =
             self.first_input_at.filter(|_| !self.looked_at_all).map(|first| first + self.settings.claim_ttl);
         let watch = self.watch_deadline(now);
-        self.deadline = expiries.chain(late).chain(first_look).chain(watch).min();
+        let overdue = self.overdue_deadline();
+        self.deadline = expiries.chain(late).chain(first_look).chain(watch).chain(overdue).min();
     }
 
     fn publish(&mut self, now: Instant) {
@@ -601,6 +524,7 @@ impl Reconciler {
         let views = ids(&self.nodes).map(|(id, node)| self.view(id, node, now)).collect();
         self.snapshot = Arc::new(Snapshot {
             version: self.version,
+            system_id: self.system_id,
             epoch: self.reign.map_or(Epoch(0), |reign| reign.epoch),
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),

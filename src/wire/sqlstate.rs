@@ -73,6 +73,8 @@ states! {
     SYNTAX_ERROR = b"42601";
     /// No such object; of a parameter: no such parameter.
     UNDEFINED_OBJECT = b"42704";
+    /// A setting that can't be set.
+    CANT_CHANGE_RUNTIME_PARAM = b"55P02";
     /// Safe to run again; on a standby: recovery conflict.
     SERIALIZATION_FAILURE = b"40001";
     /// Deadlock; on a standby: a conflict with the startup process.

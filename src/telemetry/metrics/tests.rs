@@ -14,6 +14,7 @@ fn registry() -> Metrics {
         limits: vec!["size", "max_db_connections"],
         client_limits: vec!["max_client_conn"],
         failover_outcomes: vec!["new_epoch", "same_primary"],
+        doubt_causes: vec!["hint", "probe_late"],
     };
     Metrics::new(2, labels).expect("labels fit")
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::topology::evidence::{Node, ProbeFailure, ProbeResult, Standing};
 use crate::topology::model::{Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
 
+use super::pulse::Pulse;
 use super::stall::Stall;
 
 /// The last answer of a node.
@@ -57,6 +58,7 @@ pub(super) struct NodeState {
     pub(super) reason: &'static str,
     /// When people were told of its settings.
     pub(super) advised_at: Option<Instant>,
+    pub(super) pulse: Pulse,
     pub(super) stall: Stall,
     pub(super) readers: Readers,
     /// It told of its promotion while this epoch lasted.
@@ -81,6 +83,7 @@ impl NodeState {
             role_since: None,
             reason: "not probed yet",
             advised_at: None,
+            pulse: Pulse::default(),
             stall: Stall::default(),
             readers: Readers::MayStay,
             promoted_in: None,
@@ -90,6 +93,7 @@ impl NodeState {
 
     /// Takes an answer. False when it is older than what is known.
     pub(super) fn answered(&mut self, sent_at: Instant, answered_at: Instant, result: ProbeResult) -> bool {
+        self.pulse.answered(sent_at, answered_at);
         if self.answer.as_ref().is_some_and(|answer| sent_at < answer.sent_at) {
             return false;
         }
@@ -112,6 +116,7 @@ impl NodeState {
 
     /// Takes a failure. False when an answer is newer.
     pub(super) fn failed(&mut self, sent_at: Instant, at: Instant, why: ProbeFailure) -> bool {
+        self.pulse.failed(at);
         let stale =
             |answer: &Answer| sent_at < answer.sent_at && self.heard_at.is_some_and(|heard| at < heard);
         if self.answer.as_ref().is_some_and(stale) {

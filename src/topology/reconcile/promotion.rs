@@ -13,15 +13,21 @@ use crate::topology::model::{Lsn, NodeId, Role, Timeline};
 const WATCH_AFTER: Duration = Duration::from_millis(20);
 
 impl Reconciler {
-    /// Whether this node is to be watched for its promotion: a standby, while the primary is doubted and does not answer.
+    /// Whether this node is to be watched for its promotion: a standby, while the primary is doubted and does not answer, or its answer
+    /// is late, or somebody said that it changes.
     pub fn may_be_promoted(&self, id: NodeId, now: Instant) -> bool {
-        let doubted = self.unattested_since.is_some_and(|since| now >= since + WATCH_AFTER);
-        doubted && self.nodes.get(id.index()).is_some_and(|node| node.role == Role::Standby)
+        let silent = self.silent_since().is_some_and(|since| now >= since + WATCH_AFTER);
+        (silent || self.hint.is_some())
+            && self.nodes.get(id.index()).is_some_and(|node| node.role == Role::Standby)
     }
 
     /// When the watch begins.
     pub(super) fn watch_deadline(&self, now: Instant) -> Option<Instant> {
-        self.unattested_since.map(|since| since + WATCH_AFTER).filter(|at| *at > now)
+        self.silent_since().map(|since| since + WATCH_AFTER).filter(|at| *at > now)
+    }
+
+    fn silent_since(&self) -> Option<Instant> {
+        self.unattested_since.into_iter().chain(self.late_since).min()
     }
 
     pub(super) fn promoted(&mut self, node: NodeId, told: Option<(Timeline, Lsn)>, at: Instant) {
@@ -60,79 +66,19 @@ impl Reconciler {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::Settings;
+    use super::super::tests::{PRIMARY, STANDBY, Story};
     use super::*;
-    use crate::topology::evidence::{
-        Event, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing,
-    };
-    use crate::topology::model::{Epoch, NodeAddress, Snapshot};
-
-    const PRIMARY: NodeId = NodeId(0);
-    const STANDBY: NodeId = NodeId(1);
-
-    struct Story {
-        judge: Reconciler,
-        now: Instant,
-        events: Vec<Event>,
-    }
+    use crate::topology::evidence::{Input, ProbeFailure, ReplayWait};
+    use crate::topology::model::Epoch;
 
     impl Story {
-        fn new() -> Self {
-            let node = |n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 });
-            let judge = Reconciler::new(Settings::default(), vec![node(0), node(1)]);
-            let mut it = Self { judge, now: Instant::now(), events: Vec::new() };
-            it.out_of_recovery(PRIMARY, 1);
-            let standing = Standing::InRecovery {
-                timeline: Timeline(1),
-                received_timeline: Some(Timeline(1)),
-                replay_lsn: Lsn(1000),
-                receive_lsn: Some(Lsn(1000)),
-                replay_paused: false,
-                replay_waits: ReplayWait::Unknown,
-            };
-            it.answers(STANDBY, standing);
-            it
-        }
-
-        fn on(&mut self, input: Input) {
-            self.events.extend(self.judge.on(input, self.now));
-        }
-
-        fn answers(&mut self, node: NodeId, standing: Standing) {
-            let server = ServerFacts { hot_standby_feedback: true, ..ServerFacts::default() };
-            let result = ProbeResult { system_id: 1, started_us: 1, standing, server };
-            self.on(Input::Observation { node, sent_at: self.now, answered_at: self.now, result });
-        }
-
-        fn out_of_recovery(&mut self, node: NodeId, timeline: u32) {
-            let (timeline, lsn) = (Timeline(timeline), Lsn(1000));
-            let standing =
-                Standing::OutOfRecovery { timeline, flush_lsn: lsn, insert_lsn: lsn, switch_lsn: None };
-            self.answers(node, standing);
-        }
-
-        fn wait(&mut self, ms: u64) {
-            self.now += Duration::from_millis(ms);
-            self.on(Input::Tick);
-        }
-
         fn dies(&mut self) {
-            let (sent_at, at) = (self.now, self.now);
-            self.on(Input::ProbeFailed { node: PRIMARY, sent_at, at, why: ProbeFailure::Broken });
+            self.primary_dies(ProbeFailure::Broken);
         }
 
         fn is_watched(&self, node: NodeId) -> bool {
             self.judge.may_be_promoted(node, self.now)
-        }
-
-        fn snapshot(&self) -> Arc<Snapshot> {
-            self.judge.snapshot()
-        }
-
-        fn told(&self, kind: EventKind) -> usize {
-            self.events.iter().filter(|event| event.kind == kind).count()
         }
     }
 
@@ -140,15 +86,46 @@ mod tests {
     fn standbys_are_watched_while_the_primary_is_doubted_and_no_longer() {
         let mut it = Story::new();
         it.wait(500);
-        it.out_of_recovery(PRIMARY, 1);
+        it.primary();
         assert!(!it.is_watched(STANDBY));
         it.dies();
         assert!(!it.is_watched(STANDBY), "it may be back at once");
         assert_eq!(it.judge.deadline(), Some(it.now + WATCH_AFTER));
         it.wait(20);
         assert!(it.is_watched(STANDBY) && !it.is_watched(PRIMARY));
-        it.out_of_recovery(STANDBY, 2);
+        it.out_of_recovery(STANDBY, 2, 0);
         assert_eq!(it.snapshot().epoch, Epoch(2));
+        assert!(!it.is_watched(STANDBY));
+    }
+
+    /// It hangs, and its sockets stay open: nothing else tells.
+    #[test]
+    fn standbys_are_watched_while_the_primary_is_late() {
+        let mut it = Story::new();
+        it.wait(100);
+        it.on(Input::RoundStarted);
+        it.wait(39);
+        assert!(!it.is_watched(STANDBY));
+        it.wait(1);
+        assert!(it.is_watched(STANDBY));
+        it.primary();
+        assert!(!it.is_watched(STANDBY));
+    }
+
+    /// One connection for all of it, however long it takes: a hint that is renewed is the same hint.
+    #[test]
+    fn standbys_are_watched_from_a_hint_to_its_end() {
+        let mut it = Story::new();
+        for _ in 0..60 {
+            it.wait(500);
+            it.on(Input::Hint { expects: None });
+            assert!(it.is_watched(STANDBY) && !it.is_watched(PRIMARY));
+            it.primary();
+            it.standby(1000, 1000, ReplayWait::Unknown);
+            assert!(it.is_watched(STANDBY));
+        }
+        it.wait(1);
+        it.out_of_recovery(STANDBY, 2, 0);
         assert!(!it.is_watched(STANDBY));
     }
 
@@ -170,7 +147,7 @@ mod tests {
         let mut it = Story::new();
         it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
         assert!(it.snapshot().suspected);
-        assert_eq!(it.judge.round_interval(it.now), Settings::default().rapid_interval);
+        assert_eq!(it.judge.round_interval(false, it.now), Settings::default().rapid_interval);
     }
 
     /// A probe may have found it before.
@@ -179,7 +156,7 @@ mod tests {
         let mut it = Story::new();
         it.dies();
         it.wait(20);
-        it.out_of_recovery(STANDBY, 2);
+        it.out_of_recovery(STANDBY, 2, 0);
         let before = it.events.len();
         it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
         assert_eq!(it.events[before..], []);

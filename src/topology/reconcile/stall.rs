@@ -135,82 +135,17 @@ impl Reconciler {
 #[cfg(test)]
 mod tests {
     use super::super::Settings;
+    use super::super::tests::{PRIMARY, STANDBY, Story};
     use super::*;
-    use crate::topology::evidence::{Event, Input, Node, ProbeFailure, ServerFacts, SuspectWhy};
-    use crate::topology::model::{NodeAddress, Timeline};
-
-    const PRIMARY: NodeId = NodeId(0);
-    const STANDBY: NodeId = NodeId(1);
-
-    struct Story {
-        judge: Reconciler,
-        now: Instant,
-        events: Vec<Event>,
-    }
+    use crate::topology::evidence::{Input, ProbeFailure, SuspectWhy};
 
     impl Story {
-        fn with(replay_stall_timeout: Duration) -> Self {
-            let node = |n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 });
-            let settings = Settings { replay_stall_timeout, ..Settings::default() };
-            let judge = Reconciler::new(settings, vec![node(0), node(1)]);
-            let mut story = Self { judge, now: Instant::now(), events: Vec::new() };
-            story.primary();
-            story.standby(1000, 1000, ReplayWait::Unknown);
-            story
-        }
-
-        fn new() -> Self {
-            Self::with(Duration::from_millis(50))
-        }
-
-        fn on(&mut self, input: Input) {
-            self.events.extend(self.judge.on(input, self.now));
-        }
-
-        fn wait(&mut self, ms: u64) {
-            self.now += Duration::from_millis(ms);
-        }
-
-        fn answers(&mut self, node: NodeId, standing: Standing) {
-            let server = ServerFacts { hot_standby_feedback: true, ..ServerFacts::default() };
-            let result = ProbeResult { system_id: 1, started_us: 1, standing, server };
-            self.on(Input::Observation { node, sent_at: self.now, answered_at: self.now, result });
-        }
-
-        fn primary(&mut self) {
-            let (timeline, lsn) = (Timeline(1), Lsn(1000));
-            let standing =
-                Standing::OutOfRecovery { timeline, flush_lsn: lsn, insert_lsn: lsn, switch_lsn: None };
-            self.answers(PRIMARY, standing);
-        }
-
-        fn standby(&mut self, replay: u64, receive: u64, replay_waits: ReplayWait) {
-            let standing = Standing::InRecovery {
-                timeline: Timeline(1),
-                received_timeline: Some(Timeline(1)),
-                replay_lsn: Lsn(replay),
-                receive_lsn: Some(Lsn(receive)),
-                replay_paused: false,
-                replay_waits,
-            };
-            self.answers(STANDBY, standing);
-        }
-
         fn stands(&mut self) {
             self.standby(1000, 2000, ReplayWait::PerhapsForReaders);
         }
 
-        fn primary_dies(&mut self) {
-            let (sent_at, at) = (self.now, self.now);
-            self.on(Input::ProbeFailed { node: PRIMARY, sent_at, at, why: ProbeFailure::Refused });
-        }
-
         fn readers(&self) -> Readers {
-            self.judge.snapshot().node(STANDBY).expect("the standby").readers
-        }
-
-        fn told(&self, kind: EventKind) -> usize {
-            self.events.iter().filter(|event| event.kind == kind).count()
+            self.snapshot().node(STANDBY).expect("the standby").readers
         }
     }
 
@@ -234,7 +169,7 @@ mod tests {
         it.wait(49);
         it.primary();
         it.stands();
-        it.primary_dies();
+        it.primary_dies(ProbeFailure::Refused);
         assert_eq!(it.readers(), Readers::MayStay);
         it.wait(1);
         it.stands();
@@ -283,7 +218,7 @@ mod tests {
             it.stands();
             assert_eq!(it.readers(), Readers::MayStay, "{:?}", it.now - last);
         }
-        assert_eq!(it.told(EventKind::Suspected), 1, "it is doubted all the same");
+        assert_eq!(it.told(EventKind::Suspected(SuspectWhy::ProbeLate)), 1, "it is doubted all the same");
         it.wait(20);
         it.stands();
         assert_eq!(it.readers(), Readers::MustLeave);
@@ -305,13 +240,15 @@ mod tests {
     fn readers_come_back_where_they_were_not_why() {
         let mut it = Story::new();
         it.stands();
-        it.primary_dies();
+        it.primary_dies(ProbeFailure::Refused);
         it.wait(50);
         it.stands();
         assert_eq!(it.readers(), Readers::MustLeave);
-        it.wait(1499);
-        it.stands();
-        assert_eq!(it.readers(), Readers::MustLeave);
+        for ms in [500, 500, 499] {
+            it.wait(ms);
+            it.stands();
+            assert_eq!(it.readers(), Readers::MustLeave);
+        }
         for _ in 0..100 {
             it.wait(100);
             it.stands();
@@ -324,7 +261,7 @@ mod tests {
     #[test]
     fn replay_that_waits_for_the_rest_of_a_record_is_not_held_up_by_readers() {
         let mut it = Story::new();
-        it.primary_dies();
+        it.primary_dies(ProbeFailure::Refused);
         for _ in 0..50 {
             it.wait(100);
             it.standby(1000, 1200, ReplayWait::NotForReaders);
@@ -335,7 +272,7 @@ mod tests {
     #[test]
     fn replay_that_has_nothing_to_do_does_not_stand_still() {
         let mut it = Story::new();
-        it.primary_dies();
+        it.primary_dies(ProbeFailure::Refused);
         it.wait(500);
         it.standby(1000, 1000, ReplayWait::Unknown);
         assert_eq!(it.readers(), Readers::MayStay);
@@ -343,9 +280,9 @@ mod tests {
 
     #[test]
     fn a_zero_turns_it_off() {
-        let mut it = Story::with(Duration::ZERO);
+        let mut it = Story::with(Settings { replay_stall_timeout: Duration::ZERO, ..Settings::default() });
         it.stands();
-        it.primary_dies();
+        it.primary_dies(ProbeFailure::Refused);
         it.wait(10_000);
         it.stands();
         assert_eq!(it.readers(), Readers::MayStay);
