@@ -27,8 +27,8 @@ use faults::{Fault, schedule};
 use stage::Stage;
 
 /// Reads of a common run, and its faults.
-const READS: usize = 12_000;
-const FAULTS: usize = 8;
+const READS: usize = 10_000;
+const FAULTS: usize = 7;
 
 /// Of a long run each cluster sees so many.
 const READS_EACH: usize = 100_000;

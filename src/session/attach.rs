@@ -336,7 +336,7 @@ impl Session {
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };
-        if matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites) {
+        if matches!(decision.reason, Reason::OwnWrites | Reason::Monotonic | Reason::OthersWrites) {
             (self.shard.shared.want_sample)();
         }
         if decision.reason.is_want_of_standby() && is_split {
