@@ -366,6 +366,31 @@ async fn r09_a_read_waits_for_a_standby_within_its_own_limits() {
     assert_eq!(values(&answer), ["t"]);
 }
 
+/// A session that reads without a pause comes back to the standbys all the same.
+#[tokio::test]
+async fn who_reads_without_a_pause_does_not_stay_on_the_primary() {
+    let sandbox = sandbox(1).await;
+    let proxy = start(&sandbox, &["--max-lag", "1h"], &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    let (mut slowest, mut on_primary) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..5 {
+        set(&mut client, "INSERT INTO t VALUES (1)").await;
+        let began = Instant::now();
+        loop {
+            let asked = Instant::now();
+            let is_back = is_on_standby(&mut client).await;
+            slowest = slowest.max(asked.elapsed());
+            if is_back {
+                break;
+            }
+        }
+        on_primary += began.elapsed();
+    }
+    println!("{on_primary:?} on the primary, the slowest read took {slowest:?}");
+    // By chance alone it takes ten seconds.
+    assert!(on_primary < Duration::from_secs(4), "{on_primary:?}");
+}
+
 /// R07: a lag spike does not throw all reads at the primary.
 #[tokio::test]
 async fn r07_only_so_many_reads_are_on_the_primary_for_want_of_a_standby() {

@@ -339,6 +339,14 @@ impl Session {
         if matches!(decision.reason, Reason::OwnWrites | Reason::Monotonic | Reason::OthersWrites) {
             (self.shard.shared.want_sample)();
         }
+        if decision.reason != Reason::OwnWrites {
+            self.catch_up.clear();
+        } else if is_split && terms.wait_for_standby.is_zero() {
+            task.catches_up_until = task.catches_up_until.or_else(|| self.catch_up.wait_until(task.now));
+            if let Some(until) = task.catches_up_until.filter(|until| task.now < *until) {
+                return Choice::WaitForStandby(until);
+            }
+        }
         if decision.reason.is_want_of_standby() && is_split {
             match self.without_standby(task, &terms) {
                 WithoutStandby::Primary => {}

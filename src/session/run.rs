@@ -60,6 +60,8 @@ pub(super) struct Task<'w> {
     pub(super) excluded: Vec<NodeId>,
     /// Since when it has found no standby that may answer it.
     pub(super) without_standby_since: Option<Instant>,
+    /// Until when it waits for one that has what the session wrote or saw.
+    pub(super) catches_up_until: Option<Instant>,
     /// How long it has waited for one.
     pub(super) waited_for_standby: Duration,
     /// Its place among the reads that may be on the primary for want of a standby.
@@ -82,6 +84,7 @@ impl<'w> Task<'w> {
             now,
             excluded: Vec::new(),
             without_standby_since: None,
+            catches_up_until: None,
             waited_for_standby: Duration::ZERO,
             on_primary: None,
             tries: 0,

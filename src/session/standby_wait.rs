@@ -45,6 +45,40 @@ impl Drop for ReadOnPrimary {
     }
 }
 
+/// How long a session's reads follow its own writes to the primary before one of them waits.
+const CATCH_UP_AFTER: Duration = Duration::from_millis(50);
+/// How long that one waits: for a sample of positions or two.
+const CATCH_UP_WITHIN: Duration = Duration::from_millis(30);
+/// After so many waits in vain, each twice as long after the one before, the time between them grows no longer (6.4 s).
+const CATCH_UPS_MAX: u32 = 7;
+
+/// Reads that go to the primary since no standby is known to have what their session wrote or saw. What the primary answers is seen as
+/// well, so that a session which reads without a pause would stay there for ever: one read waits until a standby is known to have
+/// what was answered before it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct CatchUp {
+    since: Option<Instant>,
+    in_vain: u32,
+}
+
+impl CatchUp {
+    /// A write, or a read that had a standby.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Until when this read, one more of them, is to wait.
+    pub(super) fn wait_until(&mut self, now: Instant) -> Option<Instant> {
+        let since = *self.since.get_or_insert(now);
+        let is_due = now.saturating_duration_since(since) >= CATCH_UP_AFTER * (1 << self.in_vain);
+        is_due.then(|| {
+            self.in_vain = CATCH_UPS_MAX.min(self.in_vain + 1);
+            self.since = Some(now);
+            now + CATCH_UP_WITHIN
+        })
+    }
+}
+
 /// A session that waits, as the shard counts them.
 struct Waiting(Rc<Shard>);
 
@@ -163,6 +197,23 @@ mod tests {
                 "{terms:?} {limited} {ms}"
             );
         }
+    }
+
+    #[test]
+    fn reads_that_follow_one_another_wait_once_and_then_ever_more_rarely() {
+        let start = Instant::now();
+        let mut catch_up = CatchUp::default();
+        let mut waits = Vec::new();
+        for ms in 0..60_000u64 {
+            if let Some(until) = catch_up.wait_until(start + Duration::from_millis(ms)) {
+                assert_eq!(until, start + Duration::from_millis(ms) + CATCH_UP_WITHIN);
+                waits.push(ms);
+            }
+        }
+        assert_eq!(waits.get(..4), Some([50, 150, 350, 750].as_slice()));
+        assert!(waits.len() < 20, "{waits:?}");
+        catch_up.clear();
+        assert_eq!(catch_up.wait_until(start), None);
     }
 
     #[test]
