@@ -32,7 +32,7 @@ const FAULTS: usize = 7;
 
 /// Of a long run each cluster sees so many.
 const READS_EACH: usize = 100_000;
-const FAULTS_EACH: usize = 60;
+const FAULTS_EACH: usize = 40;
 
 fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
