@@ -427,6 +427,7 @@ fn a_session_that_has_seen_nothing_is_bound_by_nothing() {
     assert!(it.admits(B) && it.admits(C));
 }
 
+/// R12: what there is of it: load and weights (0, as in `reasons_name_the_bound_that_failed`, takes a node out).
 #[test]
 fn balance_follows_load_and_weights() {
     let mut it = Cluster::healthy();
