@@ -424,7 +424,9 @@ impl Session {
                 self.seen.insert(key, now).filter(|before| book.binds(self.door.index, key, *before));
             if let Some(before) = before {
                 count(1);
-                let not_yet = place == Place::Primary && !book.knows((key, before.value), sent);
+                // Not acknowledged, it may not be over on the primary yet, or have gone with it.
+                let may_miss = place == Place::Primary || before.losses != losses;
+                let not_yet = may_miss && !book.knows((key, before.value), sent);
                 if saw < before.value && not_yet {
                     self.tally.early.fetch_add(1, Ordering::Relaxed);
                 } else if saw < before.value {
