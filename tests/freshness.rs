@@ -1,6 +1,14 @@
 //! The checker of freshness: what sessions read is held against what they wrote, what they have seen, and when what they did not see
 //! was acknowledged, while standbys lag, go and come back, and primaries are replaced. P2 and P3; R01 to R03, R05, R06, R08.
 //!
+//! The hazards of freshness, and where they are looked at:
+//! - R01 to R03, R05, R06, R08: here, and by name in `route/tests.rs`, `own_writes.rs`, `reconcile_rules.rs`, `lag_clock.rs`; R04 in `routing.rs`.
+//! - R07 (a lag spike, the guard of the primary), R09 (limits of a wait), R11 (hints and SET): `read_terms.rs`.
+//! - R10, a long fork (two sessions see two commits in opposite orders): not between standbys, all of which replay commits in the order
+//!   of the WAL, but between a standby and the primary, which shows them as their sessions wake up. It is promised to nobody (P3 is about one
+//!   session), so that nothing tests it; here it shows as values seen early.
+//! - R12: weights and load are tested in `route/tests.rs`. There are no zones, and `noloadbalance` is a weight of 0.
+//!
 //! `PGSTEER_READS` is how many reads; `PGSTEER_SEED` the seed of the first cluster's faults, the others follow it. A failure tells
 //! both. The same seed gives the same faults in the same order; what they meet is the machine's affair.
 
@@ -27,12 +35,12 @@ use faults::{Fault, schedule};
 use stage::Stage;
 
 /// Reads of a common run, and its faults.
-const READS: usize = 12_000;
-const FAULTS: usize = 8;
+const READS: usize = 10_000;
+const FAULTS: usize = 7;
 
 /// Of a long run each cluster sees so many.
 const READS_EACH: usize = 100_000;
-const FAULTS_EACH: usize = 60;
+const FAULTS_EACH: usize = 40;
 
 fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())

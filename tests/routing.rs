@@ -70,6 +70,7 @@ async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
         assert_eq!(number(&client, sql).await, 2, "{sql}");
         assert_eq!(number(&client, "SELECT i FROM t").await, 2, "time ran backwards after {sql}");
     }
+    // R04: what a transaction that may write reads before its first write is the primary's.
     for (begin, expected) in [("BEGIN", 2), ("BEGIN READ ONLY", 1), ("START TRANSACTION READ ONLY", 1)] {
         let client = proxy.client().await;
         client.batch_execute(begin).await.unwrap();

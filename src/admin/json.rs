@@ -63,6 +63,7 @@ fn node(snapshot: &Snapshot, view: &NodeView, names: &[String], now: Instant) ->
         "replay_stands_for_ms": view.replay_stands_since.map(|since| age_ms(since, now)),
         "readers": view.readers.as_str(),
         "staleness_ms": snapshot.staleness(view, now).map(millis),
+        "staleness_error_ms": snapshot.staleness_error(view, now).map(millis),
         "weight": view.weight,
     })
 }
@@ -93,6 +94,7 @@ pub fn gauges(snapshot: &Snapshot, names: &[String], now: Instant) -> ClusterGau
         role: view.role.as_str(),
         up: view.role != Role::Unknown,
         lag_seconds: snapshot.staleness(view, now).map(|staleness| staleness.as_secs_f64()),
+        lag_error_seconds: snapshot.staleness_error(view, now).map(|error| error.as_secs_f64()),
         lag_bytes: view.lag_bytes,
         timeline: view.timeline.map(|timeline| timeline.0),
     };

@@ -26,6 +26,15 @@ pub enum Commits {
     Asynchronous,
 }
 
+/// What a standby may not have, of what a session is to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacking {
+    /// What the session wrote, or saw on the primary.
+    Written,
+    /// What another standby has shown it.
+    Shown,
+}
+
 /// WAL is written in pages of so many bytes (`XLOG_BLCKSZ`).
 const WAL_PAGE_BYTES: u64 = 8192;
 /// The header of the first page of a segment, the longest (`SizeOfXLogLongPHD`).
@@ -145,13 +154,19 @@ impl Freshness {
     /// May this standby answer the session's next read, as far as its own writes and reads go? (The lag budget is
     /// another question.)
     pub fn admits(&self, standby: &NodeView, snapshot: &Snapshot) -> bool {
+        self.lacking(standby, snapshot).is_none()
+    }
+
+    /// What keeps it from that.
+    pub fn lacking(&self, standby: &NodeView, snapshot: &Snapshot) -> Option<Lacking> {
         if self.is_blank() {
-            return true;
+            return None;
         }
-        if self.epoch != snapshot.epoch || self.brought.is_some() {
-            return false;
+        let is_other_history = self.epoch != snapshot.epoch || self.brought.is_some();
+        if is_other_history || !self.admits_own_writes(standby) {
+            return Some(Lacking::Written);
         }
-        self.admits_own_writes(standby) && self.admits_seen(standby, snapshot)
+        (!self.admits_seen(standby, snapshot)).then_some(Lacking::Shown)
     }
 
     fn is_blank(&self) -> bool {
@@ -162,12 +177,15 @@ impl Freshness {
     }
 
     fn admits_own_writes(&self, standby: &NodeView) -> bool {
-        if let Some(answered) = self.primary_answered_at {
-            // No token yet, but the standby may have replayed a sample sent after the answer all the same.
-            let is_synchronous = self.answered_by == Commits::Synchronous;
-            return is_synchronous && standby.fresh_as_of.is_some_and(|as_of| as_of > answered);
+        // An earlier token may be an insert LSN, above the flush LSN of later samples.
+        if self.token.is_some_and(|token| standby.position.is_none_or(|position| position < token)) {
+            return false;
         }
-        self.token.is_none_or(|token| standby.position.is_some_and(|position| position >= token))
+        // No token of the last answer yet, but the standby may have replayed a sample sent after it all the same.
+        self.primary_answered_at.is_none_or(|answered| {
+            let is_synchronous = self.answered_by == Commits::Synchronous;
+            is_synchronous && standby.fresh_as_of.is_some_and(|as_of| as_of > answered)
+        })
     }
 
     fn admits_seen(&self, standby: &NodeView, snapshot: &Snapshot) -> bool {

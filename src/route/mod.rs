@@ -132,8 +132,10 @@ pub enum Reason {
     LagBudget,
     /// No standby has (provably) replayed what another session has just written.
     OthersWrites,
-    /// No standby has (provably) replayed what this session wrote or saw.
+    /// No standby has (provably) replayed what this session wrote, or saw on the primary.
     OwnWrites,
+    /// No standby has (provably) replayed what another one has shown this session.
+    Monotonic,
     /// Every node that qualifies has already failed for this statement.
     Excluded,
     /// A promotion may be waiting for the replay of every standby that qualifies.
@@ -144,7 +146,7 @@ pub enum Reason {
 
 impl Reason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NeedsPrimary,
         Self::StandbyWithinBudget,
         Self::Asked,
@@ -152,6 +154,7 @@ impl Reason {
         Self::LagBudget,
         Self::OthersWrites,
         Self::OwnWrites,
+        Self::Monotonic,
         Self::Excluded,
         Self::ReplayStands,
         Self::NoPrimary,
@@ -161,7 +164,12 @@ impl Reason {
     pub fn is_want_of_standby(self) -> bool {
         matches!(
             self,
-            Self::NoStandby | Self::LagBudget | Self::OwnWrites | Self::Excluded | Self::ReplayStands
+            Self::NoStandby
+                | Self::LagBudget
+                | Self::OwnWrites
+                | Self::Monotonic
+                | Self::Excluded
+                | Self::ReplayStands
         )
     }
 
@@ -175,6 +183,7 @@ impl Reason {
             Self::LagBudget => "lag_budget",
             Self::OthersWrites => "others_writes",
             Self::OwnWrites => "own_writes",
+            Self::Monotonic => "monotonic",
             Self::Excluded => "excluded",
             Self::ReplayStands => "replay_stands",
             Self::NoPrimary => "no_primary",

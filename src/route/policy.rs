@@ -4,6 +4,7 @@
 //! a node within every bound. No allocation, no clock, no randomness. Must not know: sockets, pools.
 
 use super::balance::{self, Candidates};
+use super::freshness::Lacking;
 use super::{Decision, Destination, Need, Question, Reason};
 use crate::classify::{Consistency, Target};
 use crate::topology::model::{NodeView, Readers, Role};
@@ -78,6 +79,7 @@ enum Obstacle {
     LagBudget,
     OthersWrites,
     OwnWrites,
+    Monotonic,
 }
 
 impl Obstacle {
@@ -89,6 +91,7 @@ impl Obstacle {
             Self::LagBudget => Reason::LagBudget,
             Self::OthersWrites => Reason::OthersWrites,
             Self::OwnWrites => Reason::OwnWrites,
+            Self::Monotonic => Reason::Monotonic,
         }
     }
 }
@@ -112,8 +115,10 @@ fn examine(question: &Question<'_>, node: &NodeView) -> Option<Obstacle> {
     if question.terms.consistency == Consistency::Eventual && !question.freshness.has_brought() {
         return None;
     }
-    if !question.freshness.admits(node, question.snapshot) {
-        return Some(Obstacle::OwnWrites);
+    match question.freshness.lacking(node, question.snapshot) {
+        Some(Lacking::Written) => return Some(Obstacle::OwnWrites),
+        Some(Lacking::Shown) => return Some(Obstacle::Monotonic),
+        None => {}
     }
     let is_seen = |wrote_at| node.fresh_as_of.is_some_and(|as_of| as_of > wrote_at);
     if !question.others_wrote_at.is_none_or(is_seen) {

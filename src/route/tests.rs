@@ -329,6 +329,27 @@ fn r08_a_position_of_before_a_failover_asks_for_all_that_the_new_primary_has() {
     assert!(!it.admits(B) && it.admits(C));
 }
 
+/// A later answer that is bounded by a flush LSN takes nothing of that bound away.
+#[test]
+fn r02_the_bound_of_an_asynchronous_commit_stands_until_it_is_reached() {
+    let mut it = Cluster::healthy();
+    let answered = it.at(10);
+    it.freshness.on_primary_answer(answered, Commits::Asynchronous);
+    it.sample(100, 2000, [2000, 2500]);
+    let read = it.at(110);
+    it.freshness.on_primary_answer(read, Commits::Synchronous);
+    assert!(!it.admits(C), "nothing is known of it after that answer");
+    it.sample(200, 2400, [2400, 2500]);
+    assert_eq!(it.freshness.token(), Some(Lsn(2500)));
+    assert!(!it.admits(B) && it.admits(C));
+    // The primary goes, and with it the way to a token; what a standby has is known all the same.
+    let read = it.at(210);
+    it.freshness.on_primary_answer(read, Commits::Synchronous);
+    it.sample(300, 2450, [2450, 2500]);
+    it.snapshot.primary = None;
+    assert!(!it.admits(B) && it.admits(C));
+}
+
 #[test]
 fn r03_p3_another_standby_must_have_what_was_seen() {
     let mut it = Cluster::healthy();
@@ -337,6 +358,9 @@ fn r03_p3_another_standby_must_have_what_was_seen() {
     it.freshness.on_standby_answer(B, answered);
     assert!(it.admits(B));
     assert!(!it.admits(C), "nothing is known of C after that read");
+    it.excluded = vec![B];
+    assert_eq!(it.read(), (Destination::Primary(A), Reason::Monotonic));
+    it.excluded.clear();
     it.sample(100, 3000, [2500, 2400]);
     assert!(it.admits(B) && !it.admits(C));
     it.sample(200, 3500, [2600, 2600]);
@@ -403,6 +427,7 @@ fn a_session_that_has_seen_nothing_is_bound_by_nothing() {
     assert!(it.admits(B) && it.admits(C));
 }
 
+/// R12: what there is of it: load and weights (0, as in `reasons_name_the_bound_that_failed`, takes a node out).
 #[test]
 fn balance_follows_load_and_weights() {
     let mut it = Cluster::healthy();

@@ -325,7 +325,14 @@ impl Session {
                 let commits = self.commits(needs, now);
                 self.freshness.on_primary_answer(now, commits);
             }
-            Side::Standby => self.freshness.on_standby_answer(attached.node, now),
+            Side::Standby => {
+                self.freshness.on_standby_answer(attached.node, now);
+                let snapshot = self.shard.snapshot.borrow();
+                let staleness = snapshot.node(attached.node).and_then(|view| snapshot.staleness(view, now));
+                if let Some(staleness) = staleness {
+                    self.shard.counters.staleness_served.record(staleness);
+                }
+            }
         }
     }
 

@@ -334,7 +334,7 @@ impl Session {
             reason if has_primary => reason.is_want_of_standby() && need == Need::Read,
             _ => decision.destination == Destination::Hold && terms.limits_wait(),
         };
-        if matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites) {
+        if matches!(decision.reason, Reason::OwnWrites | Reason::Monotonic | Reason::OthersWrites) {
             (self.shard.shared.want_sample)();
         }
         if decision.reason != Reason::OwnWrites {

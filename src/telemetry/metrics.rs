@@ -11,6 +11,7 @@ use std::time::Duration;
 use self::failovers::{Failovers, Holds};
 use super::counter::{Counter, Family, Gauge};
 use super::prometheus::{Kind, Text};
+use super::staleness::{self, StalenessServed};
 
 pub use self::failovers::HoldTally;
 
@@ -108,6 +109,8 @@ pub struct ShardCounters {
     pub server_to_client_bytes: Counter,
     /// Server connections taken over from another shard.
     pub cross_shard_handovers: Counter,
+    /// Staleness of the standbys that answered reads.
+    pub staleness_served: StalenessServed,
     routed: [Family<ROUTE_REASONS_MAX>; 2],
     errors: Family<{ SQLSTATES.len() }>,
     in_flight: Box<[Gauge]>,
@@ -165,6 +168,8 @@ pub struct NodeGauges {
     pub up: bool,
     /// Upper bound of its staleness.
     pub lag_seconds: Option<f64>,
+    /// By how much that may be too much.
+    pub lag_error_seconds: Option<f64>,
     /// Bytes of WAL it has yet to replay.
     pub lag_bytes: Option<u64>,
     /// Its timeline.
@@ -284,6 +289,7 @@ impl Metrics {
         self.render_plain(&mut text);
         self.render_families(&mut text);
         self.render_limits(&mut text, pools);
+        staleness::render(&mut text, self.inner.shards.iter().map(|shard| &shard.staleness_served));
         self.render_holds(&mut text);
         self.render_failovers(&mut text);
         render_cluster(&mut text, cluster);
@@ -471,11 +477,14 @@ const COUNTERS: [Row<Counter>; 15] = [
 
 type NodeRow = (&'static str, &'static str, fn(&NodeGauges) -> Option<f64>);
 
-const NODE_GAUGES: [NodeRow; 4] = [
+const NODE_GAUGES: [NodeRow; 5] = [
     ("pgsteer_node_up", "1 if the node's last probe was answered.", |node| {
         Some(f64::from(u8::from(node.up)))
     }),
     ("pgsteer_node_lag_seconds", "Upper bound of a standby's staleness.", |node| node.lag_seconds),
+    ("pgsteer_node_lag_error_seconds", "By how much the bound may be too much.", |node| {
+        node.lag_error_seconds
+    }),
     // Exact up to 2^53 bytes, eight petabytes of WAL.
     #[allow(clippy::cast_precision_loss, reason = "the format has only doubles")]
     ("pgsteer_node_lag_bytes", "WAL flushed on the primary and not replayed here.", |node| {

@@ -7,6 +7,7 @@ pub mod counter;
 pub mod log;
 pub mod metrics;
 pub mod prometheus;
+pub mod staleness;
 
 pub use counter::{Counter, Family, Gauge};
 pub use log::{LogFormat, LogSettings};

@@ -167,6 +167,9 @@ pub struct NodeView {
     /// Standby: pgsteer's own time up to which this standby is known to have replayed everything that the primary
     /// had flushed. Its staleness at `now` is at most `now - fresh_as_of`, the error of measurement included.
     pub fresh_as_of: Option<Instant>,
+    /// Standby: by when the primary was known to have flushed something that is not replayed here; `None`: nothing of the kind is
+    /// known. Its staleness at `now` is at least `now - missed_at`.
+    pub missed_at: Option<Instant>,
     /// Bytes of WAL flushed on the primary and not replayed here, in the same probe round.
     pub lag_bytes: Option<u64>,
     /// Standby: since when it has had WAL to replay and has replayed none of it.
@@ -191,6 +194,7 @@ impl NodeView {
             receive_lsn: None,
             sampled_at: None,
             fresh_as_of: None,
+            missed_at: None,
             lag_bytes: None,
             replay_stands_since: None,
             readers: Readers::MayStay,
@@ -282,11 +286,24 @@ impl Snapshot {
     /// Upper bound of a standby's staleness at `now`, error included; `None` when unknown (then it gets no reads). With
     /// [`OnUnreachable::StaleReads`] it is that at the last word of a primary that is out of reach.
     pub fn staleness(&self, node: &NodeView, now: Instant) -> Option<Duration> {
+        let until = self.counts_until(now);
+        node.fresh_as_of.map(|as_of| until.saturating_duration_since(as_of))
+    }
+
+    /// By how much that may be too much: one round trip and one interval, where probes come in time. A standby that has all that is
+    /// known of may not be stale at all.
+    pub fn staleness_error(&self, node: &NodeView, now: Instant) -> Option<Duration> {
+        let until = self.counts_until(now);
+        let lacks_since = node.missed_at.map_or(until, |missed| missed.min(until));
+        node.fresh_as_of.map(|as_of| lacks_since.saturating_duration_since(as_of))
+    }
+
+    /// Up to when staleness grows.
+    fn counts_until(&self, now: Instant) -> Instant {
         let last_word = match self.on_unreachable {
             OnUnreachable::Hold => None,
             OnUnreachable::StaleReads => self.unreachable_since,
         };
-        let until = self.frozen_at.or(last_word).unwrap_or(now);
-        node.fresh_as_of.map(|as_of| until.saturating_duration_since(as_of))
+        self.frozen_at.or(last_word).unwrap_or(now)
     }
 }

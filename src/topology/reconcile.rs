@@ -316,7 +316,7 @@ impl Reconciler {
         if let Some(reign) = &mut self.reign {
             reign.flush_lsn = reign.flush_lsn.max(claim.flush_lsn);
         }
-        self.clock.record(claim.sent_at, claim.flush_lsn);
+        self.clock.record((claim.sent_at, claim.answered_at), claim.flush_lsn);
         PrimaryView {
             node,
             timeline: claim.timeline,
@@ -558,7 +558,9 @@ impl Reconciler {
                 view.receive_lsn = receive_lsn;
                 let live = node.live(now, self.settings.claim_ttl).is_some() && node.role == Role::Standby;
                 if live && self.reign.is_some_and(|reign| self.follows(node, reign)) {
-                    view.fresh_as_of = self.clock.fresh_as_of(replay_lsn);
+                    let reached = self.clock.reached(replay_lsn);
+                    view.fresh_as_of = reached.map(|reached| reached.as_of);
+                    view.missed_at = reached.and_then(|reached| reached.missed_at);
                     view.lag_bytes = self.clock.newest_lsn().map(|lsn| lsn.0.saturating_sub(replay_lsn.0));
                 }
             }

