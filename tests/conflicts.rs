@@ -13,7 +13,6 @@ use std::time::Duration;
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, status, values,
-    wait_blocked,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -245,32 +244,4 @@ async fn a_read_on_a_killed_standby_is_run_on_another_node() {
     assert_eq!(values(&answer).len(), 400);
     assert!(retries(&proxy, "server_lost").await >= 1.0);
     assert_eq!(proxy.topology().await["epoch"], 1);
-}
-
-/// M01: replay waits for a reader that does not read, without limit, unless its connection is closed.
-#[tokio::test]
-async fn a_client_that_does_not_read_does_not_stop_replay() {
-    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "2s")]).await;
-    let mut client = proxy.raw_logged_in().await;
-    client.send(&running::query("SELECT a.id, repeat('x', 10000) AS slow FROM c a, c b")).await;
-    let node = runs_on(&sandbox, "AS slow").await;
-    assert_ne!(node, 0, "it ran on the primary");
-    wait_blocked(&sandbox, node, "AS slow", "ClientWrite").await;
-    conflict(&sandbox).await;
-    let standby = sandbox.connect(node).await.unwrap();
-    eventually("replay goes on", async || {
-        let row = standby.query_one("SELECT to_regclass('vacuumed') IS NOT NULL", &[]).await.unwrap();
-        row.get(0)
-    })
-    .await;
-    eventually("the client is given up", async || {
-        proxy.metric("pgsteer_errors_total", &[("sqlstate", "57P01")]).await >= 1.0
-    })
-    .await;
-    let mut bytes = 0;
-    while let Some(message) = client.try_read().await {
-        assert_ne!(message.kind, b'Z', "the answer was completed");
-        bytes += message.body.len();
-    }
-    assert!(bytes < 800_000_000, "{bytes}");
 }

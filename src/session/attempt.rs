@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::driver::{Attached, Flow, Session};
 use super::effects::restoring;
-use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
@@ -142,7 +142,8 @@ impl Sent {
             any: exchange.any_sent,
             delivered: exchange.delivered,
             told,
-            inside_frame: exchange.answer.inside_frame() && exchange.delivered,
+            inside_frame: exchange.delivered
+                && (exchange.answer.inside_frame() || exchange.answer.ready_bytes() > 0),
             unit_left: exchange.reserved,
             copying: matches!(exchange.through, Through::Copy { .. }),
             beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
@@ -283,9 +284,19 @@ impl Session {
         exchange.may_end_itself = task.needs.signals || known_by_process;
         exchange.through =
             if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
-        exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
-        exchange.stall_timeout =
-            (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+        let replay_stands_since =
+            || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
+        let settings = &self.shard.shared.settings;
+        exchange.standby = (side == Side::Standby).then_some(Standby {
+            hold_back_bytes: settings.retry_buffer_bytes,
+            hold_back_time: settings.retry_hold_time,
+            stall_timeout: settings.standby_stall_timeout,
+            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
+            allowance: &self.shard.shared.answer_bytes,
+            replay_stands_since: &replay_stands_since,
+        });
+        // A part of a message may have been passed on in an earlier part of the batch.
+        exchange.delivered = !part.fresh && exchange.answer.inside_frame();
         exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
         exchange.leaves = (side == Side::Standby).then_some(&self.control.leaves);

@@ -341,8 +341,7 @@ async fn settings(url: String) -> Checked {
     config.options("-c statement_timeout=1000 -c work_mem=99kB").application_name("t t");
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
-    for (name, expected) in [("statement_timeout", "1s"), ("work_mem", "99kB"), ("application_name", "t t")]
-    {
+    for (name, expected) in [("statement_timeout", "1s"), ("work_mem", "99kB"), ("application_name", "t t")] {
         let got: String = client.query_one(&format!("SHOW {name}"), &[]).await?.get(0);
         assert_eq!(got, expected);
     }
