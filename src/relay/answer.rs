@@ -431,6 +431,17 @@ impl Answer {
         }
     }
 
+    /// The same of an error, with a hint added.
+    pub fn accept_with_hint(&mut self, hint: &str) {
+        let Some((_, frame_bytes)) = self.passage.current() else { return };
+        let Some(whole) = self.passage.whole() else { return self.accept() };
+        let translated = self.names.translated(whole);
+        let told = reply::with_hint(translated.as_deref().unwrap_or(whole), hint);
+        self.expected.skip_to_sync();
+        self.passage.keep_back(frame_bytes);
+        self.put_in(&told);
+    }
+
     /// Keeps the frame at the scan position back. An error is discarded together with the rest of its answer.
     pub fn discard(&mut self) {
         if let Some((kind, frame_bytes)) = self.passage.current() {

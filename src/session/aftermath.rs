@@ -458,12 +458,13 @@ impl Session {
             return Ok(Tried::Again(RetryCause::Unsent));
         }
         let alone = matches!(self.transaction, Transaction::None);
+        let begins = self.begins_transaction() && task.needs.transaction == TransactionEffect::None;
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
         let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
         // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
         // over a volatile function, an operator): what was sent there is not sent again.
         let repeatable = side == Side::Standby && task.needs.repeatable;
-        if alone && whole && ends && again && repeatable && !sent.delivered {
+        if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
         }

@@ -216,6 +216,12 @@ pub fn statement_timed_out() -> Report {
         .detail("pgsteer: the statement was waiting for a server and was not run.")
 }
 
+/// Its `statement_timeout` passed when it was about to be run again.
+pub fn statement_timed_out_again() -> Report {
+    Report::error(state::QUERY_CANCELED, "canceling statement due to statement timeout")
+        .detail("pgsteer: a server had cancelled the statement or was lost with it; it was not run again.")
+}
+
 /// A client that held no server has been idle for longer than its settings allow: in the words of PostgreSQL.
 pub fn idle_too_long(between: bool) -> Report {
     if between {

@@ -59,6 +59,8 @@ pub(super) struct Task<'w> {
     pub(super) excluded: Vec<NodeId>,
     /// How often it has been run again.
     pub(super) tries: usize,
+    /// When it came.
+    pub(super) began: Instant,
 }
 
 impl<'w> Task<'w> {
@@ -66,7 +68,7 @@ impl<'w> Task<'w> {
     pub(super) fn new(window: &'w mut Window, kind: Kind, bytes: usize, needs: Needs, now: Instant) -> Self {
         let here = window.filled().len().min(bytes);
         let beyond = bytes - here;
-        Self { window, kind, bytes: here, beyond, needs, now, excluded: Vec::new(), tries: 0 }
+        Self { window, kind, bytes: here, beyond, needs, now, excluded: Vec::new(), tries: 0, began: now }
     }
 
     /// One without a byte: something of pgsteer's own, for which a server is wanted. Into an empty window without room nothing is
@@ -194,6 +196,13 @@ impl Session {
                         && cause == RetryCause::Conflict
                     {
                         task.needs.need = Need::Primary;
+                    }
+                    let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
+                    if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
+                        return self
+                            .refuse(&mut task, &outcome::statement_timed_out_again())
+                            .await
+                            .map(|_| ());
                     }
                     if task.tries > TRIES_MAX {
                         let report =

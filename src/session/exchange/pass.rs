@@ -32,6 +32,8 @@ pub struct Standby<'a> {
     pub allowance: &'a Arc<Allowance>,
     /// Since when the standby has had WAL to replay and has replayed none.
     pub replay_stands_since: &'a dyn Fn() -> Option<Instant>,
+    /// Why a statement that it cancels is not run again, for its client.
+    pub not_run_again: &'static str,
 }
 
 /// What a client is still to have of a server that is given up.
