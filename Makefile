@@ -5,6 +5,7 @@
 #   make chaos                     the ledger under 2,000 random faults, the freshness of 1,000,000 reads (PGSTEER_FAULTS, PGSTEER_READS,
 #                                  PGSTEER_SEED), an hour
 #   make bench                     the figures, see benches/README.md
+#   make bench-conflicts           10,000 reads among recovery conflicts (PGSTEER_READS): what pgsteer saves, see tests/conflict_storm.rs
 #   make bench-failover            how long after a promotion writes go on, see benches/README.md
 #   make functions BINS="..."     the lists of PostgreSQL's own functions, of the server programs in these directories
 #   make deny                      licences, advisories and sources of the crates in use
@@ -12,7 +13,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: build setup test lint demo chaos bench bench-failover functions deny clean
+.PHONY: build setup test lint demo chaos bench bench-conflicts bench-failover functions deny clean
 
 build:
 	@.ci/setup compiler
@@ -33,6 +34,9 @@ demo:
 	@.ci/setup compiler server
 	$(CARGO) build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/pgsteer" demo $(ARGS)
+
+bench-conflicts: setup
+	PGSTEER_READS=$${PGSTEER_READS:-10000} $(CARGO) test --locked --test conflict_storm -- --nocapture
 
 chaos: setup
 	PGSTEER_FAULTS=$${PGSTEER_FAULTS:-2000} $(CARGO) test --locked --test ledger what_clients_were_told -- --nocapture

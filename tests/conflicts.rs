@@ -13,7 +13,6 @@ use std::time::Duration;
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, status, values,
-    wait_blocked,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -145,6 +144,7 @@ async fn a_read_whose_rows_were_delivered_is_not_run_again() {
     conflict(&sandbox).await;
     answer.extend(client.read_until(b'Z').await);
     assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+    assert!(hint(&answer).contains("a part of its answer"), "{answer:?}");
     let (rows, kinds) = (values(&answer).len(), kinds(&answer));
     assert_eq!(kinds, format!("T{}EZ", "D".repeat(rows)));
     assert!(rows < 400);
@@ -165,6 +165,7 @@ async fn a_read_only_transaction_is_told_of_its_conflict() {
     conflict(&sandbox).await;
     let answer = client.read_until(b'Z').await;
     assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert!(hint(&answer).contains("earlier statements of its transaction"), "{answer:?}");
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
     assert!(retries(&proxy, "conflict").await < 0.5);
     assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["200"]);
@@ -247,32 +248,177 @@ async fn a_read_on_a_killed_standby_is_run_on_another_node() {
     assert_eq!(proxy.topology().await["epoch"], 1);
 }
 
-/// M01: replay waits for a reader that does not read, without limit, unless its connection is closed.
+/// The hint of the one error, which says why pgsteer did not run the statement again.
+fn hint(answer: &[Message]) -> String {
+    let error = answer.iter().find(|message| message.kind == b'E').unwrap();
+    error.field(b'H').unwrap_or_default()
+}
+
+/// C01, C05: a READ ONLY transaction of which nothing was told is begun anew elsewhere, whatever its isolation.
 #[tokio::test]
-async fn a_client_that_does_not_read_does_not_stop_replay() {
-    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "2s")]).await;
+async fn a_read_only_transaction_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
-    client.send(&running::query("SELECT a.id, repeat('x', 10000) AS slow FROM c a, c b")).await;
+    for (extended, begin) in
+        [(false, "BEGIN READ ONLY"), (true, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")]
+    {
+        assert_eq!(status(&client.query(begin).await), 'T');
+        start_slow(&mut client, extended).await;
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let before = retries(&proxy, "conflict").await;
+        let primary = sandbox.connect(0).await.unwrap();
+        primary.batch_execute("UPDATE c SET v = v || 'y'").await.unwrap();
+        primary.batch_execute("VACUUM c").await.unwrap();
+        primary
+            .batch_execute("CREATE TABLE IF NOT EXISTS vacuumed (); INSERT INTO vacuumed DEFAULT VALUES")
+            .await
+            .unwrap();
+        let answer = client.read_until(b'Z').await;
+        assert!(errors(&answer).is_empty(), "{:?}", errors(&answer));
+        assert_eq!((values(&answer).len(), status(&answer)), (400, 'T'));
+        assert!(retries(&proxy, "conflict").await > before, "{begin}");
+        assert_eq!(values(&client.query("SHOW transaction_read_only").await), ["on"]);
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+}
+
+/// C05, C09: the same when its server is lost.
+#[tokio::test]
+async fn a_read_only_transaction_on_a_killed_standby_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    assert_eq!(status(&client.query("BEGIN READ ONLY").await), 'T');
+    start_slow(&mut client, false).await;
     let node = runs_on(&sandbox, "AS slow").await;
     assert_ne!(node, 0, "it ran on the primary");
-    wait_blocked(&sandbox, node, "AS slow", "ClientWrite").await;
+    sandbox.node(node).kill9().await.unwrap();
+    let answer = client.read_until(b'Z').await;
+    assert!(errors(&answer).is_empty(), "{:?}", errors(&answer));
+    assert_eq!((values(&answer).len(), status(&answer)), (400, 'T'));
+    assert_eq!(status(&client.query("COMMIT").await), 'I');
+}
+
+/// C05: COPY (query) TO STDOUT whose data has not begun.
+#[tokio::test]
+async fn a_cancelled_copy_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    client.send(&running::query(&format!("COPY ({SLOW}) TO STDOUT"))).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     conflict(&sandbox).await;
-    let standby = sandbox.connect(node).await.unwrap();
-    eventually("replay goes on", async || {
-        let row = standby.query_one("SELECT to_regclass('vacuumed') IS NOT NULL", &[]).await.unwrap();
-        row.get(0)
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(kinds(&answer), format!("H{}cCZ", "d".repeat(200)));
+    assert!(retries(&proxy, "conflict").await >= 1.0);
+}
+
+/// C05: what the server said before the error is discarded with the attempt.
+#[tokio::test]
+async fn a_cancelled_read_is_answered_once() {
+    let (sandbox, proxy) = cluster().await;
+    let primary = sandbox.connect(0).await.unwrap();
+    primary
+        .batch_execute(
+            "CREATE FUNCTION noisy(int) RETURNS int STABLE LANGUAGE plpgsql AS \
+             $$BEGIN IF $1 = 1 THEN RAISE NOTICE 'here'; END IF; RETURN $1; END$$",
+        )
+        .await
+        .unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let mut client = proxy.raw_logged_in().await;
+    let text = "SELECT noisy(id), pg_sleep(0.01) AS slow FROM c WHERE id % 2 = 1";
+    // What a database has of its own is asked for behind the first answer.
+    eventually("the function is known", async || {
+        let before = proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await;
+        assert_eq!(values(&client.query("SELECT noisy(2)").await), ["2"]);
+        proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await > before
     })
     .await;
-    eventually("the client is given up", async || {
-        proxy.metric("pgsteer_errors_total", &[("sqlstate", "57P01")]).await >= 1.0
-    })
-    .await;
-    let mut bytes = 0;
-    while let Some(message) = client.try_read().await {
-        assert_ne!(message.kind, b'Z', "the answer was completed");
-        bytes += message.body.len();
+    client.send(&running::query(text)).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert!(retries(&proxy, "conflict").await >= 1.0);
+    assert_eq!(kinds(&answer).matches('N').count(), 1, "{answer:?}");
+    assert_eq!(kinds(&answer).matches('T').count(), 1, "{answer:?}");
+    assert_eq!(values(&answer).len(), 200);
+}
+
+/// C05: nothing is held back, so what has begun is not run again.
+#[tokio::test]
+async fn without_a_buffer_nothing_is_held_back() {
+    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_BUFFER", "0B")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    client.send(&running::query("SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c")).await;
+    client.read_until(b'D').await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(errors(&answer), ["40001"]);
+    assert!(hint(&answer).contains("a part of its answer"), "{answer:?}");
+}
+
+/// A slow answer is held back for `retry.hold_time` and no longer.
+#[tokio::test]
+async fn a_slow_answer_is_not_held_back_for_long() {
+    let (_sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_HOLD_TIME", "50ms")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    // The server sends every 8 kB: some 8 rows, 80 ms. All of it is 100 kB and takes 1 s.
+    client.send(&running::query("SELECT repeat('x', 1000), pg_sleep(0.01) FROM c WHERE id <= 100")).await;
+    let began = std::time::Instant::now();
+    client.read_until(b'D').await;
+    let first = began.elapsed();
+    assert_eq!(errors(&client.read_until(b'Z').await), [""; 0]);
+    let last = began.elapsed();
+    assert!(first < last / 2, "the first row came after {first:?}, the last after {last:?}");
+}
+
+/// C06, C07: why a statement was not run again is said to whoever is told of its conflict.
+#[tokio::test]
+async fn a_hint_says_why_it_was_not_run_again() {
+    let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_ATTEMPTS", "0")]).await;
+    let mut client = proxy.raw_logged_in().await;
+    for first in [None, Some("SELECT 1")] {
+        if let Some(first) = first {
+            assert_eq!(status(&client.query("BEGIN READ ONLY").await), 'T');
+            assert_eq!(values(&client.query(first).await), ["1"]);
+        }
+        start_slow(&mut client, false).await;
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let primary = sandbox.connect(0).await.unwrap();
+        primary.batch_execute("UPDATE c SET v = v || 'y'").await.unwrap();
+        primary.batch_execute("VACUUM c").await.unwrap();
+        primary
+            .batch_execute("CREATE TABLE IF NOT EXISTS vacuumed (); INSERT INTO vacuumed DEFAULT VALUES")
+            .await
+            .unwrap();
+        let answer = client.read_until(b'Z').await;
+        assert_eq!(errors(&answer), ["40001"]);
+        assert!(hint(&answer).contains("retry.attempts"), "{answer:?}");
+        // As PostgreSQL sent it, in all else.
+        assert!(
+            answer.iter().any(|it| it.field(b'D').is_some_and(|detail| detail.starts_with("User query")))
+        );
     }
-    assert!(bytes < 800_000_000, "{bytes}");
+}
+
+/// C07: the client's `statement_timeout` is for all attempts together.
+#[tokio::test]
+async fn a_statement_timeout_bounds_all_attempts() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw().await;
+    let options = "-c statement_timeout=3s";
+    client.log_in_with(&[("user", sandbox.user()), ("database", "postgres"), ("options", options)]).await;
+    let began = std::time::Instant::now();
+    client.send(&running::query("SELECT id, pg_sleep(0.01) AS slow FROM c, generate_series(1, 100)")).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    // The first attempt is ended late: the second has less than the whole time.
+    tokio::time::sleep_until((began + Duration::from_millis(1500)).into()).await;
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(errors(&answer), ["57014"], "{answer:?}");
+    assert!(retries(&proxy, "conflict").await >= 1.0);
+    assert!(began.elapsed() < Duration::from_millis(4400), "it took {:?}", began.elapsed());
+    assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
 }
 
 /// The primary would run it, but not in a pause: its client hears at once what it would hear without retries.

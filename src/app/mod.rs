@@ -38,6 +38,7 @@ use self::status::ProxyStatus;
 use crate::admin::Status;
 use crate::config::{self, Config, PromotionEvents};
 use crate::pool::limits::{count_limit, time_limit};
+use crate::relay::allowance::Allowance;
 use crate::route::Mode;
 use crate::session::shard::{Shared, SuspectCause};
 use crate::shutdown::Shutdown;
@@ -278,6 +279,8 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
             hold_bytes_max: usize::try_from(config.hold.max_bytes).unwrap_or(usize::MAX),
             retry_attempts: usize::try_from(config.retry.attempts).unwrap_or(usize::MAX),
             retry_buffer_bytes: usize::try_from(config.retry.buffer).unwrap_or(usize::MAX),
+            retry_hold_time: config.retry.hold_time,
+            standby_stall_buffer_bytes: count(config.retry.standby_stall_buffer),
             standby_stall_timeout: config.retry.standby_stall_timeout,
             routing: route::Settings::clone(&config.routing),
         },
@@ -293,6 +296,7 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
         held_bytes: AtomicUsize::new(0),
         reads_on_primary: Arc::default(),
         want_sample: Box::new(move || of_positions.want_sample()),
+        answer_bytes: Allowance::new(count(config.retry.buffer_total)),
         forget_database: Box::new(move |database| of_databases.forget_database(database)),
         forget_users: Box::new(move |users| of_users.forget_users(users)),
         server_process: Box::new(move |process_id| of_sessions.server_process(process_id)),

@@ -80,7 +80,7 @@ type Field<T> = fn(&mut Config) -> &mut T;
 /// What a key takes.
 enum Kind {
     Duration { zero: bool, field: Field<Duration> },
-    Size(Field<u64>),
+    Size { zero: bool, field: Field<u64> },
     Count { least: u64, field: Field<u64> },
     Text(Field<String>),
     Secret,
@@ -135,8 +135,8 @@ impl Key {
                 let duration = units::duration(given.text()?)?;
                 *field(config) = (zero || !duration.is_zero()).then_some(duration)?;
             }
-            Kind::Size(field) => {
-                *field(config) = units::size(given.text()?).filter(|size| *size > 0)?;
+            Kind::Size { zero, field } => {
+                *field(config) = units::size(given.text()?).filter(|size| zero || *size > 0)?;
             }
             Kind::Count { least, field } => {
                 *field(config) = given.integer().filter(|count| (least..=COUNT_MAX).contains(count))?;
@@ -156,7 +156,8 @@ impl Key {
         match self.kind {
             Kind::Duration { zero: true, .. } => units::DURATION.to_owned(),
             Kind::Duration { zero: false, .. } => format!("{}, more than zero", units::DURATION),
-            Kind::Size(_) => format!("{}, more than zero", units::SIZE),
+            Kind::Size { zero: true, .. } => units::SIZE.to_owned(),
+            Kind::Size { zero: false, .. } => format!("{}, more than zero", units::SIZE),
             Kind::Count { least, .. } => format!("a whole number from {least} to {COUNT_MAX}"),
             Kind::Text(_) | Kind::Secret => "a text that is not empty".to_owned(),
             Kind::Nodes => "a list of host:port, such as [\"db1:5432\", \"db2:5432\"]".to_owned(),
@@ -193,7 +194,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 68] = [
+pub(super) const KEYS: [Key; 71] = [
     flagged(
         "listen.address",
         "--listen",
@@ -291,10 +292,16 @@ pub(super) const KEYS: [Key; 68] = [
     ),
     flagged("hold.timeout", "--hold-timeout", duration(|c| &mut c.hold.timeout)),
     key("hold.max_count", Kind::Count { least: 1, field: |c| &mut c.hold.max_count }),
-    key("hold.max_bytes", Kind::Size(|c| &mut c.hold.max_bytes)),
-    key("retry.buffer", Kind::Size(|c| &mut c.retry.buffer)),
+    key("hold.max_bytes", Kind::Size { zero: false, field: |c| &mut c.hold.max_bytes }),
+    key("retry.buffer", Kind::Size { zero: true, field: |c| &mut c.retry.buffer }),
+    key("retry.hold_time", Kind::Duration { zero: true, field: |c| &mut c.retry.hold_time }),
+    key("retry.buffer_total", Kind::Size { zero: true, field: |c| &mut c.retry.buffer_total }),
     key("retry.attempts", Kind::Count { least: 0, field: |c| &mut c.retry.attempts }),
     key("retry.standby_stall_timeout", duration(|c| &mut c.retry.standby_stall_timeout)),
+    key(
+        "retry.standby_stall_buffer",
+        Kind::Size { zero: true, field: |c| &mut c.retry.standby_stall_buffer },
+    ),
     flagged("shutdown.timeout", "--shutdown-timeout", duration(|c| &mut c.shutdown.timeout)),
     flagged(
         "log.level",

@@ -366,15 +366,28 @@ impl Default for Hold {
 pub struct Retry {
     /// How much of an answer is held back while it can still be retried.
     pub buffer: u64,
+    /// How long an answer is held back.
+    pub hold_time: Duration,
+    /// How much of answers all sessions together may keep beyond their relay buffers.
+    pub buffer_total: u64,
     /// Most attempts after the first; 0 retries nothing.
     pub attempts: u64,
-    /// How long a client may fail to read a standby's answer.
+    /// How long reading from a standby may stop because its client does not take what was read.
     pub standby_stall_timeout: Duration,
+    /// How much is read from a standby for a client that is behind.
+    pub standby_stall_buffer: u64,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { buffer: 64 * KIB, attempts: 3, standby_stall_timeout: Duration::from_secs(5) }
+        Self {
+            buffer: 64 * KIB,
+            hold_time: Duration::from_millis(500),
+            buffer_total: 64 * MIB,
+            attempts: 3,
+            standby_stall_timeout: Duration::from_secs(1),
+            standby_stall_buffer: MIB,
+        }
     }
 }
 

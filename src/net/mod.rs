@@ -24,10 +24,18 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// How much the kernel takes of what can't be sent to a client yet. With more, a client that reads slowly would look for seconds as
+/// if it did not read at all, since the kernel wakes us only when a third of its buffer is free.
+#[cfg(target_os = "linux")]
+const NOT_SENT_BYTES: u32 = 64 * 1024;
+
 /// Sets the options of an accepted client's stream.
 pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&keepalive())
+    let socket = SockRef::from(stream);
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
+    socket.set_tcp_keepalive(&keepalive())
 }
 
 /// Connects to a server. Fails with `TimedOut` after `timeout`. Cancel-safe: dropping it closes the socket.

@@ -195,9 +195,39 @@ impl Answer {
         self.passage.ready_joined()
     }
 
+    /// The first of them, to be passed on without being moved; empty when nothing is ready.
+    pub fn ready_front(&self) -> &[u8] {
+        self.passage.ready_front()
+    }
+
     /// All that was ready was passed on.
     pub fn passed_on(&mut self) {
         self.passage.passed_on();
+    }
+
+    /// The first `count` bytes of `ready_front` were passed on.
+    pub fn passed(&mut self, count: usize) {
+        self.passage.passed(count);
+    }
+
+    /// Makes room to read into: what is ready is kept elsewhere.
+    pub fn set_aside(&mut self) {
+        self.passage.set_aside();
+    }
+
+    /// The server is given up: forgets a frame larger than the buffer whose end will not come, if nothing of it was passed on.
+    pub fn forget_begun(&mut self) {
+        self.passage.forget_begun();
+    }
+
+    /// Takes all that is ready for the client.
+    pub fn take_ready(&mut self) -> Vec<u8> {
+        self.passage.take_ready()
+    }
+
+    /// Bytes of a frame larger than the buffer that are still to come.
+    pub fn body_left(&self) -> usize {
+        self.passage.body_left()
     }
 
     /// In the middle of a frame larger than the buffer, part of which was passed on: no message can be put in here.
@@ -399,6 +429,17 @@ impl Answer {
             }
             self.take(frame_bytes);
         }
+    }
+
+    /// The same of an error, with a hint added.
+    pub fn accept_with_hint(&mut self, hint: &str) {
+        let Some((_, frame_bytes)) = self.passage.current() else { return };
+        let Some(whole) = self.passage.whole() else { return self.accept() };
+        let translated = self.names.translated(whole);
+        let told = reply::with_hint(translated.as_deref().unwrap_or(whole), hint);
+        self.expected.skip_to_sync();
+        self.passage.keep_back(frame_bytes);
+        self.put_in(&told);
     }
 
     /// Keeps the frame at the scan position back. An error is discarded together with the rest of its answer.

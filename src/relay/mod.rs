@@ -3,6 +3,7 @@
 //! Invariant: row bytes are never copied into messages; only complete frames reach the client unless a frame is larger
 //! than the buffer. Must not know: classification, routing, pools, sessions.
 
+pub mod allowance;
 pub mod answer;
 pub mod boundary;
 pub mod buffer;

@@ -25,10 +25,14 @@ pub(super) struct Passage {
     scanned: usize,
     /// End of what was read.
     end: usize,
-    /// Bytes to pass on before `start`; empty unless something was taken out or put in.
+    /// Bytes to pass on before `start`; empty unless something was taken out or put in, or the client is behind.
     ahead: Vec<u8>,
+    /// So many of them have been passed on.
+    ahead_passed: usize,
     /// Bytes of a frame larger than the buffer that are still to come.
     body_left: usize,
+    /// Bytes of it that were scanned, its header included.
+    body_scanned: usize,
     /// What becomes of them.
     tail: Tail,
 }
@@ -36,7 +40,17 @@ pub(super) struct Passage {
 impl Passage {
     /// Of which nothing has come. `bytes` is the buffer to read into.
     pub(super) fn new(bytes: Box<[u8]>) -> Self {
-        Self { bytes, start: 0, scanned: 0, end: 0, ahead: Vec::new(), body_left: 0, tail: Tail::PassOn }
+        Self {
+            bytes,
+            start: 0,
+            scanned: 0,
+            end: 0,
+            ahead: Vec::new(),
+            ahead_passed: 0,
+            body_left: 0,
+            body_scanned: 0,
+            tail: Tail::PassOn,
+        }
     }
 
     /// As new, with its buffers kept.
@@ -44,6 +58,7 @@ impl Passage {
         self.ahead.clear();
         self.ahead.shrink_to(AHEAD_KEPT_BYTES);
         (self.start, self.scanned, self.end, self.body_left) = (0, 0, 0, 0);
+        (self.ahead_passed, self.body_scanned) = (0, 0);
         self.tail = Tail::PassOn;
     }
 
@@ -73,7 +88,7 @@ impl Passage {
 
     /// How many bytes are ready for the client.
     pub(super) fn ready_bytes(&self) -> usize {
-        self.ahead.len() + (self.scanned - self.start)
+        self.ahead.len() - self.ahead_passed + (self.scanned - self.start)
     }
 
     /// The bytes that are ready for the client, as one slice.
@@ -82,13 +97,64 @@ impl Passage {
             return self.bytes.get(self.start..self.scanned).unwrap_or_default();
         }
         self.set_aside();
-        &self.ahead
+        self.ahead.get(self.ahead_passed..).unwrap_or_default()
+    }
+
+    /// The first of them, to be passed on without being moved.
+    pub(super) fn ready_front(&self) -> &[u8] {
+        if self.ahead.is_empty() {
+            self.bytes.get(self.start..self.scanned).unwrap_or_default()
+        } else {
+            self.ahead.get(self.ahead_passed..).unwrap_or_default()
+        }
     }
 
     /// All that was ready was passed on.
     pub(super) fn passed_on(&mut self) {
         self.ahead.clear();
+        self.ahead_passed = 0;
         self.start = self.scanned;
+    }
+
+    /// The first `count` bytes of `ready_front` were passed on.
+    pub(super) fn passed(&mut self, count: usize) {
+        if self.ahead.is_empty() {
+            self.start = (self.start + count).min(self.scanned);
+            return;
+        }
+        self.ahead_passed = (self.ahead_passed + count).min(self.ahead.len());
+        if self.ahead_passed == self.ahead.len() {
+            self.ahead.clear();
+            self.ahead_passed = 0;
+        } else if self.ahead_passed > self.ahead.len() / 2 {
+            // At most as much is moved as was passed on before: each byte once.
+            self.ahead.drain(..self.ahead_passed);
+            self.ahead_passed = 0;
+        }
+    }
+
+    /// In the middle of a frame larger than the buffer of which nothing has been passed on yet: forgets it, since its end will
+    /// not come.
+    pub(super) fn forget_begun(&mut self) {
+        if self.body_left > 0 && self.tail == Tail::PassOn && self.ready_bytes() >= self.body_scanned {
+            self.set_aside();
+            self.ahead.truncate(self.ahead.len() - self.body_scanned);
+            self.body_left = 0;
+            self.start = self.scanned;
+        }
+    }
+
+    /// Takes all that is ready.
+    pub(super) fn take_ready(&mut self) -> Vec<u8> {
+        self.set_aside();
+        self.ahead.drain(..self.ahead_passed);
+        self.ahead_passed = 0;
+        std::mem::take(&mut self.ahead)
+    }
+
+    /// Bytes of a frame larger than the buffer that are still to come.
+    pub(super) fn body_left(&self) -> usize {
+        self.body_left
     }
 
     /// In the middle of a frame larger than the buffer: no message can be put in here.
@@ -108,6 +174,7 @@ impl Passage {
         if self.body_left > 0 {
             let part = self.body_left.min(self.end - self.scanned);
             self.body_left -= part;
+            self.body_scanned += part;
             self.scanned += part;
             if self.tail == Tail::KeepBack {
                 self.start = self.scanned;
@@ -163,6 +230,7 @@ impl Passage {
         let here = frame_bytes.min(self.end - self.scanned);
         self.scanned += here;
         self.body_left = frame_bytes - here;
+        self.body_scanned = here;
         self.tail = Tail::PassOn;
     }
 
@@ -176,8 +244,8 @@ impl Passage {
         self.tail = Tail::KeepBack;
     }
 
-    /// Moves what is ready out of the buffer, because a gap follows.
-    fn set_aside(&mut self) {
+    /// Moves what is ready out of the buffer, because a gap follows or room is wanted.
+    pub(super) fn set_aside(&mut self) {
         if self.start < self.scanned {
             let ready = self.bytes.get(self.start..self.scanned).unwrap_or_default();
             self.ahead.extend_from_slice(ready);

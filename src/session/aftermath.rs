@@ -9,10 +9,10 @@ use std::time::Instant;
 use super::attempt::{Sent, Told};
 use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
-use super::exchange::{Ended, Parting};
+use super::exchange::{Ended, Leaving, Parting, Unsent};
 use super::inspect::{self, Inspect};
 use super::journal::Journal;
-use super::outcome;
+use super::outcome::{self, Loss};
 use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
@@ -89,21 +89,11 @@ impl Session {
                 if side == Side::Standby {
                     task.excluded.push(node);
                 }
-                self.server_lost(task, (&mut journal, &unkept), &cause, (side, sent, owed)).await
+                let loss = Loss::of_server(cause);
+                self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed)).await
             }
-            Ended::Left { unsent } => {
-                let unkept = answer.take_unkept();
-                self.shard.buffers.give_answer(answer);
-                let (side, owed) = (attached.side, attached.inspect);
-                drop(attached);
-                *self.control.runs_at.borrow_mut() = None;
-                self.finish_frame(&unsent).await?;
-                let cause = outcome::LEFT_FOR_REPLAY;
-                let lost = self.server_lost(task, (&mut journal, &unkept), cause, (side, sent, owed));
-                Ok(match lost.await? {
-                    Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
-                    tried => tried,
-                })
+            Ended::Left { unsent, why } => {
+                self.left(task, attached, (answer, journal), (unsent, why), sent).await
             }
             Ended::Dismissed => Err(End::Client),
             Ended::Cut => {
@@ -120,8 +110,39 @@ impl Session {
                 let between = sent.fresh && matches!(self.transaction, Transaction::None);
                 Err(self.silent_for_too_long(between, sent.inside_frame))
             }
-            Ended::Stalled => Err(self.stalled(attached.node)),
         }
+    }
+
+    /// A standby's server was given up.
+    async fn left(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        (mut answer, mut journal): (Box<Answer>, Journal),
+        (unsent, why): (Unsent, Leaving),
+        sent: Sent,
+    ) -> Flow<Tried> {
+        let unkept = answer.take_unkept();
+        self.shard.buffers.give_answer(answer);
+        let (node, side, owed) = (attached.node, attached.side, attached.inspect);
+        // Replay is let go before the client is waited for.
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        let loss = match why {
+            Leaving::ReplayStands => Loss::left_for_replay(),
+            Leaving::ClientStalled => self.stalled(node),
+        };
+        if sent.inside_frame {
+            return Err(End::Client);
+        }
+        // It is to have what it was being told whenever it reads on.
+        self.send_client(&unsent.bytes).await?;
+        drop(unsent);
+        let lost = self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed));
+        Ok(match lost.await? {
+            Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
+            tried => tried,
+        })
     }
 
     /// The unit has been answered to its end.
@@ -193,21 +214,15 @@ impl Session {
         Ok(())
     }
 
-    /// The client is to have the rest of what it was being told when its standby was given up, as long as it reads at all.
-    async fn finish_frame(&mut self, unsent: &[u8]) -> Flow<()> {
-        let limit = self.shard.shared.settings.standby_stall_timeout;
-        match tokio::time::timeout(limit, self.send_client(unsent)).await {
-            Ok(sent) => sent,
-            Err(_) => Err(End::Client),
-        }
-    }
-
-    /// A client that does not read a standby's answer is cut off.
-    fn stalled(&self, node: NodeId) -> End {
-        // Nothing can be said to it: a part of a message may have been written already. It is counted all the same.
-        self.shard.counters.error(sqlstate::ADMIN_SHUTDOWN.as_str());
-        tracing::info!(node = node.0, "a client that does not read a standby's answer is cut off");
-        End::Client
+    /// A client does not take a standby's answer, and that is given up.
+    fn stalled(&self, node: NodeId) -> Loss {
+        self.shard.counters.standby_stalls.inc();
+        tracing::debug!(
+            node = node.0,
+            client = self.control.process_id.get(),
+            "a standby is not waited for, since the client does not take its answer"
+        );
+        Loss::client_stalled(self.shard.shared.settings.standby_stall_timeout)
     }
 
     /// The unit was refused before it began: takes back what it was to do.
@@ -458,9 +473,10 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         (journal, unkept): (&mut Journal, &Unkept),
-        cause: &str,
+        loss: Loss,
         (side, sent, owed): (Side, Sent, Inspect),
     ) -> Flow<Tried> {
+        let cause = &loss.cause;
         if sent.inside_frame {
             // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
             return Err(End::Client);
@@ -490,12 +506,13 @@ impl Session {
             return Ok(Tried::Again(RetryCause::Unsent));
         }
         let alone = matches!(self.transaction, Transaction::None);
+        let begins = self.begins_transaction() && task.needs.transaction == TransactionEffect::None;
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
-        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
         // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
         // over a volatile function, an operator): what was sent there is not sent again.
         let repeatable = side == Side::Standby && task.needs.repeatable;
-        if alone && whole && ends && again && repeatable && !sent.delivered {
+        if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
         }
@@ -503,7 +520,7 @@ impl Session {
             self.transaction = transaction;
             None
         } else if alone && repeatable {
-            Some(outcome::read_interrupted(cause))
+            Some(outcome::read_interrupted(&loss))
         } else if alone || task.needs.commits {
             self.transaction = Transaction::None;
             Some(outcome::outcome_unknown(cause))

@@ -5,9 +5,11 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use tokio::task::JoinHandle;
+
 use super::driver::{Attached, Flow, Session};
 use super::effects::restoring;
-use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
@@ -15,6 +17,7 @@ use super::settings::{Touched, difference, is_identity};
 use super::transaction::Transaction;
 use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
+use crate::backend::connection::CancelKey;
 use crate::backend::{Server, reset};
 use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
@@ -142,7 +145,8 @@ impl Sent {
             any: exchange.any_sent,
             delivered: exchange.delivered,
             told,
-            inside_frame: exchange.answer.inside_frame() && exchange.delivered,
+            inside_frame: exchange.delivered
+                && (exchange.answer.inside_frame() || exchange.answer.ready_bytes() > 0),
             unit_left: exchange.reserved,
             copying: matches!(exchange.through, Through::Copy { .. }),
             beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
@@ -255,8 +259,7 @@ impl Session {
         };
         let key = Rc::clone(&server.cancel_key);
         if side == Side::Primary && !task.needs.repeatable {
-            let sender = server.sender.get_or_insert_with(|| self.shard.sender(key.process_id));
-            sender.works_for(if self.has_asked_for_process() { 0 } else { self.control.process_id.get() });
+            self.works_on(server);
         }
         part.answer.comes_from(self.own_process(&key));
         let link = Rc::clone(&server.link);
@@ -265,6 +268,8 @@ impl Session {
         let out_bytes = part.out.len() as u64;
         let began = task.now;
         self.shard.begin_load(node);
+        let _in_time = self.end_in_time(task, &key);
+        let not_run_again = self.bar_to_retry(task).unwrap_or("a part of its answer had been passed on");
         let mut exchange = Exchange::new(
             (&client, &link.stream),
             task.window,
@@ -281,11 +286,21 @@ impl Session {
         exchange.extended = task.kind == Kind::Synced;
         exchange.goal = goal;
         exchange.may_end_itself = task.needs.signals || known_by_process;
-        exchange.through =
-            if task.beyond > 0 { Through::Frame { left: task.beyond } } else { Through::Nothing };
-        exchange.hold_back_bytes = self.shard.shared.settings.retry_buffer_bytes;
-        exchange.stall_timeout =
-            (side == Side::Standby).then_some(self.shard.shared.settings.standby_stall_timeout);
+        exchange.through = Through::rest_of_frame(task.beyond);
+        let replay_stands_since =
+            || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
+        let settings = &self.shard.shared.settings;
+        exchange.standby = (side == Side::Standby).then_some(Standby {
+            hold_back_bytes: settings.retry_buffer_bytes,
+            hold_back_time: settings.retry_hold_time,
+            stall_timeout: settings.standby_stall_timeout,
+            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
+            allowance: &self.shard.shared.answer_bytes,
+            replay_stands_since: &replay_stands_since,
+            not_run_again,
+        });
+        // A part of a message may have been passed on in an earlier part of the batch.
+        exchange.delivered = !part.fresh && exchange.answer.inside_frame();
         exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
         exchange.leaves = (side == Side::Standby).then_some(&self.control.leaves);
@@ -315,21 +330,24 @@ impl Session {
         (ended, sent)
     }
 
+    /// Whoever is notified by this server process is told that this session did it.
+    fn works_on(&self, server: &mut Server) {
+        let process_id = server.cancel_key.process_id;
+        let sender = server.sender.get_or_insert_with(|| self.shard.sender(process_id));
+        sender.works_for(if self.has_asked_for_process() { 0 } else { self.control.process_id.get() });
+    }
+
     fn rules(&self, task: &Task<'_>, attached: &mut Attached) -> Rules {
         let alone = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
         let again = task.tries < self.shard.shared.settings.retry_attempts;
-        if alone
-            && ends
-            && again
-            && task.needs.repeatable
-            && task.needs.transaction == TransactionEffect::None
-        {
-            return match attached.side {
-                Side::Standby if self.is_for_standbys() => Rules::ReadForStandbys,
-                Side::Standby => Rules::ReadOnStandby,
-                Side::Primary => Rules::Alone,
-            };
+        if self.bar_to_retry(task).is_none() {
+            match attached.side {
+                Side::Standby if self.is_for_standbys() || !alone => return Rules::ReadForStandbys,
+                Side::Standby => return Rules::ReadOnStandby,
+                Side::Primary if alone => return Rules::Alone,
+                Side::Primary => {}
+            }
         }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
@@ -343,6 +361,41 @@ impl Session {
         } else {
             Rules::PassOn
         }
+    }
+
+    /// Why a unit that a standby cancels, or is lost with it, would not be run again even if nothing of its answer had been passed on.
+    fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
+        let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
+        if task.tries >= self.shard.shared.settings.retry_attempts {
+            Some("retry.attempts are used up")
+        } else if !self.begins_transaction() {
+            Some("the answers to earlier statements of its transaction had been passed on")
+        } else if !self.pins.is_empty() {
+            Some("its session is kept on its server")
+        } else if !ends {
+            Some("it is a part of a batch that goes on")
+        } else if !task.needs.repeatable || task.needs.transaction != TransactionEffect::None {
+            Some("it is not known to be a read")
+        } else {
+            None
+        }
+    }
+
+    /// Whether a statement that is sent now is the first of its transaction, or all of it: nothing of the transaction has been told.
+    pub(super) fn begins_transaction(&self) -> bool {
+        matches!(self.transaction, Transaction::None | Transaction::Deferred { .. })
+    }
+
+    /// A statement that runs again has what is left of its `statement_timeout`: cancels it there when that is over.
+    fn end_in_time(&self, task: &Task<'_>, key: &Rc<CancelKey>) -> Option<EndInTime> {
+        let limit = self.statement_limit.filter(|_| task.tries > 0)?;
+        let until = tokio::time::Instant::from_std(task.began) + limit;
+        let (shard, control, key) = (Rc::clone(&self.shard), Rc::clone(&self.control), Rc::clone(key));
+        Some(EndInTime(tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(until).await;
+            control.cancel_sent.set(true);
+            shard.cancel_at(&key);
+        })))
     }
 
     /// Takes back what was written since.
@@ -552,6 +605,15 @@ impl Session {
     /// shared with nobody.
     pub(super) fn scope_now(&self) -> u64 {
         if self.touched == Touched::Nothing { self.scope.id } else { self.shard.own_scope() }
+    }
+}
+
+/// Cancels what runs when its time is over, unless it is dropped before.
+struct EndInTime(JoinHandle<()>);
+
+impl Drop for EndInTime {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

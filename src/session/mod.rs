@@ -64,10 +64,14 @@ pub struct Settings {
     pub hold_bytes_max: usize,
     /// How often a read is run again; the last time on the primary.
     pub retry_attempts: usize,
-    /// How much of a retriable answer is held back; at most the relay buffer's 64 KiB.
+    /// How much of a retriable answer is held back; what is more than the relay buffer's 64 KiB counts for the allowance.
     pub retry_buffer_bytes: usize,
-    /// How long a client may leave a standby's answer unread.
+    /// How long a retriable answer is held back.
+    pub retry_hold_time: Duration,
+    /// How long reading from a standby may stop because the client does not take what was read.
     pub standby_stall_timeout: Duration,
+    /// How much is read from a standby for a client that is behind.
+    pub standby_stall_buffer_bytes: usize,
     /// Routing.
     pub routing: crate::route::Settings,
 }
@@ -80,7 +84,9 @@ impl Default for Settings {
             hold_bytes_max: 64 * 1024 * 1024,
             retry_attempts: 3,
             retry_buffer_bytes: 64 * 1024,
-            standby_stall_timeout: Duration::from_secs(5),
+            retry_hold_time: Duration::from_millis(500),
+            standby_stall_timeout: Duration::from_secs(1),
+            standby_stall_buffer_bytes: 1024 * 1024,
             routing: crate::route::Settings::default(),
         }
     }

@@ -30,13 +30,13 @@ pub fn outcome_unknown(cause: &str) -> Report {
 }
 
 /// A read that was lost after part of its answer had been passed on.
-pub fn read_interrupted(cause: &str) -> Report {
+pub fn read_interrupted(loss: &Loss) -> Report {
     Report::error(
         state::SERIALIZATION_FAILURE,
         "pgsteer: the read was cut off after part of its answer had been sent",
     )
-    .detail(format!("{cause}. The statement only read."))
-    .hint("Run it again.")
+    .detail(format!("{}. The statement only read.", loss.cause))
+    .hint(loss.hint)
 }
 
 /// A read that standbys cancelled as often as it is run again, in a pause.
@@ -52,6 +52,42 @@ pub fn conflicts_in_pause() -> Report {
 /// Why a server connection to a standby was given up.
 pub const LEFT_FOR_REPLAY: &str =
     "Replay on the standby stood still while the primary was doubted, so pgsteer ended what ran there";
+
+/// Why a server connection is gone in the middle of something.
+#[derive(Debug)]
+pub struct Loss {
+    /// One sentence without its full stop.
+    pub cause: String,
+    /// What the client of a read may do.
+    pub hint: &'static str,
+    /// A read of which nothing was delivered may run on another server.
+    pub may_run_again: bool,
+}
+
+impl Loss {
+    /// The server has ended it.
+    pub fn of_server(cause: String) -> Self {
+        Self { cause, hint: "Run it again.", may_run_again: true }
+    }
+
+    /// pgsteer gave it up because a promotion may wait for it.
+    pub fn left_for_replay() -> Self {
+        Self::of_server(LEFT_FOR_REPLAY.to_owned())
+    }
+
+    /// pgsteer gave it up because the client does not take what it sends.
+    pub fn client_stalled(limit: Duration) -> Self {
+        Self {
+            cause: format!(
+                "The client did not take a standby's answer for {limit:?} (retry.standby_stall_timeout), and replay \
+                 there can't pass a server process that waits for its client, so pgsteer ended it"
+            ),
+            hint: "Take answers as they come, fetch them in parts by a cursor, or read on the primary: \
+                   /* pgsteer: target=primary */.",
+            may_run_again: false,
+        }
+    }
+}
 
 /// No primary within `hold_timeout`.
 pub fn no_primary(waited: Duration) -> Report {
@@ -200,6 +236,12 @@ pub fn cancelled() -> Report {
 pub fn statement_timed_out() -> Report {
     Report::error(state::QUERY_CANCELED, "canceling statement due to statement timeout")
         .detail("pgsteer: the statement was waiting for a server and was not run.")
+}
+
+/// Its `statement_timeout` passed when it was about to be run again.
+pub fn statement_timed_out_again() -> Report {
+    Report::error(state::QUERY_CANCELED, "canceling statement due to statement timeout")
+        .detail("pgsteer: a server had cancelled the statement or was lost with it; it was not run again.")
 }
 
 /// A client that held no server has been idle for longer than its settings allow: in the words of PostgreSQL.

@@ -68,6 +68,8 @@ pub(super) struct Task<'w> {
     pub(super) on_primary: Option<ReadOnPrimary>,
     /// How often it has been run again.
     pub(super) tries: usize,
+    /// When it came.
+    pub(super) began: Instant,
 }
 
 impl<'w> Task<'w> {
@@ -88,6 +90,7 @@ impl<'w> Task<'w> {
             waited_for_standby: Duration::ZERO,
             on_primary: None,
             tries: 0,
+            began: now,
         }
     }
 
@@ -220,6 +223,13 @@ impl Session {
                             return self.refuse(&mut task, &outcome::conflicts_in_pause()).await.map(|_| ());
                         }
                         task.needs.need = Need::Primary;
+                    }
+                    let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
+                    if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
+                        return self
+                            .refuse(&mut task, &outcome::statement_timed_out_again())
+                            .await
+                            .map(|_| ());
                     }
                     if task.tries > TRIES_MAX {
                         let report =

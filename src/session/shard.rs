@@ -24,6 +24,7 @@ use crate::backend::senders::{Sender, Senders};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{PinReason, TextCache};
 use crate::pool::Pools;
+use crate::relay::allowance::Allowance;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub held_count: AtomicUsize,
     /// Bytes of statements held now.
     pub held_bytes: AtomicUsize,
+    /// What sessions keep of answers beyond their relay buffers.
+    pub answer_bytes: Arc<Allowance>,
     /// A database is created, renamed or dropped: what is remembered of it may be wrong.
     pub forget_database: Box<dyn Fn(&str) + Send + Sync>,
     /// Roles are created, altered or dropped: what is remembered of these users may be wrong.

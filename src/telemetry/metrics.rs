@@ -99,6 +99,8 @@ pub struct ShardCounters {
     pub leases: Counter,
     /// What ran on a standby and was ended so that its replay could go on.
     pub reads_ended_for_replay: Counter,
+    /// Standbys' answers given up because their clients did not take them.
+    pub standby_stalls: Counter,
     /// Cancel requests passed on.
     pub cancels: Counter,
     /// Cancel requests that another pgsteer process has taken.
@@ -427,7 +429,7 @@ const GAUGES: [Row<Gauge>; 3] = [
     ("pgsteer_statements_waiting", "Statements held now.", |shard| &shard.statements_waiting),
 ];
 
-const COUNTERS: [Row<Counter>; 15] = [
+const COUNTERS: [Row<Counter>; 16] = [
     ("pgsteer_clients_total", "Clients accepted.", |shard| &shard.clients_total),
     ("pgsteer_logins_failed_total", "Logins refused or broken off.", |shard| &shard.logins_failed),
     ("pgsteer_statements_held_total", "Statements that waited for a primary.", |shard| {
@@ -457,6 +459,11 @@ const COUNTERS: [Row<Counter>; 15] = [
         "pgsteer_reads_ended_for_replay_total",
         "What ran on a standby and was ended, while the primary was doubted, so that replay there could go on.",
         |shard| &shard.reads_ended_for_replay,
+    ),
+    (
+        "pgsteer_standby_stalls_total",
+        "Standbys' answers given up because their clients did not take them.",
+        |shard| &shard.standby_stalls,
     ),
     ("pgsteer_cancels_total", "Cancel requests passed on.", |shard| &shard.cancels),
     (

@@ -276,6 +276,27 @@ pub fn put_plan_changed(out: &mut Vec<u8>) {
     super::frame::put(out, b'E', &fields);
 }
 
+/// An ErrorResponse, a whole frame, with a hint added behind its own, if it has one.
+pub fn with_hint(frame: &[u8], hint: &str) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(frame.len() + hint.len() + 2);
+    let mut own = None;
+    for field in frame.get(super::frame::HEADER_BYTES..).unwrap_or_default().split(|&byte| byte == 0) {
+        match field.split_first() {
+            None => {}
+            Some((b'H', text)) => own = Some(text),
+            Some(_) => fields.extend_from_slice(&[field, b"\0"].concat()),
+        }
+    }
+    fields.push(b'H');
+    if let Some(own) = own {
+        fields.extend_from_slice(&[own, b" "].concat());
+    }
+    fields.extend_from_slice(&[hint.as_bytes(), b"\0\0"].concat());
+    let mut out = Vec::with_capacity(fields.len() + super::frame::HEADER_BYTES);
+    super::frame::put(&mut out, b'E', &[&fields]);
+    out
+}
+
 /// The message text of an ErrorResponse, for logs and for passing a server's refusal on.
 pub fn error_message(body: &[u8]) -> String {
     let mut rest = body;

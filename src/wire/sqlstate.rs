@@ -115,6 +115,11 @@ pub fn passes(code: SqlState) -> bool {
     }
 }
 
+/// On a standby: it cancelled the statement for the sake of its replay, and nothing else (nothing there is SERIALIZABLE, or locks rows).
+pub fn is_recovery_conflict(code: SqlState) -> bool {
+    matches!(code, SERIALIZATION_FAILURE | DEADLOCK_DETECTED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

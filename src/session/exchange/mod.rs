@@ -6,27 +6,33 @@
 //! Invariant: never waits on one side without watching the other; what is held back has not reached the client; the client
 //! is only given complete frames. Must not know: routing, names, pools.
 
+mod backlog;
+mod pass;
 mod rules;
 mod said;
 mod through;
 
-pub use rules::{Ended, Goal, Parting, Rules};
+pub use pass::{Standby, Unsent};
+pub use rules::{Ended, Goal, Leaving, Parting, Rules};
 pub use through::Through;
 
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
 use crate::backend::Reported;
 use crate::net;
+use crate::relay::allowance::Share;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
 use crate::wire::reply::{self, TransactionStatus};
 use crate::wire::sqlstate::SqlState;
+
+use backlog::Backlog;
 
 /// Bytes that may wait for the server before the client is not read any further.
 const OUT_HIGH_WATER: usize = 64 * 1024;
@@ -57,10 +63,8 @@ pub struct Exchange<'a> {
     /// How often COPY data was sent to its end before the server had asked for it; negative: how often it has asked for what is
     /// not sent to its end.
     pub copies_ended: isize,
-    /// How much of a retriable answer is held back.
-    pub hold_back_bytes: usize,
-    /// Bound of a client's not reading; `None` on the primary.
-    pub stall_timeout: Option<Duration>,
+    /// The server is a standby, which can't wait for the client as long as it likes.
+    pub standby: Option<Standby<'a>>,
     /// Bound of its leaving a large frame unfinished.
     pub silence_limit: Option<Duration>,
     /// What the server last said of `in_hot_standby`.
@@ -91,6 +95,18 @@ pub struct Exchange<'a> {
     pub passed_bytes: u64,
     refused: Option<SqlState>,
     plan_changed: bool,
+    /// When something was first held back.
+    held_since: Option<Instant>,
+    /// It has been for long enough.
+    hold_over: bool,
+    /// How far the client is behind, while the standby waits for it.
+    backlog: Option<Backlog>,
+    /// What is kept of the answer beyond the relay buffer.
+    share: Option<Share>,
+    /// There is no room to read from the server before the client has taken something.
+    is_full: bool,
+    /// The client is given up, and the end of a message that it has begun to read is waited for until then.
+    last_frame: Option<Instant>,
     /// The error of pgsteer's own question, whole.
     pub own_error: Option<Vec<u8>>,
     client_ended: bool,
@@ -134,8 +150,7 @@ impl<'a> Exchange<'a> {
             goal: Goal::Ready,
             extended: false,
             copies_ended: 0,
-            hold_back_bytes: usize::MAX,
-            stall_timeout: None,
+            standby: None,
             silence_limit: None,
             in_hot_standby,
             reported,
@@ -152,6 +167,12 @@ impl<'a> Exchange<'a> {
             passed_bytes: 0,
             refused: None,
             plan_changed: false,
+            held_since: None,
+            hold_over: false,
+            backlog: None,
+            share: None,
+            is_full: false,
+            last_frame: None,
             own_error: None,
             client_ended: false,
             copied: false,
@@ -168,8 +189,9 @@ impl<'a> Exchange<'a> {
     fn holds_back(&self) -> bool {
         self.rules.hold_back()
             && !self.delivered
-            && self.answer.ready_bytes() < self.hold_back_bytes
+            && !self.hold_over
             && self.through == Through::Nothing
+            && self.standby.as_ref().is_none_or(|standby| self.answer.ready_bytes() < standby.hold_back_bytes)
     }
 
     fn is_cut(&self) -> bool {
@@ -181,14 +203,14 @@ impl<'a> Exchange<'a> {
     }
 
     /// The server is gone: by itself, or because it was given up.
-    fn lost(&self, cause: String) -> Ended {
+    fn lost(&mut self, cause: String) -> Ended {
         if self.leaves() {
-            return Ended::Left { unsent: Vec::new() };
+            return self.left(Leaving::ReplayStands);
         }
         Ended::ServerLost { cause, parting: Parting::Unexplained }
     }
 
-    fn failed(&self, error: &io::Error) -> Ended {
+    fn failed(&mut self, error: &io::Error) -> Ended {
         self.lost(format!("The connection to the server failed: {error}"))
     }
 
@@ -199,14 +221,28 @@ impl<'a> Exchange<'a> {
                 return Ended::Cut;
             }
             if self.leaves() && self.finishing.is_none() {
-                return Ended::Left { unsent: Vec::new() };
+                return self.left(Leaving::ReplayStands);
             }
             let mut moved = false;
             match self.push() {
                 Ok(pushed) => moved |= pushed,
-                Err(error) => return self.failed(&error),
+                Err(error) => {
+                    let ended = self.failed(&error);
+                    return self.with_the_rest(ended).await;
+                }
             }
-            if self.goal == Goal::Sent && self.out.is_empty() && self.through == Through::Nothing {
+            if self.is_behind() {
+                let before = self.passed_bytes;
+                if let Err(ended) = self.write_ready() {
+                    return ended;
+                }
+                moved |= self.passed_bytes > before;
+            }
+            if self.goal == Goal::Sent
+                && self.out.is_empty()
+                && self.through == Through::Nothing
+                && !self.is_behind()
+            {
                 return Ended::Settled;
             }
             if self.goal.is_at_replies()
@@ -218,14 +254,17 @@ impl<'a> Exchange<'a> {
                 return Ended::Settled;
             }
             match self.pull().await {
-                Ok(false) if self.goal == Goal::Drained => return Ended::Settled,
+                Ok(false) if self.goal == Goal::Drained && !self.is_behind() => return Ended::Settled,
                 Ok(pulled) => moved |= pulled,
                 // The answer is complete; that the server ends behind it is the next statement's matter.
                 Err(Ended::ServerLost { .. } | Ended::Left { .. }) if self.finishing.is_some() => {
                     self.server_ended = true;
                     return Ended::Complete(self.finishing.unwrap_or_default());
                 }
-                Err(ended) => return ended,
+                Err(ended) => return self.with_the_rest(ended).await,
+            }
+            if let Some(ended) = self.last_frame_ended() {
+                return ended;
             }
             if let Some(status) = self.finishing
                 && self.out.is_empty()
@@ -240,8 +279,8 @@ impl<'a> Exchange<'a> {
             if self.client_ended {
                 return Ended::ClientGone;
             }
-            if !moved && !self.wait_for_either().await {
-                return Ended::Silent;
+            if !moved && let Err(ended) = self.wait_for_either().await {
+                return ended;
             }
         }
     }
@@ -266,8 +305,8 @@ impl<'a> Exchange<'a> {
 
     /// Reads from the server and scans; passes on what may be passed on.
     async fn pull(&mut self) -> Result<bool, Ended> {
-        if self.answer.spare().is_empty() {
-            self.flush().await?;
+        if self.answer.spare().is_empty() && !self.make_room().await? {
+            return Ok(false);
         }
         let count = match net::try_read(self.server, self.answer.spare()) {
             Ok(0) => return Err(self.lost("The server closed the connection".to_owned())),
@@ -285,6 +324,9 @@ impl<'a> Exchange<'a> {
             Err(error) => return Err(self.failed(&error)),
         };
         self.answer.advance(count);
+        if let Some(backlog) = &mut self.backlog {
+            backlog.server_sent(count, Instant::now());
+        }
         loop {
             let event = self.answer.scan().map_err(|error| Ended::ServerLost {
                 cause: error.to_string(),
@@ -333,58 +375,9 @@ impl<'a> Exchange<'a> {
         }
         self.note_begun();
         if !self.holds_back() {
-            self.flush().await?;
+            self.pass_on().await?;
         }
         Ok(true)
-    }
-
-    /// Passes on all that is ready.
-    async fn flush(&mut self) -> Result<(), Ended> {
-        let mut written = 0;
-        loop {
-            let ready = self.answer.ready_joined();
-            let Some(rest) = ready.get(written..).filter(|rest| !rest.is_empty()) else { break };
-            match self.client.try_write(rest) {
-                Ok(count) => {
-                    written += count;
-                    self.delivered |= count > 0;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.leaves.is_some_and(Cell::get) {
-                        // The server process may be stuck in sending: it is to be let go before the client is waited for.
-                        // Of which nothing has been sent is run again as a whole.
-                        let unsent = if self.delivered { rest.to_vec() } else { Vec::new() };
-                        return Err(Ended::Left { unsent });
-                    }
-                    self.client_reads().await?;
-                }
-                Err(_) => return Err(Ended::ClientGone),
-            }
-        }
-        self.passed_bytes += written as u64;
-        self.answer.passed_on();
-        Ok(())
-    }
-
-    /// Waits until the client takes more, or the server is to be given up.
-    async fn client_reads(&self) -> Result<(), Ended> {
-        let writable = async {
-            match self.leaves {
-                None => self.client.writable().await,
-                Some(leaves) => {
-                    poll_fn(|context| match self.client.poll_write_ready(context) {
-                        Poll::Pending if leaves.get() => Poll::Ready(Ok(())),
-                        ready => ready,
-                    })
-                    .await
-                }
-            }
-        };
-        let result = match self.stall_timeout {
-            None => writable.await,
-            Some(limit) => tokio::time::timeout(limit, writable).await.map_err(|_| Ended::Stalled)?,
-        };
-        result.map_err(|_| Ended::ClientGone)
     }
 
     /// Reads from the client, if there is room, and passes through what may pass.
@@ -433,16 +426,16 @@ impl<'a> Exchange<'a> {
         self.out.len() > before
     }
 
-    /// Waits until something can move; `false`: the client does not go on with what it has begun, and all else waits for that.
-    async fn wait_for_either(&mut self) -> bool {
-        let unfinished = matches!(self.through, Through::Frame { .. }) && self.out.is_empty();
-        match self.silence_limit.filter(|_| unfinished) {
-            Some(limit) => tokio::time::timeout(limit, self.wait()).await.is_ok(),
-            None => {
-                self.wait().await;
-                true
-            }
+    /// Waits until something can move. An error: time is up for somebody.
+    async fn wait_for_either(&mut self) -> Result<(), Ended> {
+        let Some((limit, patience)) = self.patience() else {
+            self.wait().await;
+            return Ok(());
+        };
+        if tokio::time::timeout(limit, self.wait()).await.is_err() {
+            return self.lose(patience);
         }
+        Ok(())
     }
 
     /// Waits until something can move.
@@ -450,13 +443,20 @@ impl<'a> Exchange<'a> {
         let (client, server) = (self.client, self.server);
         let want_write = !self.out.is_empty();
         let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
+        let (want_server, is_behind) = (!self.is_full, self.is_behind());
         poll_fn(|context| {
-            let mut ready = server.poll_read_ready(context).is_ready() || self.is_cut() || self.leaves();
+            let mut ready = self.is_cut() || self.leaves();
+            if want_server {
+                ready |= server.poll_read_ready(context).is_ready();
+            }
             if want_write {
                 ready |= server.poll_write_ready(context).is_ready();
             }
             if want_client {
                 ready |= client.poll_read_ready(context).is_ready();
+            }
+            if is_behind {
+                ready |= client.poll_write_ready(context).is_ready();
             }
             if ready { Poll::Ready(()) } else { Poll::Pending }
         })

@@ -3,6 +3,7 @@
 //! Invariant: only what can have had no effect is ever called refused. Pure. Must not know: sockets, bytes, what the client has
 //! received of it.
 
+use super::Unsent;
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate::{self, SqlState};
 
@@ -50,6 +51,15 @@ pub enum Parting {
     Before,
 }
 
+/// Why a standby's server connection is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// Its replay stands still, and is not to.
+    ReplayStands,
+    /// The client does not take its answer.
+    ClientStalled,
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -81,12 +91,12 @@ pub enum Ended {
     /// The server was given up so that replay there can go on.
     Left {
         /// What of complete frames the client is still to have, the rest of one that it has begun to read among them.
-        unsent: Vec<u8>,
+        unsent: Unsent,
+        /// Why.
+        why: Leaving,
     },
     /// The client is gone.
     ClientGone,
-    /// The client does not read a standby's answer.
-    Stalled,
     /// The client leaves a message unfinished.
     Silent,
     /// pgsteer ends.

@@ -102,7 +102,16 @@ impl Exchange<'_> {
             self.answer.discard();
         } else {
             self.failed = self.failed.or(Some(fields.code));
-            self.answer.accept();
+            match &self.standby {
+                // What a standby cancels for the sake of its replay nobody else would.
+                Some(standby)
+                    if sqlstate::is_recovery_conflict(fields.code) && !self.answer.is_discarding() =>
+                {
+                    let hint = format!("pgsteer did not run it again: {}.", standby.not_run_again);
+                    self.answer.accept_with_hint(&hint);
+                }
+                _ => self.answer.accept(),
+            }
         }
         Ok(())
     }

@@ -26,6 +26,11 @@ pub enum Through {
 }
 
 impl Through {
+    /// What is left of a large frame.
+    pub fn rest_of_frame(left: usize) -> Self {
+        if left > 0 { Self::Frame { left } } else { Self::Nothing }
+    }
+
     /// How much of `filled` passes now, and what comes behind it; `None` when nothing does.
     pub(super) fn step(self, filled: &[u8]) -> Option<(usize, Self)> {
         Some(match self {
