@@ -55,8 +55,11 @@ async fn to_standbys(proxy: &Running) -> f64 {
 
 /// Whether it was sent to a standby, and what it gave.
 async fn run(proxy: &Running, client: &Client, sql: &str) -> (bool, Vec<String>) {
+    // It is kept: its Close, which goes to a standby as well, might be counted with the next one.
     let before = to_standbys(proxy).await;
-    let rows = client.query(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let statement = client.prepare(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let statement = Box::leak(Box::new(statement));
+    let rows = client.query(&*statement, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let rows = rows.iter().map(|row| row.get(0)).collect();
     (to_standbys(proxy).await > before, rows)
 }

@@ -305,6 +305,8 @@ impl<'a> Exchange<'a> {
 
     /// Reads from the server and scans; passes on what may be passed on.
     async fn pull(&mut self) -> Result<bool, Ended> {
+        // Room that the client has made meanwhile is room as well: then the server is to be waited for again.
+        self.is_full = false;
         if self.answer.spare().is_empty() && !self.make_room().await? {
             return Ok(false);
         }

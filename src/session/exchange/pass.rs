@@ -123,7 +123,6 @@ impl Exchange<'_> {
 
     /// The relay buffer is full: `false` when there will be room only after the client has taken something.
     pub(super) async fn make_room(&mut self) -> Result<bool, Ended> {
-        self.is_full = false;
         if self.holds_back()
             && let Some(standby) = &self.standby
             && standby.hold_back_bytes > BUFFER_BYTES
