@@ -312,9 +312,7 @@ impl Session {
         }
         let Needs { pin, unseen, may_unpin, .. } = task.needs;
         attached.may_unpin |= may_unpin;
-        // A write makes it worth while.
-        let is_wanted = !task.needs.repeatable && self.wants_primary_commits(attached);
-        let hidden = self.hidden_effects(&task.needs, is_wanted, task.now);
+        let hidden = self.hidden_effects(&task.needs, task.now);
         let may_end = may_unpin && self.pins.iter().any(|pin| inspect::is_asked(*pin));
         let question = match pin {
             _ if unseen => Inspect::All,
@@ -574,7 +572,7 @@ impl Session {
         let visible = needs.pin.is_some() || needs.session || needs.unseen;
         // Of what is asked as a precaution there is most likely nothing to be told.
         let is_owed = !matches!(owed, Inspect::Nothing | Inspect::Precaution);
-        let hidden = is_owed || self.hidden_effects(needs, false, now) == Inspect::All;
+        let hidden = is_owed || self.hidden_effects(needs, now) == Inspect::All;
         self.touched != Touched::Nothing || visible || hidden
     }
 

@@ -41,7 +41,7 @@ const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LO
 
 impl Session {
     /// What is to be asked because of what a unit may have done that its text does not show.
-    pub(super) fn hidden_effects(&self, needs: &Needs, is_wanted: bool, now: Instant) -> Inspect {
+    pub(super) fn hidden_effects(&self, needs: &Needs, now: Instant) -> Inspect {
         let alone = needs.statements == 1 && !needs.repeatable;
         let harmless = alone && (needs.session || needs.transaction != TransactionEffect::None);
         if needs.statements == 0 || harmless {
@@ -50,9 +50,7 @@ impl Session {
         match self.group.hidden.known() {
             Some(found) if found.changes && !needs.repeatable => Inspect::All,
             Some(found) if found.reads_change => Inspect::All,
-            Some(_) if self.definition.is_none() && !is_wanted && !self.group.hidden.is_due(now) => {
-                Inspect::Nothing
-            }
+            Some(_) if self.definition.is_none() && !self.group.hidden.is_due(now) => Inspect::Nothing,
             _ => Inspect::Precaution,
         }
     }

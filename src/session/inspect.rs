@@ -332,6 +332,10 @@ impl Session {
                 self.stay(attached, &[PinReason::Unseen]);
                 Ok(())
             }
+            // Whoever ended it meant the session.
+            CommandError::Io(_) if self.is_sought(Instant::now()) => {
+                Err(End::Told(Box::new(outcome::ended_by_administrator())))
+            }
             CommandError::Io(_) if attached.inspect == Inspect::Precaution => {
                 // Most likely there was nothing to be told.
                 attached.spoiled = true;

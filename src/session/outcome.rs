@@ -232,6 +232,11 @@ pub fn cancelled() -> Report {
         .detail("pgsteer: the statement was waiting for a server and was not run.")
 }
 
+/// Somebody has ended the session by its process, in the words of PostgreSQL.
+pub fn ended_by_administrator() -> Report {
+    Report::fatal(state::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
 /// Its `statement_timeout` passed while the statement was waiting.
 pub fn statement_timed_out() -> Report {
     Report::error(state::QUERY_CANCELED, "canceling statement due to statement timeout")

@@ -116,12 +116,17 @@ impl Session {
         }
     }
 
+    /// Somebody has been told the session's server process, just now or while the statement ran.
+    pub(super) fn is_sought(&self, now: Instant) -> bool {
+        let just_told = |at: Instant| now.saturating_duration_since(at) < SIGNAL_COMES_WITHIN;
+        self.control.sought.get() || self.control.sought_at.get().is_some_and(just_told)
+    }
+
     /// Somebody was told the process while the statement ran that has ended now, or shortly before: the signal may still be to come, and
     /// is not to hit whoever would get that process next. So it is kept, as if the session had been summoned.
     pub(super) fn is_to_be_signalled(&mut self, now: Instant) -> bool {
-        let just_told = |at: Instant| now.saturating_duration_since(at) < SIGNAL_COMES_WITHIN;
-        let is_sought =
-            self.control.sought.replace(false) || self.control.sought_at.get().is_some_and(just_told);
+        let is_sought = self.is_sought(now);
+        self.control.sought.set(false);
         if is_sought {
             self.summoned = true;
             self.pins.push(PinReason::BackendPid);
