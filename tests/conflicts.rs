@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
-    Message, RawClient, Running, bind, errors, eventually, execute, in_time, kinds, parse, status, values,
+    Message, RawClient, Running, bind, describe, errors, eventually, execute, in_time, kinds, parse, status,
+    tag, values,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -432,4 +433,71 @@ async fn a_read_that_is_out_of_retries_is_not_held_by_a_pause() {
     conflict(&sandbox).await;
     assert_eq!(errors(&client.read_until(b'Z').await), ["40001"]);
     assert!(proxy.metric("pgsteer_statements_held_total", &[]).await < 0.5);
+}
+
+/// What conflicts with every transaction that looks at `c`, and leaves the same rows.
+async fn conflict_again(sandbox: &Sandbox) {
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("UPDATE c SET v = v || 'y'").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    primary
+        .batch_execute("CREATE TABLE IF NOT EXISTS vacuumed (); INSERT INTO vacuumed DEFAULT VALUES")
+        .await
+        .unwrap();
+}
+
+const DECLARE: &str = "DECLARE cc CURSOR FOR SELECT id, pg_sleep(0.01) AS slow FROM c";
+
+/// A statement with parameters, in one batch up to its Sync.
+async fn bound(client: &mut RawClient, text: &str, parameters: &[&str]) -> Vec<Message> {
+    client.extended(&[parse("", text), bind("", "", parameters), describe(b'P', ""), execute("")]).await
+}
+
+/// C05: a READ ONLY transaction that has told nothing but tags is begun anew at a cursor's first FETCH.
+#[tokio::test]
+async fn a_cursors_first_fetch_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    for (isolation, extended) in [("", false), ("ISOLATION LEVEL REPEATABLE READ", true)] {
+        // Its own: one whose read ended on the primary stays there for a while.
+        let mut client = proxy.raw_logged_in().await;
+        assert_eq!(status(&client.query(&format!("BEGIN {isolation} READ ONLY")).await), 'T');
+        let declared = if extended {
+            bound(&mut client, &format!("{DECLARE} WHERE id > $1::int"), &["0"]).await
+        } else {
+            client.query(DECLARE).await
+        };
+        assert_eq!((errors(&declared), tag(&declared)), (vec![], "DECLARE CURSOR".to_owned()));
+        let before = retries(&proxy, "conflict").await;
+        client.send(&running::query("FETCH ALL FROM cc")).await;
+        assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+        assert_eq!(kinds(&answer), format!("T{}CZ", "D".repeat(400)));
+        assert!(retries(&proxy, "conflict").await > before, "{isolation}");
+        // It goes on, on its new server, as it was.
+        assert_eq!(values(&client.query("SHOW transaction_read_only").await), ["on"]);
+        assert_eq!(tag(&client.query("FETCH ALL FROM cc").await), "FETCH 0");
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+}
+
+/// C06: rows of the cursor were told, and its snapshot is gone.
+#[tokio::test]
+async fn a_cursors_second_fetch_is_not_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    for statement in ["BEGIN READ ONLY", DECLARE] {
+        assert_eq!(errors(&client.query(statement).await), [""; 0]);
+    }
+    assert_eq!(values(&client.query("FETCH 1 FROM cc").await).len(), 1);
+    client.send(&running::query("FETCH ALL FROM cc")).await;
+    assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert!(hint(&answer).contains("earlier statements of its transaction"), "{answer:?}");
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(errors(&client.query("FETCH ALL FROM cc").await), ["25P02"]);
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
 }

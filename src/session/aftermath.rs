@@ -17,6 +17,7 @@ use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
+use super::so_far::SoFar;
 use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
@@ -54,12 +55,14 @@ impl Session {
             }
             Ended::Refused(code) => {
                 self.not_begun(&mut attached, answer, &mut journal);
+                self.begin_anew();
                 let (node, side) = (attached.node, attached.side);
                 self.keep_or_release(attached, now);
                 Ok(Tried::Again(self.refused(task, code, node, side)))
             }
             Ended::PlanChanged => {
                 self.not_begun(&mut attached, answer, &mut journal);
+                self.begin_anew();
                 if let Some(server) = attached.lease.server() {
                     server.carried.unnamed = None;
                 }
@@ -68,9 +71,14 @@ impl Session {
                 Ok(Tried::Again(RetryCause::PlanChanged))
             }
             Ended::NotFit { code, message } => {
+                // Behind BEGIN comes what had run before.
+                let begun = sent.fresh && self.transaction.has_run() && answer.last_status().is_some();
                 self.shard.buffers.give_answer(answer);
                 journal.undo(&mut self.names);
                 task.beyond = sent.beyond;
+                if begun {
+                    return self.not_begun_anew(task, attached, code, &message).await;
+                }
                 self.not_fit(task, attached, &sent, code, &message).await
             }
             Ended::ServerLost { cause, parting } => {
@@ -155,7 +163,6 @@ impl Session {
         status: TransactionStatus,
     ) -> Flow<()> {
         let now = task.now;
-        task.window.consume(task.bytes);
         attached.spoiled |= sent.server_ended || sent.forgetful;
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
@@ -163,7 +170,8 @@ impl Session {
         self.sets_commit |= task.needs.sets_commit;
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
-        self.transaction = Transaction::from_status(status);
+        self.note_transaction(task, attached.side, (&sent, status));
+        task.window.consume(task.bytes);
         self.sets_commit &= self.transaction.is_on_server();
         if !self.altered_databases.is_empty() {
             self.settle_databases();
@@ -198,6 +206,17 @@ impl Session {
         }
         self.keep_or_release(attached, now);
         Ok(())
+    }
+
+    /// Where the transaction stands now, and how it would be begun anew.
+    fn note_transaction(&mut self, task: &Task<'_>, side: Side, (sent, status): (&Sent, TransactionStatus)) {
+        let goes_on = status == TransactionStatus::InTransaction && side == Side::Standby && !sent.failed;
+        let before = std::mem::replace(&mut self.transaction, Transaction::from_status(status));
+        let known = self.so_far.take();
+        if goes_on {
+            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+            self.so_far = SoFar::after(before, known, (unit, task.needs.in_read_only), &self.names);
+        }
     }
 
     /// Asks the server what became of the session, if need be. The client has its answer: a cancel that comes now is not for what
@@ -267,6 +286,7 @@ impl Session {
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.transaction = Transaction::Open;
         }
+        self.so_far = None;
         self.note_state(task, &mut attached);
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         let Needs { commits, rolls_back, repeatable, .. } = task.needs;
@@ -437,6 +457,30 @@ impl Session {
         Ok(Tried::Over)
     }
 
+    /// What a transaction had run before could not be run again in its place: nothing of the unit has run.
+    async fn not_begun_anew(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        code: sqlstate::SqlState,
+        message: &str,
+    ) -> Flow<Tried> {
+        let (node, side) = (attached.node, attached.side);
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        let again = task.tries < self.shard.shared.settings.retry_attempts;
+        if side == Side::Standby && again && sqlstate::is_recovery_conflict(code) {
+            task.excluded.push(node);
+            return Ok(Tried::Again(RetryCause::Conflict));
+        }
+        let report = match code {
+            sqlstate::QUERY_CANCELED => outcome::cancelled(),
+            _ => outcome::not_begun_anew(code, message),
+        };
+        self.refuse(task, &report).await?;
+        Ok(Tried::Over)
+    }
+
     fn refused(
         &mut self,
         task: &mut Task<'_>,
@@ -504,7 +548,7 @@ impl Session {
             return Ok(Tried::Again(RetryCause::Unsent));
         }
         let alone = matches!(self.transaction, Transaction::None);
-        let begins = self.begins_transaction() && task.needs.transaction == TransactionEffect::None;
+        let begins = self.has_told_nothing() && task.needs.only_reads();
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
         let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
         // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
@@ -512,6 +556,7 @@ impl Session {
         let repeatable = side == Side::Standby && task.needs.repeatable;
         if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
+            self.begin_anew();
             return Ok(Tried::Again(RetryCause::ServerLost));
         }
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {

@@ -19,7 +19,7 @@ use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::connection::CancelKey;
 use crate::backend::{Server, reset};
-use crate::classify::{Dialect, TransactionEffect};
+use crate::classify::{AccessMode, Dialect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -368,22 +368,44 @@ impl Session {
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
         if task.tries >= self.shard.shared.settings.retry_attempts {
             Some("retry.attempts are used up")
-        } else if !self.begins_transaction() {
+        } else if !self.has_told_nothing() {
             Some("the answers to earlier statements of its transaction had been passed on")
         } else if !self.pins.is_empty() {
             Some("its session is kept on its server")
         } else if !ends {
             Some("it is a part of a batch that goes on")
-        } else if !task.needs.repeatable || task.needs.transaction != TransactionEffect::None {
+        } else if !task.needs.only_reads() {
             Some("it is not known to be a read")
         } else {
             None
         }
     }
 
-    /// Whether a statement that is sent now is the first of its transaction, or all of it: nothing of the transaction has been told.
-    pub(super) fn begins_transaction(&self) -> bool {
-        matches!(self.transaction, Transaction::None | Transaction::Deferred { .. })
+    /// Whether nothing of the transaction that a statement belongs to has been told before it, but that what came before succeeded.
+    pub(super) fn has_told_nothing(&self) -> bool {
+        match self.transaction {
+            Transaction::None | Transaction::Deferred { .. } => true,
+            Transaction::Open => self.so_far.is_some(),
+            Transaction::Failed | Transaction::Lost { .. } => false,
+        }
+    }
+
+    /// Whether the transaction can only read, as far as its server is a standby: cursors and savepoints are of no account elsewhere.
+    pub(super) fn only_reads(&self) -> bool {
+        match &self.transaction {
+            Transaction::Deferred { serializable: true, .. } => false,
+            Transaction::Deferred { access, .. } => *access == AccessMode::ReadOnly || self.is_for_standbys(),
+            Transaction::Open => self.so_far.is_some(),
+            Transaction::None | Transaction::Failed | Transaction::Lost { .. } => false,
+        }
+    }
+
+    /// The open transaction, of which nothing was told, is begun anew by the statement that comes next. Its server is of no use for it
+    /// any more.
+    pub(super) fn begin_anew(&mut self) {
+        if let (Transaction::Open, Some(so_far)) = (&self.transaction, self.so_far.take()) {
+            self.transaction = so_far.deferred();
+        }
     }
 
     /// A statement that runs again has what is left of its `statement_timeout`: cancels it there when that is over.
@@ -514,9 +536,13 @@ impl Session {
         let (standby, fresh) = (attached.side == Side::Standby, part.fresh);
         let Some(server) = attached.lease.server() else { return task.bytes };
         let (out, answer) = (&mut part.out, &mut part.answer);
-        if let Transaction::Deferred { sql, .. } = &self.transaction {
+        if let Transaction::Deferred { sql, again, .. } = &self.transaction {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
+            for rerun in again {
+                rerun.put(out);
+                answer.expect(Expect::Own);
+            }
             // A Query takes the server's unnamed statement away; the client may have prepared its own before.
             server.carried.unnamed = None;
         }

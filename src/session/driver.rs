@@ -20,6 +20,7 @@ use super::prepared::Names;
 use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
+use super::so_far::SoFar;
 use super::standby_wait::{CatchUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
@@ -188,6 +189,8 @@ pub struct Session {
     pub(super) catalogue_stamp: CatalogueStamp,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
+    /// How the open transaction is begun anew elsewhere, while that is possible.
+    pub(super) so_far: Option<Box<SoFar>>,
     pub(super) freshness: Freshness,
     pub(super) catch_up: CatchUp,
     pub(super) pins: Vec<PinReason>,
@@ -266,6 +269,7 @@ impl Session {
             catalogue_stamp: CatalogueStamp::default(),
             names: Names::default(),
             transaction: Transaction::None,
+            so_far: None,
             freshness: Freshness::default(),
             catch_up: CatchUp::default(),
             pins: Vec::new(),
@@ -453,7 +457,7 @@ impl Session {
     /// Finds out what a unit needs, and runs it.
     async fn read_and_run(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         let in_batch = self.is_in_batch();
-        self.may_have_savepoints &= self.transaction.is_on_server();
+        self.may_have_savepoints &= self.transaction.has_run();
         let mut needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {

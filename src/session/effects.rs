@@ -10,7 +10,9 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{
+    self, InReadOnly, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect,
+};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -30,6 +32,10 @@ impl Session {
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
         let mut needs = unit::needs(unit, &self.names, &self.dialect());
+        if needs.in_read_only != InReadOnly::AsIs && self.only_reads() {
+            needs.need = Need::Read;
+            needs.repeatable = true;
+        }
         if needs.need == Need::Read && !self.group.hidden.learned.is_empty() && self.is_learned(unit, &needs)
         {
             needs.need = Need::Primary;

@@ -57,18 +57,20 @@ impl Session {
                     access => access,
                 };
                 let serializable = serializable || self.serializable;
-                (tag, Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+                let (sql, again) = (sql.into_boxed_str(), Box::default());
+                (tag, Transaction::Deferred { sql, access, serializable, again })
             }
             (Transaction::Deferred { .. }, TransactionEffect::Commit) => ("COMMIT", Transaction::None),
             (Transaction::Deferred { .. }, TransactionEffect::Rollback) => ("ROLLBACK", Transaction::None),
             (
-                Transaction::Deferred { sql, serializable: before, .. },
+                Transaction::Deferred { sql, serializable: before, again, .. },
                 TransactionEffect::SetTransaction { access, serializable },
-            ) if access != AccessMode::Default || serializable => {
+            ) if (access != AccessMode::Default || serializable) && again.is_empty() => {
                 // On a line of its own: the first may end in a comment.
                 let sql = format!("{sql}\n;{}", self.statement_text(unit)?);
                 let serializable = serializable || *before;
-                ("SET", Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+                let (sql, again) = (sql.into_boxed_str(), Box::default());
+                ("SET", Transaction::Deferred { sql, access, serializable, again })
             }
             _ => return None,
         };
@@ -93,8 +95,8 @@ impl Session {
         // It is rolled back with its connection.
         self.detach();
         let access = if self.read_only { AccessMode::ReadOnly } else { AccessMode::Default };
-        self.transaction =
-            Transaction::Deferred { sql: "BEGIN".into(), access, serializable: self.serializable };
+        let (sql, serializable, again) = ("BEGIN".into(), self.serializable, Box::default());
+        self.transaction = Transaction::Deferred { sql, access, serializable, again };
         out.extend_from_slice(self.transaction.status().ready_for_query());
         Some(out)
     }

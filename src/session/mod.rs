@@ -33,6 +33,7 @@ pub mod setting_names;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+mod so_far;
 mod spare;
 mod standby_wait;
 mod startup_options;

@@ -213,6 +213,16 @@ pub fn settings_refused(message: &str) -> Report {
     .hint("Look at the connection's startup options; they may not be valid for this user or node any more.")
 }
 
+/// A READ ONLY transaction whose standby cancelled or lost it can't be begun anew: what it had run gets this error now.
+pub fn not_begun_anew(code: state::SqlState, message: &str) -> Report {
+    Report::error(code, message)
+        .detail(
+            "pgsteer: a standby had cancelled or lost the transaction, and this is what an earlier statement of it gets on \
+             another server.",
+        )
+        .hint("End the transaction (ROLLBACK) and run it again.")
+}
+
 /// Anything in a transaction whose server was lost; the first time the client is told why.
 pub fn in_lost_transaction(told: bool) -> Report {
     if told { block_failed() } else { transaction_lost("The server of this transaction was lost") }

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use super::driver::{End, Flow, Rest, Session};
 use super::outcome;
+use super::run::RetryCause;
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use crate::net;
@@ -234,6 +235,11 @@ impl Session {
         }
         if !self.pins.is_empty() {
             return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+        }
+        if self.transaction == Transaction::Open && self.so_far.is_some() {
+            self.shard.counters.retries.at(RetryCause::ServerLost as usize).inc();
+            self.begin_anew();
+            return Ok(());
         }
         self.transaction = Transaction::Lost { told: false };
         Ok(())
