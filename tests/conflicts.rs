@@ -501,3 +501,164 @@ async fn a_cursors_second_fetch_is_not_run_again() {
     assert_eq!(errors(&client.query("FETCH ALL FROM cc").await), ["25P02"]);
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
 }
+
+/// Waits until pgsteer has no connection to any standby on which a transaction was begun.
+async fn wait_ended(sandbox: &Sandbox) {
+    for node in [1, 2] {
+        let direct = sandbox.connect(node).await.unwrap();
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        eventually("the idle transaction has been ended", async || {
+            direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+    }
+}
+
+/// Ends all idle transactions of a node.
+async fn terminate_idle(sandbox: &Sandbox) {
+    for node in [1, 2] {
+        let sql =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        sandbox.connect(node).await.unwrap().batch_execute(sql).await.unwrap();
+    }
+}
+
+/// Execute with a limit of rows.
+fn execute_some(portal: &str, rows: u32) -> Vec<u8> {
+    running::frame(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
+}
+
+async fn run_all(client: &mut RawClient, statements: &[&str]) {
+    for statement in statements {
+        assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+    }
+}
+
+/// C01, C05: the standby ends a transaction that is idle and has told nothing but tags: its client never knows.
+#[tokio::test]
+async fn an_idle_transaction_that_told_nothing_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    for cause in ["conflict", "terminated"] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT id FROM c", "SAVEPOINT a"])
+            .await;
+        let (conflicts, losses) = (retries(&proxy, "conflict").await, retries(&proxy, "server_lost").await);
+        match cause {
+            "conflict" => conflict_again(&sandbox).await,
+            _ => terminate_idle(&sandbox).await,
+        }
+        wait_ended(&sandbox).await;
+        let answer = client.query("FETCH ALL FROM cc").await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'), "{cause}");
+        let counted = match cause {
+            "conflict" => retries(&proxy, "conflict").await - conflicts,
+            _ => retries(&proxy, "server_lost").await - losses,
+        };
+        assert!((counted - 1.0).abs() < 0.5, "{cause}: {counted}");
+        // The savepoint is there again, too.
+        run_all(&mut client, &["ROLLBACK TO SAVEPOINT a", "COMMIT"]).await;
+    }
+    assert_eq!(proxy.topology().await["epoch"], 1);
+}
+
+/// C05, C09: the same when its standby is killed.
+#[tokio::test]
+async fn an_idle_transaction_on_a_killed_standby_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT id FROM c"]).await;
+    let mut node = 0;
+    for standby in [1, 2] {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+        let direct = sandbox.connect(standby).await.unwrap();
+        if direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1 {
+            node = standby;
+        }
+    }
+    assert_ne!(node, 0, "it runs on the primary");
+    sandbox.node(node).kill9().await.unwrap();
+    let answer = client.query("FETCH ALL FROM cc").await;
+    assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+    assert_eq!(status(&client.query("COMMIT").await), 'I');
+}
+
+/// C01, C06: an idle transaction that has told something: its client gets the standby's own error at its next statement.
+#[tokio::test]
+async fn an_idle_transaction_that_told_something_gets_the_error() {
+    let (sandbox, proxy) = cluster().await;
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT count(*) FROM c"])
+            .await;
+        conflict_again(&sandbox).await;
+        wait_ended(&sandbox).await;
+        let answer = if extended {
+            bound(&mut client, "SELECT count(*) FROM c WHERE id > $1::int", &["0"]).await
+        } else {
+            client.query("SELECT count(*) FROM c").await
+        };
+        assert_eq!((kinds(&answer).as_str(), status(&answer)), ("EZ", 'E'), "{answer:?}");
+        let error = &answer[0];
+        assert_eq!((error.sqlstate().as_str(), error.field(b'V').as_deref()), ("40001", Some("ERROR")));
+        assert!(error.field(b'D').unwrap().starts_with("User query might have needed"), "{answer:?}");
+        assert!(hint(&answer).contains("earlier statements of its transaction"), "{answer:?}");
+        assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+        assert_eq!(tag(&client.query("COMMIT").await), "ROLLBACK");
+        assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+    }
+    assert!(retries(&proxy, "conflict").await < 0.5);
+}
+
+/// C01, C06: a portal of which a part was told, in a batch that goes on and waits for nothing.
+#[tokio::test]
+async fn a_suspended_portal_that_is_lost_gets_the_error_at_its_next_execute() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    let first = [parse("", "SELECT id FROM c"), bind("", "", &[]), execute_some("", 10), running::flush()];
+    // Batches that go on run on the primary unless the transaction is READ ONLY and on a standby already.
+    run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+    client.send(&first.concat()).await;
+    let answer = client.read_until(b's').await;
+    assert_eq!((kinds(&answer), values(&answer).len()), (format!("12{}s", "D".repeat(10)), 10));
+    let told = async || proxy.metric("pgsteer_errors_total", &[("sqlstate", "40001")]).await;
+    let before = told().await;
+    conflict_again(&sandbox).await;
+    eventually("the loss is noticed", async || told().await > before).await;
+    let mut byte = [0];
+    let early = client.stream.try_read(&mut byte);
+    assert!(early.is_err(), "the client is told something that it does not wait for: {early:?}");
+    client.send(&[execute_some("", 10), running::sync()].concat()).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((kinds(&answer).as_str(), status(&answer)), ("EZ", 'E'), "{answer:?}");
+    assert_eq!(errors(&answer), ["40001"]);
+    assert!(hint(&answer).contains("pgsteer did not run it again"), "{answer:?}");
+    assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+}
+
+/// C05, C06: of a portal that is read in parts, the first part is run again, a later one is not.
+#[tokio::test]
+async fn the_first_part_of_a_portal_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY"]).await;
+    let first = [parse("", SLOW), bind("p", "", &[]), execute_some("p", 300), running::sync()];
+    client.send(&first.concat()).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(kinds(&answer), format!("12{}sZ", "D".repeat(300)));
+    let retried = retries(&proxy, "conflict").await;
+    assert!(retried >= 1.0);
+    if proxy.metric("pgsteer_statements_routed_total", &[("side", "primary")]).await > 0.5 {
+        // Both standbys had their conflict: there is none where it is now.
+        return;
+    }
+    client.send(&[execute_some("p", 100), running::sync()].concat()).await;
+    runs_on(&sandbox, "AS slow").await;
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert!((retries(&proxy, "conflict").await - retried).abs() < 0.5);
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+}

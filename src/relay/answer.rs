@@ -9,7 +9,7 @@ pub use super::expected::{Expect, Unkept};
 use super::expected::Expected;
 use super::names::Names;
 use super::passage::Passage;
-use crate::wire::frame::{HEADER_BYTES, LengthError};
+use crate::wire::frame::{self, HEADER_BYTES, LengthError};
 use crate::wire::reply::{self, ErrorFields, OwnProcess, Shape, TransactionStatus};
 
 /// The shape of no rows at all.
@@ -278,6 +278,15 @@ impl Answer {
         self.passage.body()
     }
 
+    /// The whole message at the scan position (as far as it is in the buffer).
+    pub fn frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        if let Some((kind, _)) = self.passage.current() {
+            frame::put(&mut frame, kind, &[self.body()]);
+        }
+        frame
+    }
+
     /// Scans on to the next thing that needs a decision.
     pub fn scan(&mut self) -> Result<Event, LengthError> {
         loop {
@@ -289,14 +298,14 @@ impl Answer {
                 return Ok(Event::Settled);
             }
             let Some(header) = self.passage.next()? else { return Ok(Event::NeedMore) };
-            if let Some(event) = self.frame(header.kind, header.frame_bytes) {
+            if let Some(event) = self.take_frame(header.kind, header.frame_bytes) {
                 return Ok(event);
             }
         }
     }
 
     /// Takes the frame at the scan position; `Some` when the caller must decide or know.
-    fn frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
+    fn take_frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
         match kind {
             b'D' | b'd' => {
                 self.results |= !self.expected.is_preamble();

@@ -6,7 +6,8 @@
 
 use std::time::Instant;
 
-use super::attempt::{Sent, Told};
+use super::attempt::{PARTLY_TOLD, Sent, Told};
+use super::begin_anew::words;
 use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Leaving, Parting, Unsent};
@@ -17,7 +18,6 @@ use super::own_names::has_own_names;
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
-use super::so_far::SoFar;
 use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
@@ -83,13 +83,15 @@ impl Session {
             }
             Ended::ServerLost { cause, parting } => {
                 let unkept = answer.take_unkept();
+                let nothing_awaited = task.bytes == 0 && !sent.fresh && answer.is_settled();
                 self.shard.buffers.give_answer(answer);
-                match parting {
+                match &parting {
                     Parting::Announced => {
                         self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
                     }
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
+                    Parting::Conflict(_) => {}
                 }
                 let (node, side, owed) = (attached.node, attached.side, attached.inspect);
                 drop(attached);
@@ -97,7 +99,8 @@ impl Session {
                 if side == Side::Standby {
                     task.excluded.push(node);
                 }
-                let loss = Loss::of_server(cause);
+                let conflict = parting.conflict();
+                let loss = Loss { conflict, nothing_awaited, ..Loss::of_server(cause) };
                 self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed)).await
             }
             Ended::Left { unsent, why } => {
@@ -206,17 +209,6 @@ impl Session {
         }
         self.keep_or_release(attached, now);
         Ok(())
-    }
-
-    /// Where the transaction stands now, and how it would be begun anew.
-    fn note_transaction(&mut self, task: &Task<'_>, side: Side, (sent, status): (&Sent, TransactionStatus)) {
-        let goes_on = status == TransactionStatus::InTransaction && side == Side::Standby && !sent.failed;
-        let before = std::mem::replace(&mut self.transaction, Transaction::from_status(status));
-        let known = self.so_far.take();
-        if goes_on {
-            let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            self.so_far = SoFar::after(before, known, (unit, task.needs.in_read_only), &self.names);
-        }
     }
 
     /// Asks the server what became of the session, if need be. The client has its answer: a cancel that comes now is not for what
@@ -457,30 +449,6 @@ impl Session {
         Ok(Tried::Over)
     }
 
-    /// What a transaction had run before could not be run again in its place: nothing of the unit has run.
-    async fn not_begun_anew(
-        &mut self,
-        task: &mut Task<'_>,
-        attached: Attached,
-        code: sqlstate::SqlState,
-        message: &str,
-    ) -> Flow<Tried> {
-        let (node, side) = (attached.node, attached.side);
-        drop(attached);
-        *self.control.runs_at.borrow_mut() = None;
-        let again = task.tries < self.shard.shared.settings.retry_attempts;
-        if side == Side::Standby && again && sqlstate::is_recovery_conflict(code) {
-            task.excluded.push(node);
-            return Ok(Tried::Again(RetryCause::Conflict));
-        }
-        let report = match code {
-            sqlstate::QUERY_CANCELED => outcome::cancelled(),
-            _ => outcome::not_begun_anew(code, message),
-        };
-        self.refuse(task, &report).await?;
-        Ok(Tried::Over)
-    }
-
     fn refused(
         &mut self,
         task: &mut Task<'_>,
@@ -557,8 +525,10 @@ impl Session {
         if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             self.begin_anew();
-            return Ok(Tried::Again(RetryCause::ServerLost));
+            let is_conflict = loss.conflict.is_some();
+            return Ok(Tried::Again(if is_conflict { RetryCause::Conflict } else { RetryCause::ServerLost }));
         }
+        let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
             self.transaction = transaction;
             None
@@ -575,7 +545,18 @@ impl Session {
         let mut out = Vec::new();
         if let Some(report) = report {
             self.shard.counters.error(report.code.as_str());
-            report.put(&mut out);
+            match &loss.conflict {
+                Some(error) if report.code == sqlstate::SERIALIZATION_FAILURE => {
+                    out = words(error, not_run_again);
+                }
+                _ => report.put(&mut out),
+            }
+        }
+        if loss.nothing_awaited {
+            // Whoever waits for nothing would not know what an error is for.
+            self.owed = Some(out.into_boxed_slice());
+            self.skip_to_sync = true;
+            return Ok(Tried::Over);
         }
         task.beyond = sent.beyond;
         if sent.copying && task.kind == Kind::Synced {
@@ -621,9 +602,9 @@ impl Session {
         self.touched != Touched::Nothing || visible || hidden
     }
 
-    /// The attached server is gone while nothing was under way.
-    pub(super) fn detach_lost(&mut self, why: SuspectCause) {
-        if let Some(attached) = self.attached.take()
+    /// The attached server is gone while nothing was under way; `why` it is suspected then, if it is.
+    pub(super) fn detach_lost(&mut self, why: Option<SuspectCause>) {
+        if let (Some(attached), Some(why)) = (self.attached.take(), why)
             && !self.control.leaves.get()
         {
             self.shard.suspect(attached.node, why);

@@ -19,11 +19,14 @@ use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::connection::CancelKey;
 use crate::backend::{Server, reset};
-use crate::classify::{AccessMode, Dialect};
+use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::{extended, frame, reply};
+
+/// Why a read that could be run again is not.
+pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
 
 /// What the client has of an answer that ReadyForQuery is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,7 +272,7 @@ impl Session {
         let began = task.now;
         self.shard.begin_load(node);
         let _in_time = self.end_in_time(task, &key);
-        let not_run_again = self.bar_to_retry(task).unwrap_or("a part of its answer had been passed on");
+        let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
             (&client, &link.stream),
             task.window,
@@ -364,7 +367,7 @@ impl Session {
     }
 
     /// Why a unit that a standby cancels, or is lost with it, would not be run again even if nothing of its answer had been passed on.
-    fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
+    pub(super) fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
         if task.tries >= self.shard.shared.settings.retry_attempts {
             Some("retry.attempts are used up")
@@ -378,33 +381,6 @@ impl Session {
             Some("it is not known to be a read")
         } else {
             None
-        }
-    }
-
-    /// Whether nothing of the transaction that a statement belongs to has been told before it, but that what came before succeeded.
-    pub(super) fn has_told_nothing(&self) -> bool {
-        match self.transaction {
-            Transaction::None | Transaction::Deferred { .. } => true,
-            Transaction::Open => self.so_far.is_some(),
-            Transaction::Failed | Transaction::Lost { .. } => false,
-        }
-    }
-
-    /// Whether the transaction can only read, as far as its server is a standby: cursors and savepoints are of no account elsewhere.
-    pub(super) fn only_reads(&self) -> bool {
-        match &self.transaction {
-            Transaction::Deferred { serializable: true, .. } => false,
-            Transaction::Deferred { access, .. } => *access == AccessMode::ReadOnly || self.is_for_standbys(),
-            Transaction::Open => self.so_far.is_some(),
-            Transaction::None | Transaction::Failed | Transaction::Lost { .. } => false,
-        }
-    }
-
-    /// The open transaction, of which nothing was told, is begun anew by the statement that comes next. Its server is of no use for it
-    /// any more.
-    pub(super) fn begin_anew(&mut self) {
-        if let (Transaction::Open, Some(so_far)) = (&self.transaction, self.so_far.take()) {
-            self.transaction = so_far.deferred();
         }
     }
 

@@ -191,6 +191,8 @@ pub struct Session {
     pub(super) transaction: Transaction,
     /// How the open transaction is begun anew elsewhere, while that is possible.
     pub(super) so_far: Option<Box<SoFar>>,
+    /// An error that the client is to have when it sends something: what it is for was lost while it waited for nothing.
+    pub(super) owed: Option<Box<[u8]>>,
     pub(super) freshness: Freshness,
     pub(super) catch_up: CatchUp,
     pub(super) pins: Vec<PinReason>,
@@ -270,6 +272,7 @@ impl Session {
             names: Names::default(),
             transaction: Transaction::None,
             so_far: None,
+            owed: None,
             freshness: Freshness::default(),
             catch_up: CatchUp::default(),
             pins: Vec::new(),
@@ -431,6 +434,7 @@ impl Session {
     /// Runs one unit that stands whole at the front of the window.
     async fn unit(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         if self.skip_to_sync {
+            self.send_owed().await?;
             window.consume(bytes);
             // A Query is skipped, too: only a Sync ends this.
             if kind == Kind::Synced {

@@ -5,7 +5,6 @@
 //! its way. Must not know: sockets, servers.
 
 use super::driver::Session;
-use super::outcome;
 use super::own_names::has_own_names;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
@@ -217,10 +216,9 @@ impl Session {
         if rolls_back && matches!(kind, Kind::Simple | Kind::Synced) {
             self.local_replies(unit, "ROLLBACK", &mut out)?;
             self.transaction = Transaction::None;
+            self.owed = None;
         } else if unit != reply::SYNC {
-            let report = outcome::in_lost_transaction(told);
-            self.shard.counters.error(report.code.as_str());
-            report.put(&mut out);
+            out = self.tell_lost(told);
             // A COMMIT ends the block even where it fails.
             self.transaction = if ends { Transaction::None } else { Transaction::Lost { told: true } };
         }

@@ -62,12 +62,16 @@ pub struct Loss {
     pub hint: &'static str,
     /// A read of which nothing was delivered may run on another server.
     pub may_run_again: bool,
+    /// The frame of the error by which a standby ended it for the sake of its replay.
+    pub conflict: Option<Vec<u8>>,
+    /// The client waits for no answer: it is told when it sends something.
+    pub nothing_awaited: bool,
 }
 
 impl Loss {
     /// The server has ended it.
     pub fn of_server(cause: String) -> Self {
-        Self { cause, hint: "Run it again.", may_run_again: true }
+        Self { cause, hint: "Run it again.", may_run_again: true, conflict: None, nothing_awaited: false }
     }
 
     /// pgsteer gave it up because a promotion may wait for it.
@@ -85,6 +89,8 @@ impl Loss {
             hint: "Take answers as they come, fetch them in parts by a cursor, or read on the primary: \
                    /* pgsteer: target=primary */.",
             may_run_again: false,
+            conflict: None,
+            nothing_awaited: false,
         }
     }
 }

@@ -146,6 +146,7 @@ impl Session {
         let simple = matches!(kind, b'Q' | b'F');
         // As the server would: nothing but a Sync counts, and that is never this large.
         if self.skip_to_sync || self.is_in_failed_batch() {
+            self.send_owed().await?;
             return self.skip(window, frame_bytes).await;
         }
         self.control.begin_statement();
@@ -173,10 +174,7 @@ impl Session {
         told: bool,
     ) -> Flow<()> {
         self.skip(window, frame_bytes).await?;
-        let report = outcome::in_lost_transaction(told);
-        self.shard.counters.error(report.code.as_str());
-        let mut out = Vec::new();
-        report.put(&mut out);
+        let mut out = self.tell_lost(told);
         self.transaction = Transaction::Lost { told: true };
         if simple {
             out.extend_from_slice(self.transaction.status().ready_for_query());

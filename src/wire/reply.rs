@@ -297,6 +297,22 @@ pub fn with_hint(frame: &[u8], hint: &str) -> Vec<u8> {
     out
 }
 
+/// An ErrorResponse that ended a session, as the error of a statement.
+pub fn as_error(frame: &[u8]) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(frame.len());
+    for field in frame.get(super::frame::HEADER_BYTES..).unwrap_or_default().split(|&byte| byte == 0) {
+        match field.first() {
+            None => {}
+            Some(kind @ (b'S' | b'V')) => fields.extend_from_slice(&[&[*kind], &b"ERROR\0"[..]].concat()),
+            Some(_) => fields.extend_from_slice(&[field, b"\0"].concat()),
+        }
+    }
+    fields.push(0);
+    let mut out = Vec::with_capacity(fields.len() + super::frame::HEADER_BYTES);
+    super::frame::put(&mut out, b'E', &[&fields]);
+    out
+}
+
 /// The message text of an ErrorResponse, for logs and for passing a server's refusal on.
 pub fn error_message(body: &[u8]) -> String {
     let mut rest = body;

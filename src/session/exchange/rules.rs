@@ -41,7 +41,7 @@ pub enum Goal {
 }
 
 /// What a server that is lost has said of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parting {
     /// Nothing that would tell anything of its node.
     Unexplained,
@@ -49,6 +49,8 @@ pub enum Parting {
     Announced,
     /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
     Before,
+    /// A standby ended it for the sake of its replay: nothing is wrong with its node. The whole frame of its error.
+    Conflict(Vec<u8>),
 }
 
 /// Why a standby's server connection is given up.
@@ -155,6 +157,14 @@ impl Parting {
             }
             sqlstate::IDLE_SESSION_TIMEOUT if untouched => Self::Before,
             _ => Self::Unexplained,
+        }
+    }
+
+    /// The error of a conflict.
+    pub fn conflict(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Conflict(error) => Some(error),
+            Self::Unexplained | Self::Announced | Self::Before => None,
         }
     }
 }

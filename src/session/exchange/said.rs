@@ -80,10 +80,15 @@ impl Exchange<'_> {
     pub(super) fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
         if fields.ends_session {
             let message = reply::error_message(self.answer.body());
+            let is_conflict = self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code);
             let untouched = self.answer.last_status().is_none() && !self.answer.has_results();
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
-                parting: Parting::by(fields.code, untouched),
+                parting: if is_conflict {
+                    Parting::Conflict(self.answer.frame())
+                } else {
+                    Parting::by(fields.code, untouched)
+                },
             });
         }
         // Another session has closed what it never prepared (DEALLOCATE ALL in a function): the server has less than is believed.
