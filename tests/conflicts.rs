@@ -303,13 +303,66 @@ async fn a_read_only_transaction_on_a_killed_standby_is_begun_anew() {
 #[tokio::test]
 async fn a_cancelled_copy_is_run_again() {
     let (sandbox, proxy) = cluster().await;
+    let copy = format!("COPY ({SLOW}) TO STDOUT");
+    for (extended, in_transaction) in [(false, false), (true, false), (false, true), (true, true)] {
+        // Its own: one whose read ended on the primary stays there for a while.
+        let mut client = proxy.raw_logged_in().await;
+        if in_transaction {
+            assert_eq!(status(&client.query("BEGIN READ ONLY").await), 'T');
+        }
+        if extended {
+            client.send(&[parse("", &copy), bind("", "", &[]), execute(""), running::sync()].concat()).await;
+        } else {
+            client.send(&running::query(&copy)).await;
+        }
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let before = retries(&proxy, "conflict").await;
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        let begins = if extended { "12" } else { "" };
+        assert_eq!(kinds(&answer), format!("{begins}H{}cCZ", "d".repeat(400)));
+        assert_eq!(status(&answer), if in_transaction { 'T' } else { 'I' });
+        assert!(retries(&proxy, "conflict").await > before);
+    }
+}
+
+/// C05, C06: data of a COPY was passed on.
+#[tokio::test]
+async fn a_copy_whose_data_was_told_is_not_run_again() {
+    let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
-    client.send(&running::query(&format!("COPY ({SLOW}) TO STDOUT"))).await;
+    let copy = "COPY (SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c) TO STDOUT";
+    client.send(&running::query(copy)).await;
+    let mut answer = client.read_until(b'd').await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
-    conflict(&sandbox).await;
-    let answer = client.read_until(b'Z').await;
-    assert_eq!(kinds(&answer), format!("H{}cCZ", "d".repeat(200)));
-    assert!(retries(&proxy, "conflict").await >= 1.0);
+    conflict_again(&sandbox).await;
+    answer.extend(client.read_until(b'Z').await);
+    let rows = kinds(&answer).matches('d').count();
+    assert_eq!(kinds(&answer), format!("H{}EZ", "d".repeat(rows)));
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+}
+
+/// C05: functions that give something else each time, and change nothing, do not hinder it: no answer of theirs was told.
+#[tokio::test]
+async fn a_cancelled_read_with_harmless_volatile_functions_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let text = "SELECT id, random(), clock_timestamp(), gen_random_uuid(), pg_sleep(0.01) AS slow FROM c";
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        if extended {
+            client.send(&[parse("", text), bind("", "", &[]), execute(""), running::sync()].concat()).await;
+        } else {
+            client.send(&running::query(text)).await;
+        }
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let before = retries(&proxy, "conflict").await;
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400));
+        assert!(retries(&proxy, "conflict").await > before);
+    }
 }
 
 /// C05: what the server said before the error is discarded with the attempt.
@@ -661,4 +714,40 @@ async fn the_first_part_of_a_portal_is_run_again() {
     assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
     assert!((retries(&proxy, "conflict").await - retried).abs() < 0.5);
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+}
+
+/// Reads of some 800 kB, which begin to come at once.
+const WIDE: &str = "SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c";
+
+/// C05, C06: how much is held back of a session's reads is for it to say, and for a statement.
+#[tokio::test]
+async fn a_session_says_how_much_of_its_answers_is_held_back() {
+    // A SET is a write, whose session would read on the primary for a moment.
+    let eventual = [("PGSTEER_ROUTING_CONSISTENCY", "eventual"), ("PGSTEER_ROUTING_RECENT_WRITES", "0s")];
+    let (sandbox, proxy) =
+        cluster_with(&[&eventual[..], &[("PGSTEER_RETRY_HOLD_TIME", "1h")]].concat()).await;
+    for (set, comment, retried) in [
+        ("SET pgsteer.retry_buffer = '2MB'", "", true),
+        ("SET pgsteer.retry_buffer = '2MB'", "/* pgsteer: retry_buffer=0 */ ", false),
+        ("SET pgsteer.retry_buffer = off", "", false),
+        ("RESET pgsteer.retry_buffer", "/* pgsteer: retry_buffer=2MiB */ ", true),
+        ("RESET pgsteer.retry_buffer", "", false),
+    ] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &[set]).await;
+        let before = retries(&proxy, "conflict").await;
+        client.send(&running::query(&format!("{comment}{WIDE}"))).await;
+        let mut answer = if retried { Vec::new() } else { client.read_until(b'D').await };
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        conflict_again(&sandbox).await;
+        answer.extend(client.read_until(b'Z').await);
+        let now = retries(&proxy, "conflict").await;
+        if retried {
+            assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{set} {comment}");
+            assert!(now > before, "{set} {comment}");
+        } else {
+            assert_eq!(errors(&answer), ["40001"], "{set} {comment}");
+            assert!((now - before).abs() < 0.5, "{set} {comment}");
+        }
+    }
 }

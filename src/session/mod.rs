@@ -66,8 +66,6 @@ pub struct Settings {
     pub hold_bytes_max: usize,
     /// How often a read is run again; the last time on the primary.
     pub retry_attempts: usize,
-    /// How much of a retriable answer is held back; what is more than the relay buffer's 64 KiB counts for the allowance.
-    pub retry_buffer_bytes: usize,
     /// How long a retriable answer is held back.
     pub retry_hold_time: Duration,
     /// How long reading from a standby may stop because the client does not take what was read.
@@ -85,7 +83,6 @@ impl Default for Settings {
             hold_count_max: 10_000,
             hold_bytes_max: 64 * 1024 * 1024,
             retry_attempts: 3,
-            retry_buffer_bytes: 64 * 1024,
             retry_hold_time: Duration::from_millis(500),
             standby_stall_timeout: Duration::from_secs(1),
             standby_stall_buffer_bytes: 1024 * 1024,
