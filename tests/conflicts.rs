@@ -751,3 +751,32 @@ async fn a_session_says_how_much_of_its_answers_is_held_back() {
         }
     }
 }
+
+/// C06, C09: of a READ ONLY transaction whose answers were all told nothing is lost with its standby: its end succeeds.
+#[tokio::test]
+async fn the_end_of_a_transaction_that_only_read_needs_no_standby() {
+    let (sandbox, proxy) = cluster().await;
+    for (end, extended) in [("COMMIT", false), ("COMMIT", true), ("ROLLBACK", false), ("END", true)] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+        terminate_idle(&sandbox).await;
+        wait_ended(&sandbox).await;
+        let answer = if extended { bound(&mut client, end, &[]).await } else { client.query(end).await };
+        let expected = if end == "ROLLBACK" { "ROLLBACK" } else { "COMMIT" };
+        assert_eq!((errors(&answer), tag(&answer), status(&answer)), (vec![], expected.to_owned(), 'I'));
+        assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+    }
+    // What may have written is another matter.
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN", "SELECT count(*) FROM c"]).await;
+    let primary = sandbox.connect(0).await.unwrap();
+    let sql =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    primary.batch_execute(sql).await.unwrap();
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    eventually("it is ended", async || primary.query_one(idle, &[]).await.unwrap().get::<_, i64>(0) == 0)
+        .await;
+    let answer = client.query("COMMIT").await;
+    assert!(["40001", "08007"].contains(&errors(&answer)[0].as_str()), "{answer:?}");
+    assert_eq!(status(&answer), 'I');
+}

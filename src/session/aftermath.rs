@@ -7,7 +7,6 @@
 use std::time::Instant;
 
 use super::attempt::{PARTLY_TOLD, Sent, Told};
-use super::begin_anew::words;
 use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Leaving, Parting, Unsent};
@@ -528,6 +527,15 @@ impl Session {
             let is_conflict = loss.conflict.is_some();
             return Ok(Tried::Again(if is_conflict { RetryCause::Conflict } else { RetryCause::ServerLost }));
         }
+        if whole
+            && ends
+            && !sent.delivered
+            && self.has_only_read(side)
+            && let Some(out) = self.end_in_its_stead(task, journal)
+        {
+            self.end_unit(task, out).await?;
+            return Ok(Tried::Over);
+        }
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
             self.transaction = transaction;
@@ -538,20 +546,11 @@ impl Session {
             self.transaction = Transaction::None;
             Some(outcome::outcome_unknown(cause))
         } else {
-            self.transaction = Transaction::Lost { told: true };
+            self.transaction = Transaction::LOST_AND_TOLD;
             Some(outcome::transaction_lost(cause))
         };
         journal.settle(unkept, &mut self.names, &mut Carried::default());
-        let mut out = Vec::new();
-        if let Some(report) = report {
-            self.shard.counters.error(report.code.as_str());
-            match &loss.conflict {
-                Some(error) if report.code == sqlstate::SERIALIZATION_FAILURE => {
-                    out = words(error, not_run_again);
-                }
-                _ => report.put(&mut out),
-            }
-        }
+        let out = report.map(|report| self.told_of(&loss, &report, not_run_again)).unwrap_or_default();
         if loss.nothing_awaited {
             // Whoever waits for nothing would not know what an error is for.
             self.owed = Some(out.into_boxed_slice());
@@ -582,7 +581,7 @@ impl Session {
             // In a batch it may have been another message than the COMMIT.
             Told::Failed if alone && (ends || plain) => Some(Transaction::None),
             Told::Failed if ends && task.kind == Kind::Simple => Some(Transaction::None),
-            Told::Failed if ends || plain => Some(Transaction::Lost { told: true }),
+            Told::Failed if ends || plain => Some(Transaction::LOST_AND_TOLD),
             // The session's state would be asked for now.
             Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
             Told::Completed if ends => Some(Transaction::None),

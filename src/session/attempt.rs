@@ -293,9 +293,8 @@ impl Session {
         let replay_stands_since =
             || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
         let settings = &self.shard.shared.settings;
-        let hold_back_bytes = self.terms(&task.needs).retry_buffer_bytes as usize;
         exchange.standby = (side == Side::Standby).then_some(Standby {
-            hold_back_bytes,
+            hold_back_bytes: self.terms(&task.needs).retry_buffer_bytes as usize,
             hold_back_time: settings.retry_hold_time,
             stall_timeout: settings.standby_stall_timeout,
             stall_buffer_bytes: settings.standby_stall_buffer_bytes,

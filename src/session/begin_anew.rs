@@ -13,7 +13,7 @@ use super::so_far::SoFar;
 use super::transaction::Transaction;
 use crate::classify::AccessMode;
 use crate::telemetry::metrics::Side;
-use crate::wire::reply::{self, TransactionStatus};
+use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate::{self, SqlState};
 
 impl Session {
@@ -50,6 +50,12 @@ impl Session {
             let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
             self.so_far = SoFar::after(before, known, (unit, task.needs.in_read_only), &self.names);
         }
+    }
+
+    /// Whether the open transaction has done nothing but read. At endpoints for standbys it is not known to be READ ONLY.
+    pub(super) fn has_only_read(&self, side: Side) -> bool {
+        let is_open = self.transaction == Transaction::Open && self.pins.is_empty();
+        is_open && side == Side::Standby && !self.is_for_standbys()
     }
 
     /// The open transaction, of which nothing was told, is begun anew by the statement that comes next. Its server is of no use for it
@@ -90,13 +96,27 @@ impl Session {
             Some(_) => (RetryCause::Conflict, None),
             None => (RetryCause::ServerLost, Some(SuspectCause::ConnectionLost)),
         };
+        let only_read = self.attached.as_ref().is_some_and(|attached| self.has_only_read(attached.side));
         self.detach_lost(suspect);
         if self.transaction == Transaction::Open && self.so_far.is_some() && loss.may_run_again {
             self.shard.counters.retries.at(cause as usize).inc();
             return self.begin_anew();
         }
         self.owed = loss.conflict.map(|error| words(&error, EARLIER_ANSWERS).into());
-        self.transaction = Transaction::Lost { told: false };
+        self.transaction = Transaction::Lost { told: false, only_read };
+    }
+
+    /// What a client is told of a loss: in the standby's words where that has cancelled it.
+    pub(super) fn told_of(&self, loss: &Loss, report: &Report, not_run_again: &str) -> Vec<u8> {
+        self.shard.counters.error(report.code.as_str());
+        match &loss.conflict {
+            Some(error) if report.code == sqlstate::SERIALIZATION_FAILURE => words(error, not_run_again),
+            _ => {
+                let mut out = Vec::new();
+                report.put(&mut out);
+                out
+            }
+        }
     }
 
     /// Sends what the client is still to be told of a batch that was lost while it waited for nothing.
@@ -125,7 +145,7 @@ impl Session {
 const EARLIER_ANSWERS: &str = "the answers to earlier statements of its transaction had been passed on";
 
 /// The error by which a standby has ended a session for the sake of its replay, as that of a statement: the client's session goes on.
-pub(super) fn words(error: &[u8], not_run_again: &str) -> Vec<u8> {
+fn words(error: &[u8], not_run_again: &str) -> Vec<u8> {
     let hint = format!("pgsteer did not run it again: {not_run_again}. The connection to pgsteer goes on.");
     reply::with_hint(&reply::as_error(error), &hint)
 }

@@ -150,7 +150,7 @@ impl Session {
             return self.skip(window, frame_bytes).await;
         }
         self.control.begin_statement();
-        if let Transaction::Lost { told } = self.transaction {
+        if let Transaction::Lost { told, .. } = self.transaction {
             return self.oversized_in_lost(window, simple, frame_bytes, told).await;
         }
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
@@ -175,7 +175,7 @@ impl Session {
     ) -> Flow<()> {
         self.skip(window, frame_bytes).await?;
         let mut out = self.tell_lost(told);
-        self.transaction = Transaction::Lost { told: true };
+        self.transaction = Transaction::LOST_AND_TOLD;
         if simple {
             out.extend_from_slice(self.transaction.status().ready_for_query());
         } else {
@@ -205,7 +205,7 @@ impl Session {
             }
             if self.must_not_pin_here(&task) {
                 self.detach();
-                self.transaction = Transaction::Lost { told: true };
+                self.transaction = Transaction::LOST_AND_TOLD;
                 return self.refuse(&mut task, &outcome::no_state_on_standby()).await.map(|_| ());
             }
             match self.try_once(&mut task).await? {
@@ -245,7 +245,7 @@ impl Session {
         let mut out = Vec::new();
         report.put(&mut out);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
-            self.transaction = Transaction::Lost { told: true };
+            self.transaction = Transaction::LOST_AND_TOLD;
         }
         self.end_unit(task, out).await?;
         Ok(false)

@@ -34,10 +34,15 @@ pub enum Transaction {
     Lost {
         /// The client has been told.
         told: bool,
+        /// All that it did was to read, on a standby, and its client was told all of it.
+        only_read: bool,
     },
 }
 
 impl Transaction {
+    /// Its server was lost, and the client has been told.
+    pub const LOST_AND_TOLD: Self = Self::Lost { told: true, only_read: false };
+
     /// From what a server says.
     pub fn from_status(status: TransactionStatus) -> Self {
         match status {
@@ -51,10 +56,10 @@ impl Transaction {
     pub fn status(&self) -> TransactionStatus {
         match self {
             Self::None => TransactionStatus::Idle,
-            Self::Deferred { .. } | Self::Open | Self::Lost { told: false } => {
+            Self::Deferred { .. } | Self::Open | Self::Lost { told: false, .. } => {
                 TransactionStatus::InTransaction
             }
-            Self::Failed | Self::Lost { told: true } => TransactionStatus::Failed,
+            Self::Failed | Self::Lost { told: true, .. } => TransactionStatus::Failed,
         }
     }
 
