@@ -37,9 +37,12 @@ async fn cluster_with(environment: &[(&str, &str)]) -> (Sandbox, Running) {
     primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
     primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
     primary.batch_execute("VACUUM c").await.unwrap();
-    sandbox.wait_caught_up().await.unwrap();
+    // The sandbox's own login may be cancelled by what is replayed.
+    eventually("the standbys have caught up", async || sandbox.wait_caught_up().await.is_ok()).await;
     // A budget that no loaded machine exceeds: these reads are to begin on a standby.
-    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], environment).await;
+    // Nor does what another client has just done on the primary lead them there.
+    let environment = [environment, &[("PGSTEER_ROUTING_RECENT_WRITES", "0s")]].concat();
+    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], &environment).await;
     eventually("both standbys may be read", async || {
         let topology = proxy.topology().await;
         [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
@@ -723,9 +726,8 @@ const WIDE: &str = "SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c"
 #[tokio::test]
 async fn a_session_says_how_much_of_its_answers_is_held_back() {
     // A SET is a write, whose session would read on the primary for a moment.
-    let eventual = [("PGSTEER_ROUTING_CONSISTENCY", "eventual"), ("PGSTEER_ROUTING_RECENT_WRITES", "0s")];
-    let (sandbox, proxy) =
-        cluster_with(&[&eventual[..], &[("PGSTEER_RETRY_HOLD_TIME", "1h")]].concat()).await;
+    let environment = [("PGSTEER_ROUTING_CONSISTENCY", "eventual"), ("PGSTEER_RETRY_HOLD_TIME", "1h")];
+    let (sandbox, proxy) = cluster_with(&environment).await;
     for (set, comment, retried) in [
         ("SET pgsteer.retry_buffer = '2MB'", "", true),
         ("SET pgsteer.retry_buffer = '2MB'", "/* pgsteer: retry_buffer=0 */ ", false),
