@@ -349,6 +349,10 @@ async fn c04_a_conflict_is_known_by_its_code_and_its_node() {
         assert_eq!(values(&client.query(&text).await), ["1"], "{code}");
         retried(&proxy, round as f64 + 1.0).await;
     }
+    run_all(&mut client, &["BEGIN READ ONLY"]).await;
+    assert_eq!(values(&client.query("SELECT speak(true, '40P01', 'x'), 2").await), ["1"]);
+    run_all(&mut client, &["COMMIT"]).await;
+    retried(&proxy, 3.0).await;
     // PostgreSQL's own words with another code: an error like any other.
     let text = "SELECT speak(true, 'P0001', 'canceling statement due to conflict with recovery')";
     assert_eq!(errors(&client.query(text).await), ["P0001"]);
@@ -361,7 +365,7 @@ async fn c04_a_conflict_is_known_by_its_code_and_its_node() {
         assert_eq!(errors(&answer), [code]);
         assert_eq!(hint(&answer), "", "{answer:?}");
     }
-    retried(&proxy, 2.0).await;
+    retried(&proxy, 3.0).await;
 }
 
 /// C10: what a standby alone may have wrong is asked of the primary once; its answer counts, and the shape is for it from then on.

@@ -719,37 +719,41 @@ async fn the_first_part_of_a_portal_is_run_again() {
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
 }
 
-/// Reads of some 800 kB, which begin to come at once.
-const WIDE: &str = "SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c";
-
 /// C05, C06: how much is held back of a session's reads is for it to say, and for a statement.
 #[tokio::test]
 async fn a_session_says_how_much_of_its_answers_is_held_back() {
     // A SET is a write, whose session would read on the primary for a moment.
     let environment = [("PGSTEER_ROUTING_CONSISTENCY", "eventual"), ("PGSTEER_RETRY_HOLD_TIME", "1h")];
     let (sandbox, proxy) = cluster_with(&environment).await;
-    for (set, comment, retried) in [
-        ("SET pgsteer.retry_buffer = '2MB'", "", true),
-        ("SET pgsteer.retry_buffer = '2MB'", "/* pgsteer: retry_buffer=0 */ ", false),
-        ("SET pgsteer.retry_buffer = off", "", false),
-        ("RESET pgsteer.retry_buffer", "/* pgsteer: retry_buffer=2MiB */ ", true),
-        ("RESET pgsteer.retry_buffer", "", false),
+    let (own, statements_own) = ("SET pgsteer.retry_buffer = '2MB'", "/* pgsteer: retry_buffer=2MiB */ ");
+    // 20 kB are less than the 64 KiB of the default, 200 kB are more; they come before what takes its time.
+    for (set, comment, rows, retried) in [
+        (own, "", 100, true),
+        (own, "/* pgsteer: retry_buffer=0 */ ", 10, false),
+        ("SET pgsteer.retry_buffer = off", "", 10, false),
+        ("RESET pgsteer.retry_buffer", statements_own, 100, true),
+        ("RESET pgsteer.retry_buffer", "", 100, false),
+        ("RESET pgsteer.retry_buffer", "", 10, true),
     ] {
+        let case = format!("{set} {comment} {rows}");
         let mut client = proxy.raw_logged_in().await;
         run_all(&mut client, &[set]).await;
         let before = retries(&proxy, "conflict").await;
-        client.send(&running::query(&format!("{comment}{WIDE}"))).await;
+        let text = format!(
+            "{comment}SELECT id, repeat('x', 2000), CASE WHEN id > {rows} THEN pg_sleep(0.01) END AS slow FROM c"
+        );
+        client.send(&running::query(&text)).await;
         let mut answer = if retried { Vec::new() } else { client.read_until(b'D').await };
-        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "{case}: it ran on the primary");
         conflict_again(&sandbox).await;
         answer.extend(client.read_until(b'Z').await);
         let now = retries(&proxy, "conflict").await;
         if retried {
-            assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{set} {comment}");
-            assert!(now > before, "{set} {comment}");
+            assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{case}");
+            assert!(now > before, "{case}");
         } else {
-            assert_eq!(errors(&answer), ["40001"], "{set} {comment}");
-            assert!((now - before).abs() < 0.5, "{set} {comment}");
+            assert_eq!(errors(&answer), ["40001"], "{case}");
+            assert!((now - before).abs() < 0.5, "{case}");
         }
     }
 }
