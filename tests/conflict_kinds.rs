@@ -319,6 +319,23 @@ async fn c01_a_conflict_behind_a_savepoint() {
     retried(&proxy, 1.0).await;
 }
 
+/// C05: what the transaction had run before can't be run again: its error is the statement's, and nothing is run twice.
+#[tokio::test]
+async fn c05_a_transaction_that_cannot_be_begun_anew_is_told_why() {
+    let (sandbox, proxy) = cluster(Duration::ZERO, &[]).await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY", "SAVEPOINT a", "DECLARE cc CURSOR FOR SELECT id FROM c"]).await;
+    replayed(&sandbox, &["DROP TABLE c"]).await;
+    eventually("it is ended, and pgsteer knows", async || retries(&proxy, "conflict").await > 0.5).await;
+    let answer = client.query("FETCH ALL FROM cc").await;
+    assert_eq!((errors(&answer), kinds(&answer).as_str()), (vec!["42P01".to_owned()], "EZ"), "{answer:?}");
+    assert_eq!(status(&answer), 'E');
+    assert!(hint(&answer).contains("run it again"), "{answer:?}");
+    assert_eq!(errors(&client.query("FETCH ALL FROM cc").await), ["25P02"]);
+    assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+    assert_eq!(values(&client.query("SELECT count(*) FROM flushed").await), ["1"]);
+}
+
 /// C03: a database that is dropped under an idle transaction: the server's word, and the end.
 #[tokio::test]
 async fn c03_a_database_dropped_under_an_idle_transaction() {

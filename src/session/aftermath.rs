@@ -133,6 +133,8 @@ impl Session {
         sent: Sent,
     ) -> Flow<Tried> {
         let unkept = answer.take_unkept();
+        let nothing_awaited =
+            task.bytes == 0 && !sent.fresh && answer.is_settled() && unsent.bytes.is_empty();
         self.shard.buffers.give_answer(answer);
         let (node, side, owed) = (attached.node, attached.side, attached.inspect);
         // Replay is let go before the client is waited for.
@@ -142,6 +144,7 @@ impl Session {
             Leaving::ReplayStands => Loss::left_for_replay(),
             Leaving::ClientStalled => self.stalled(node),
         };
+        let loss = Loss { nothing_awaited, ..loss };
         if sent.inside_frame {
             return Err(End::Client);
         }

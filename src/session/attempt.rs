@@ -293,7 +293,7 @@ impl Session {
         let replay_stands_since =
             || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
         let settings = &self.shard.shared.settings;
-        exchange.standby = (side == Side::Standby).then_some(Standby {
+        exchange.standby = (side == Side::Standby).then(|| Standby {
             hold_back_bytes: self.terms(&task.needs).retry_buffer_bytes as usize,
             hold_back_time: settings.retry_hold_time,
             stall_timeout: settings.standby_stall_timeout,

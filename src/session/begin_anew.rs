@@ -98,7 +98,8 @@ impl Session {
         };
         let only_read = self.attached.as_ref().is_some_and(|attached| self.has_only_read(attached.side));
         self.detach_lost(suspect);
-        if self.transaction == Transaction::Open && self.so_far.is_some() && loss.may_run_again {
+        let again = loss.may_run_again && self.shard.shared.settings.retry_attempts > 0;
+        if self.transaction == Transaction::Open && self.so_far.is_some() && again {
             self.shard.counters.retries.at(cause as usize).inc();
             return self.begin_anew();
         }
