@@ -538,6 +538,67 @@ async fn a_cursors_first_fetch_is_run_again() {
     }
 }
 
+/// C05: what a driver does that wants to know a cursor's rows before it fetches any: it describes the cursor's portal.
+#[tokio::test]
+async fn a_described_cursors_first_fetch_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    for idle in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY"]).await;
+        let declared = bound(&mut client, &format!("{DECLARE} WHERE id > $1::int"), &["0"]).await;
+        assert_eq!(tag(&declared), "DECLARE CURSOR");
+        let described = client.extended(&[describe(b'P', "cc")]).await;
+        assert_eq!((kinds(&described).as_str(), status(&described)), ("TZ", 'T'));
+        let before = retries(&proxy, "conflict").await;
+        let fetch =
+            [parse("", "FETCH ALL FROM cc"), bind("", "", &[]), execute(""), running::sync()].concat();
+        if !idle {
+            client.send(&fetch).await;
+            assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+        }
+        conflict_again(&sandbox).await;
+        if idle {
+            wait_ended(&sandbox).await;
+            client.send(&fetch).await;
+        }
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+        assert_eq!(kinds(&answer), format!("12{}CZ", "D".repeat(400)));
+        assert!(retries(&proxy, "conflict").await > before);
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+}
+
+/// C05: whose rows look otherwise by now: the client, which would misread them, gets an error.
+#[tokio::test]
+async fn a_described_cursor_with_other_rows_is_not_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT * FROM c"]).await;
+        assert_eq!(kinds(&client.extended(&[describe(b'P', "cc")]).await), "TZ");
+        let primary = sandbox.connect(0).await.unwrap();
+        primary.batch_execute(&format!("ALTER TABLE c ADD COLUMN z{extended} int")).await.unwrap();
+        primary
+            .batch_execute("CREATE TABLE IF NOT EXISTS flushed (); INSERT INTO flushed DEFAULT VALUES")
+            .await
+            .unwrap();
+        wait_ended(&sandbox).await;
+        let answer = if extended {
+            client.extended(&[parse("", "FETCH ALL FROM cc"), bind("", "", &[]), execute("")]).await
+        } else {
+            client.query("FETCH ALL FROM cc").await
+        };
+        assert_eq!(
+            (errors(&answer), kinds(&answer).as_str()),
+            (vec!["0A000".to_owned()], "EZ"),
+            "{answer:?}"
+        );
+        assert_eq!(status(&answer), 'E');
+        assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+    }
+}
+
 /// C06: rows of the cursor were told, and its snapshot is gone.
 #[tokio::test]
 async fn a_cursors_second_fetch_is_not_run_again() {

@@ -28,6 +28,8 @@ pub enum Event {
     Ready,
     /// Rows would come that look otherwise than the client was told: `mute` what follows.
     Changed,
+    /// A portal that pgsteer has made anew has other rows than the client was told: nothing behind it is to run.
+    OtherPortal,
     /// A NoticeResponse stands at the scan position: `accept` or `discard` it.
     Notice(ErrorFields),
     /// A ParameterStatus stands at the scan position: `accept` or `discard` it.
@@ -348,6 +350,11 @@ impl Answer {
                 } else {
                     self.passage.keep_back(frame_bytes)
                 }
+                if let (Some(Expect::OwnPortal { rows }), b'n' | b'T') = (reply, kind)
+                    && shape.and_then(|shape| shape.rows) != Some(rows)
+                {
+                    return Some(Event::OtherPortal);
+                }
                 if let (Some(Expect::OwnShape { wanted: Some(wanted), .. }), b'n' | b'T') = (reply, kind)
                     && !shape.is_some_and(|shape| shape.agrees(wanted))
                     && !self.muted
@@ -383,10 +390,10 @@ impl Answer {
     /// Notes the shape of the rows that a RowDescription or NoData describes, if it was to be told back.
     fn shape(&mut self, kind: u8, frame_bytes: usize) -> Option<Shape> {
         let parameters = if matches!(kind, b'n' | b'T') { self.parameters.take() } else { None };
-        let (Some(Expect::Shape { token } | Expect::OwnShape { token, .. }), b'n' | b'T') =
-            (self.expected.front(), kind)
-        else {
-            return None;
+        let token = match (self.expected.front(), kind) {
+            (Some(Expect::Shape { token } | Expect::OwnShape { token, .. }), b'n' | b'T') => Some(token),
+            (Some(Expect::OwnPortal { .. }), b'n' | b'T') => None,
+            _ => return None,
         };
         let body = self.body();
         // Of a description larger than the buffer nothing is known.
@@ -396,7 +403,7 @@ impl Answer {
             _ => None,
         };
         let shape = rows.map(|rows| Shape { rows: Some(rows), parameters });
-        self.shapes.extend(shape.map(|shape| (token, shape)));
+        self.shapes.extend(token.zip(shape));
         shape
     }
 
@@ -405,7 +412,7 @@ impl Answer {
         if fields.ends_session {
             return Some(Event::Error(fields));
         }
-        if self.expected.front() == Some(Expect::Own) {
+        if matches!(self.expected.front(), Some(Expect::Own | Expect::OwnPortal { .. })) {
             return Some(Event::OwnError(fields));
         }
         if self.expected.is_preamble() && self.expected.front() != Some(Expect::Within) {

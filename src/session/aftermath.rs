@@ -171,11 +171,12 @@ impl Session {
         attached.spoiled |= sent.server_ended || sent.forgetful;
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
+        let rows = answer.shapes().last().and_then(|(_, shape)| shape.rows);
         self.shard.buffers.give_answer(answer);
         self.sets_commit |= task.needs.sets_commit;
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
-        self.note_transaction(task, attached.side, (&sent, status));
+        self.note_transaction(task, attached.side, (&sent, status), rows);
         task.window.consume(task.bytes);
         self.sets_commit &= self.transaction.is_on_server();
         if !self.altered_databases.is_empty() {

@@ -516,8 +516,8 @@ impl Session {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
             for rerun in again {
-                rerun.put(out);
-                answer.expect(Expect::Own);
+                let reply = rerun.put(out);
+                answer.expect(reply);
             }
             // A Query takes the server's unnamed statement away; the client may have prepared its own before.
             server.carried.unnamed = None;

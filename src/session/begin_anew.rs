@@ -36,19 +36,22 @@ impl Session {
         }
     }
 
-    /// Notes where the transaction stands behind a unit that is still in its window, and how it would be begun anew.
+    /// Notes where the transaction stands behind a unit that is still in its window, and how it would be begun anew. `rows`: the shape of
+    /// rows that it told last.
     pub(super) fn note_transaction(
         &mut self,
         task: &Task<'_>,
         side: Side,
         (sent, status): (&Sent, TransactionStatus),
+        rows: Option<u64>,
     ) {
         let goes_on = status == TransactionStatus::InTransaction && side == Side::Standby && !sent.failed;
         let before = std::mem::replace(&mut self.transaction, Transaction::from_status(status));
         let known = self.so_far.take();
         if goes_on {
             let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
-            self.so_far = SoFar::after(before, known, (unit, task.needs.in_read_only), &self.names);
+            let unit = (unit, task.needs.in_read_only);
+            self.so_far = SoFar::after(before, known, unit, &self.names, rows);
         }
     }
 

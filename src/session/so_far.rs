@@ -2,26 +2,38 @@
 //! standby cancel or lose it, it is begun anew elsewhere, statement by statement, before the one that comes next.
 //!
 //! Invariant: holds only statements whose success tells nothing that depends on the node or the time (DECLARE of a cursor over a
-//! known read, CLOSE, SAVEPOINT, RELEASE), in their order, and never more than `BYTES_MAX`. Pure. Must not know: sockets, servers.
+//! known read, CLOSE, SAVEPOINT, RELEASE), and what cursors were described as, in their order, and never more than `BYTES_MAX`. Pure. Must not know: sockets, servers.
 
 use super::prepared::Names;
 use super::transaction::Transaction;
 use super::unit;
 use crate::classify::{AccessMode, InReadOnly};
+use crate::relay::answer::Expect;
 use crate::wire::extended::{self, Named};
 use crate::wire::frame;
 
 /// Bytes of statements kept for one session; a transaction of more is not begun anew.
 pub const BYTES_MAX: usize = 64 * 1024;
 
-/// A statement as it is run again: through the unnamed statement and portal, whatever it came by.
+/// What is done again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rerun {
-    sql: Box<[u8]>,
-    /// Count and OIDs of its parameters, as the client sent them.
-    types: Box<[u8]>,
-    /// Formats and values of its parameters, as the client sent them.
-    values: Box<[u8]>,
+pub enum Rerun {
+    /// A statement: through the unnamed statement and portal, whatever it came by.
+    Statement {
+        /// Its text.
+        sql: Box<[u8]>,
+        /// Count and OIDs of its parameters, as the client sent them.
+        types: Box<[u8]>,
+        /// Formats and values of its parameters, as the client sent them.
+        values: Box<[u8]>,
+    },
+    /// The description of a cursor, which is to be the same.
+    Description {
+        /// Its name.
+        portal: Box<[u8]>,
+        /// The shape of its rows (`reply::row_shape`).
+        rows: u64,
+    },
 }
 
 /// A transaction that can be begun anew.
@@ -61,34 +73,53 @@ impl Rerun {
     }
 
     fn new(sql: &[u8], types: &[u8], values: &[u8]) -> Self {
-        Self { sql: sql.into(), types: types.into(), values: values.into() }
+        Self::Statement { sql: sql.into(), types: types.into(), values: values.into() }
     }
 
     fn bytes(&self) -> usize {
-        self.sql.len() + self.types.len() + self.values.len()
+        match self {
+            Self::Statement { sql, types, values } => sql.len() + types.len() + values.len(),
+            Self::Description { portal, .. } => portal.len(),
+        }
     }
 
-    /// Appends it without a Sync: should it fail, nothing behind it runs.
-    pub fn put(&self, out: &mut Vec<u8>) {
-        frame::put(out, b'P', &[b"\0", &self.sql, b"\0", &self.types]);
-        frame::put(out, b'B', &[b"\0\0", &self.values]);
-        frame::put(out, b'E', &[b"\0\0\0\0\0"]);
+    /// Appends it without a Sync: should it fail, nothing behind it runs. Gives what it is answered with.
+    pub fn put(&self, out: &mut Vec<u8>) -> Expect {
+        match self {
+            Self::Statement { sql, types, values } => {
+                frame::put(out, b'P', &[b"\0", sql, b"\0", types]);
+                frame::put(out, b'B', &[b"\0\0", values]);
+                frame::put(out, b'E', &[b"\0\0\0\0\0"]);
+                Expect::Own
+            }
+            Self::Description { portal, rows } => {
+                frame::put(out, b'D', &[b"P", portal, b"\0"]);
+                Expect::OwnPortal { rows: *rows }
+            }
+        }
     }
 }
 
 impl SoFar {
     /// What becomes of it with a unit that a standby has answered without an error, in a transaction that goes on. `before`: where the
-    /// transaction stood; `known`: what it had run if it had begun; `in_read_only`: what the unit is there.
+    /// transaction stood; `known`: what it had run if it had begun; `in_read_only`: what the unit is there; `rows`: the shape of rows that
+    /// it told last.
     pub fn after(
         before: Transaction,
         known: Option<Box<Self>>,
         (unit, in_read_only): (&[u8], InReadOnly),
         names: &Names,
+        rows: Option<u64>,
     ) -> Option<Box<Self>> {
-        let tells_nothing = in_read_only == InReadOnly::Quiet;
-        if !tells_nothing && !only_prepares(unit) {
+        let rerun = if in_read_only == InReadOnly::Quiet {
+            Some(Rerun::of(unit, names)?)
+        } else if let Some(portal) = described_portal(unit) {
+            Some(Rerun::Description { portal: portal.into(), rows: rows? })
+        } else if only_prepares(unit) {
+            None
+        } else {
             return None;
-        }
+        };
         let mut so_far = match before {
             Transaction::Deferred { sql, access, serializable: false, again } => {
                 Box::new(Self { sql, access, again: again.into_vec() })
@@ -96,9 +127,7 @@ impl SoFar {
             Transaction::Open => known?,
             _ => return None,
         };
-        if tells_nothing {
-            so_far.again.push(Rerun::of(unit, names)?);
-        }
+        so_far.again.extend(rerun);
         let bytes: usize = so_far.again.iter().map(Rerun::bytes).sum();
         (bytes <= BYTES_MAX).then_some(so_far)
     }
@@ -108,6 +137,14 @@ impl SoFar {
         let Self { sql, access, again } = self;
         Transaction::Deferred { sql, access, serializable: false, again: again.into_boxed_slice() }
     }
+}
+
+/// The portal that a unit describes, if it does nothing else.
+fn described_portal(unit: &[u8]) -> Option<&[u8]> {
+    let mut frames = unit::frames(unit);
+    let (b'D', body) = frames.next()? else { return None };
+    let Named::Portal(portal) = extended::named(body)? else { return None };
+    frames.all(|(kind, _)| kind == b'S').then_some(portal)
 }
 
 /// Whether a unit runs nothing and binds nothing: what it prepares and describes is the session's, wherever it runs.
@@ -144,7 +181,7 @@ mod tests {
         unit: &[u8],
         what: InReadOnly,
     ) -> Option<Box<SoFar>> {
-        SoFar::after(before, known, (unit, what), &Names::default())
+        SoFar::after(before, known, (unit, what), &Names::default(), None)
     }
 
     #[test]
@@ -153,8 +190,12 @@ mod tests {
         let both = after(Transaction::Open, first, &query("SAVEPOINT a"), InReadOnly::Quiet).unwrap();
         let Transaction::Deferred { sql, again, .. } = both.clone().deferred() else { panic!("{both:?}") };
         assert_eq!(&*sql, "BEGIN READ ONLY");
-        let texts: Vec<&[u8]> = again.iter().map(|rerun| &*rerun.sql).collect();
-        assert_eq!(texts, [&b"DECLARE c CURSOR FOR SELECT 1"[..], b"SAVEPOINT a"]);
+        let text = |rerun: &'_ Rerun| match rerun {
+            Rerun::Statement { sql, .. } => sql.to_vec(),
+            Rerun::Description { portal, .. } => portal.to_vec(),
+        };
+        let texts: Vec<Vec<u8>> = again.iter().map(text).collect();
+        assert_eq!(texts, [b"DECLARE c CURSOR FOR SELECT 1".to_vec(), b"SAVEPOINT a".to_vec()]);
         // One that was begun anew is told of again.
         let third = after(both.clone().deferred(), None, &query("SAVEPOINT b"), InReadOnly::Quiet).unwrap();
         assert_eq!(third.again.len(), 3);
@@ -175,7 +216,7 @@ mod tests {
         let kept = Rerun::of(&unit, &Names::default()).unwrap();
         assert_eq!(kept, Rerun::new(sql, b"\0\x01\0\0\0\x17", b"\0\0\0\x01\0\0\0\x017\0\0"));
         let mut out = Vec::new();
-        kept.put(&mut out);
+        assert_eq!(kept.put(&mut out), Expect::Own);
         let frames: Vec<(u8, &[u8])> = unit::frames(&out).collect();
         assert_eq!(frames.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), b"PBE");
         assert_eq!(extended::bind(frames[1].1).unwrap().values().collect::<Vec<_>>(), [b"7"]);
@@ -191,6 +232,21 @@ mod tests {
         assert!(kept.again.is_empty());
         frame::put(&mut unit, b'B', &[b"p\0s\0\0\0\0\0\0\0"]);
         assert_eq!(after(begun(), None, &unit, InReadOnly::AsIs), None, "a portal is its server's");
+    }
+
+    #[test]
+    fn what_was_told_of_a_cursor_is_to_be_the_same() {
+        let declared = after(begun(), None, &query("DECLARE c CURSOR FOR SELECT 1"), InReadOnly::Quiet);
+        let mut unit = Vec::new();
+        frame::put(&mut unit, b'D', &[b"Pc\0"]);
+        frame::put(&mut unit, b'S', &[]);
+        let of = |rows| {
+            let what = (&unit[..], InReadOnly::AsIs);
+            SoFar::after(Transaction::Open, declared.clone(), what, &Names::default(), rows)
+        };
+        assert_eq!(of(None), None, "it is not known what was told");
+        let again = of(Some(7)).unwrap().again;
+        assert_eq!(again.last().unwrap().put(&mut Vec::new()), Expect::OwnPortal { rows: 7 });
     }
 
     #[test]
