@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, describe, errors, eventually, execute, in_time, kinds, parse, status,
@@ -651,52 +653,66 @@ async fn run_all(client: &mut RawClient, statements: &[&str]) {
     }
 }
 
-/// C01, C05: the standby ends a transaction that is idle and has told nothing but tags: its client never knows.
+/// The standby that an idle transaction is on, and its process there.
+async fn idle_on(sandbox: &Sandbox) -> (usize, i32) {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    for node in [1, 2] {
+        if let Some(row) = sandbox.connect(node).await.unwrap().query_opt(sql, &[]).await.unwrap() {
+            return (node, row.get(0));
+        }
+    }
+    panic!("it is on no standby");
+}
+
+/// C01, C05, C09: the standby ends a transaction that is idle and has told nothing but tags, or is lost with it: its client never knows.
 #[tokio::test]
 async fn an_idle_transaction_that_told_nothing_is_begun_anew() {
     let (sandbox, proxy) = cluster().await;
-    for cause in ["conflict", "terminated"] {
+    for cause in ["conflict", "terminated", "crash", "immediate shutdown", "fast shutdown", "kill -9"] {
         let mut client = proxy.raw_logged_in().await;
         run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT id FROM c", "SAVEPOINT a"])
             .await;
-        let (conflicts, losses) = (retries(&proxy, "conflict").await, retries(&proxy, "server_lost").await);
+        let (node, pid) = idle_on(&sandbox).await;
+        let standby = sandbox.node(node);
+        let lost = async || [retries(&proxy, "conflict").await, retries(&proxy, "server_lost").await];
+        let before = lost().await;
         match cause {
             "conflict" => conflict_again(&sandbox).await,
-            _ => terminate_idle(&sandbox).await,
+            "terminated" => terminate_idle(&sandbox).await,
+            // Of another session's process: all others are ended as well.
+            "crash" => {
+                let other = other_process(&sandbox, node, pid).await;
+                kill(Pid::from_raw(other), Signal::SIGKILL).unwrap();
+            }
+            "immediate shutdown" => standby.stop_immediate().await.unwrap(),
+            "fast shutdown" => standby.stop_fast().await.unwrap(),
+            _ => drop(standby.kill9().await.unwrap()),
         }
-        wait_ended(&sandbox).await;
+        eventually("it is ended, and pgsteer knows", async || lost().await != before).await;
         let answer = client.query("FETCH ALL FROM cc").await;
         assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'), "{cause}");
-        let counted = match cause {
-            "conflict" => retries(&proxy, "conflict").await - conflicts,
-            _ => retries(&proxy, "server_lost").await - losses,
-        };
-        assert!((counted - 1.0).abs() < 0.5, "{cause}: {counted}");
+        let now = lost().await;
+        let expected = if cause == "conflict" { [1.0, 0.0] } else { [0.0, 1.0] };
+        assert_eq!([now[0] - before[0], now[1] - before[1]], expected, "{cause}");
         // The savepoint is there again, too.
         run_all(&mut client, &["ROLLBACK TO SAVEPOINT a", "COMMIT"]).await;
+        if !standby.is_running() {
+            standby.start().await.unwrap();
+        }
+        eventually("both standbys may be read", async || {
+            let topology = proxy.topology().await;
+            [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
+        })
+        .await;
     }
     assert_eq!(proxy.topology().await["epoch"], 1);
 }
 
-/// C05, C09: the same when its standby is killed.
-#[tokio::test]
-async fn an_idle_transaction_on_a_killed_standby_is_begun_anew() {
-    let (sandbox, proxy) = cluster().await;
-    let mut client = proxy.raw_logged_in().await;
-    run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT id FROM c"]).await;
-    let mut node = 0;
-    for standby in [1, 2] {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
-        let direct = sandbox.connect(standby).await.unwrap();
-        if direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1 {
-            node = standby;
-        }
-    }
-    assert_ne!(node, 0, "it runs on the primary");
-    sandbox.node(node).kill9().await.unwrap();
-    let answer = client.query("FETCH ALL FROM cc").await;
-    assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
-    assert_eq!(status(&client.query("COMMIT").await), 'I');
+/// A server process of the node that serves a client, but for this one.
+async fn other_process(sandbox: &Sandbox, node: usize, but: i32) -> i32 {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> $1 LIMIT 1";
+    direct.query_one(sql, &[&but]).await.unwrap().get(0)
 }
 
 /// C01, C06: an idle transaction that has told something: its client gets the standby's own error at its next statement.
@@ -846,4 +862,19 @@ async fn the_end_of_a_transaction_that_only_read_needs_no_standby() {
     let answer = client.query("COMMIT").await;
     assert!(["40001", "08007"].contains(&errors(&answer)[0].as_str()), "{answer:?}");
     assert_eq!(status(&answer), 'I');
+}
+
+/// C06: a failed transaction that is lost has had its error: nothing but its end is still to come.
+#[tokio::test]
+async fn a_failed_transaction_that_is_lost_stays_failed() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+    assert_eq!(errors(&client.query("SELECT 1 / 0").await), ["22012"]);
+    terminate_idle(&sandbox).await;
+    wait_ended(&sandbox).await;
+    client.send(&running::sync()).await;
+    assert_eq!(status(&client.read_until(b'Z').await), 'E');
+    assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+    assert_eq!(tag(&client.query("COMMIT").await), "ROLLBACK");
 }

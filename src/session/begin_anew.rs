@@ -106,6 +106,11 @@ impl Session {
             self.shard.counters.retries.at(cause as usize).inc();
             return self.begin_anew();
         }
+        if self.transaction == Transaction::Failed {
+            // It has its error already, and nothing but its end is still to come.
+            self.transaction = Transaction::LOST_AND_TOLD;
+            return;
+        }
         self.owed = loss.conflict.map(|error| words(&error, EARLIER_ANSWERS).into());
         self.transaction = Transaction::Lost { told: false, only_read };
     }
