@@ -143,6 +143,7 @@ async fn read_once(client: &mut RawClient, number: usize, wanted: &str) -> Optio
         let errors = errors(&answer);
         if !errors.is_empty() {
             assert_eq!(errors, ["40001"], "{answer:?}");
+            println!("{number}, message {place}: {answer:?}");
             if in_transaction {
                 client.send(&query("ROLLBACK")).await;
                 whole_answer(client).await?;

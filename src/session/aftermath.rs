@@ -54,6 +54,13 @@ impl Session {
             }
             Ended::Refused(code) => {
                 self.not_begun(&mut attached, answer, &mut journal);
+                if self.has_only_read(attached.side)
+                    && let Some(out) = self.end_in_its_stead(task, &mut journal)
+                {
+                    self.keep_or_release(attached, now);
+                    self.end_unit(task, out).await?;
+                    return Ok(Tried::Over);
+                }
                 self.begin_anew();
                 let (node, side) = (attached.node, attached.side);
                 self.keep_or_release(attached, now);

@@ -352,6 +352,10 @@ impl Session {
                 Side::Primary => {}
             }
         }
+        if self.has_only_read(attached.side) && self.only_ends(task) {
+            // A standby may cancel that, too, and it needs none.
+            return Rules::ReadForStandbys;
+        }
         let first = alone || matches!(self.transaction, Transaction::Deferred { .. });
         let doubtful = attached.side == Side::Primary
             && attached.lease.server().is_some_and(|server| server.in_hot_standby);

@@ -240,8 +240,17 @@ impl Session {
         Some(out)
     }
 
-    /// The answer to the end of a transaction that only read, on a standby that was lost before it answered; `None` where the unit is
-    /// anything else.
+    /// Whether a unit is nothing but the end of the transaction, which would succeed.
+    pub(super) fn only_ends(&self, task: &Task<'_>) -> bool {
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        matches!(task.needs.transaction, TransactionEffect::Commit | TransactionEffect::Rollback)
+            && matches!(task.kind, Kind::Simple | Kind::Synced)
+            && is_one_statement(unit)
+            && self.all_succeed(unit) == Some(true)
+    }
+
+    /// The answer to the end of a transaction that only read, on a standby that was lost before it answered, or cancelled it; `None` where
+    /// the unit is anything else.
     pub(super) fn end_in_its_stead(&mut self, task: &Task<'_>, journal: &mut Journal) -> Option<Vec<u8>> {
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
         let tag = match task.needs.transaction {
