@@ -8,12 +8,15 @@
 
 mod running;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, errors, eventually, in_time, kinds, no_errors, status, tag, values,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// With these settings of all servers.
 async fn cluster(delay: Duration, settings: &[(&str, &str)]) -> (Sandbox, Running) {
@@ -417,4 +420,81 @@ async fn c10_an_internal_error_of_a_standby_is_not_run_again_in_a_loop() {
     assert_eq!(errors(&answer), ["72000"]);
     assert!((retries(&proxy, "refused").await - refused).abs() < 0.5);
     assert!(retries(&proxy, "conflict").await < 0.5);
+}
+
+/// What a standby makes of a COMMIT.
+#[derive(Debug, Clone, Copy)]
+enum AtCommit {
+    /// It cancels it for the sake of its replay: this is a matter of moments, so it is made to say so.
+    Cancels,
+    /// Its connection ends.
+    Ends,
+}
+
+/// A node of which the COMMITs do not succeed.
+async fn without_commits(node: SocketAddr, what: AtCommit) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (from, _) = listener.accept().await.unwrap();
+            let to = TcpStream::connect(node).await.unwrap();
+            tokio::spawn(async move {
+                let (mut from_proxy, mut to_proxy) = from.into_split();
+                let (mut from_node, mut to_node) = to.into_split();
+                let there = async move {
+                    let mut bytes = vec![0; 64 * 1024];
+                    loop {
+                        let count = from_proxy.read(&mut bytes).await?;
+                        // A Query of its own comes in one piece.
+                        let is_commit = bytes[..count] == running::query("COMMIT");
+                        match what {
+                            AtCommit::Ends if is_commit => return Ok(()),
+                            AtCommit::Cancels if is_commit => {
+                                to_node.write_all(&running::query(CANCELLED)).await?
+                            }
+                            _ => to_node.write_all(&bytes[..count]).await?,
+                        }
+                        if count == 0 {
+                            return std::io::Result::Ok(());
+                        }
+                    }
+                };
+                // However it ends.
+                tokio::select! {
+                    _ = there => {}
+                    _ = tokio::io::copy(&mut from_node, &mut to_proxy) => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+const CANCELLED: &str = "DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END$$";
+
+/// C06: what a standby does to the end of a transaction that only read is none of its client's: it has all its answers.
+#[tokio::test]
+async fn c06_the_end_of_a_transaction_that_only_read_succeeds() {
+    for what in [AtCommit::Cancels, AtCommit::Ends] {
+        let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+        let nodes = [sandbox.node(0).address(), without_commits(sandbox.node(1).address(), what).await];
+        let args = ["--auth", "trust", "--max-lag", "10min"];
+        let proxy = Running::start_at(&nodes, &sandbox, &args, &[]).await;
+        eventually("the standby may be read", async || {
+            proxy.topology().await["nodes"][1]["staleness_ms"].is_u64()
+        })
+        .await;
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "SELECT 1"]).await;
+        assert!(proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await > 0.5);
+        let answer = client.query("COMMIT").await;
+        assert_eq!(
+            (kinds(&answer).as_str(), tag(&answer), status(&answer)),
+            ("CZ", "COMMIT".to_owned(), 'I'),
+            "{what:?}"
+        );
+        run_all(&mut client, &["SELECT 1"]).await;
+        retried(&proxy, 0.0).await;
+    }
 }
