@@ -70,8 +70,8 @@ impl Fit {
 pub struct Pool {
     pub(super) shared: Arc<PoolShared>,
     pub(super) state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
-    /// From when on connections may be opened to be kept ready.
-    pub(super) may_keep_from: Cell<Instant>,
+    /// From when on connections may be opened to be kept ready. `None`: at any time.
+    pub(super) may_keep_from: Cell<Option<Instant>>,
 }
 
 impl Pool {
@@ -144,7 +144,7 @@ impl Pools {
         let pool = Rc::new(Pool {
             shared: self.registry.shared(key, &self.settings),
             state: RefCell::default(),
-            may_keep_from: Cell::new(Instant::now()),
+            may_keep_from: Cell::default(),
         });
         self.by_key.borrow_mut().insert(key.clone(), Rc::clone(&pool));
         pool

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::group::PoolGroup;
 use super::set::{Pool, Pools};
 use super::shared::{Limit, Mail, PoolKey};
 use super::wait::Room;
@@ -20,10 +21,18 @@ use crate::topology::model::{Epoch, NodeId, NodeView, Role, Snapshot};
 /// After a connection that was to be kept ready could not be opened, the next try waits for so long.
 const KEEPING_PAUSE: Duration = Duration::from_secs(5);
 
+/// So many connections to a standby are opened for a database and user while their statements wait for a primary.
+const OPENED_AHEAD: usize = 4;
+
 /// A pool is kept ready as long as a shard has said within this time that it has a session for it.
 const WANTED_FOR: Duration = Duration::from_secs(5);
 
 impl Pool {
+    /// Whether connections may be opened for which nobody waits.
+    fn may_keep(&self, now: Instant) -> bool {
+        self.may_keep_from.get().is_none_or(|from| from <= now)
+    }
+
     /// How many connections `server_idle_timeout` leaves.
     fn kept_ready(&self) -> usize {
         if self.shared.was_wanted_within(WANTED_FOR) { self.shared.limits.min_size } else { 0 }
@@ -66,23 +75,59 @@ impl Pools {
             for view in snapshot.nodes.iter().filter(in_use) {
                 let pool = self.pool_of(&group, view.id);
                 pool.shared.is_wanted_now();
-                if pool.shared.open_count() >= group.limits().min_size || pool.may_keep_from.get() > now {
+                if pool.shared.open_count() >= group.limits().min_size || !pool.may_keep(now) {
                     continue;
                 }
                 // Until this round has ended nobody begins another one.
-                pool.may_keep_from.set(now + KEEPING_PAUSE);
-                let endpoint = Endpoint {
-                    node: view.id,
-                    address: Arc::clone(&view.address),
-                    epoch: snapshot.epoch,
-                    user: Arc::clone(group.user()),
-                    database: Arc::clone(group.database()),
-                    secret: self.registry().keys.newest_of(group.user()),
-                    parameters: Vec::new(),
-                    timeout: self.settings().connect_timeout,
-                };
+                pool.may_keep_from.set(Some(now + KEEPING_PAUSE));
+                let endpoint = self.endpoint_of(&group, view, snapshot.epoch);
                 tokio::task::spawn_local(Rc::clone(self).fill_up(pool, group.limits().min_size, endpoint));
             }
+        }
+    }
+
+    /// A statement of the group begins to wait for a primary: has one more connection opened to each standby, as far as there are
+    /// fewer than [`OPENED_AHEAD`]. One of them is the next primary, and a login there would take longer than all the rest. In the
+    /// background; who fails is not asked again for a while.
+    pub fn open_ahead(self: &Rc<Self>, group: &PoolGroup, snapshot: &Snapshot, now: Instant) {
+        for view in snapshot.nodes.iter().filter(|view| view.role == Role::Standby) {
+            let pool = self.pool_of(group, view.id);
+            if !pool.may_keep(now) {
+                continue;
+            }
+            match pool.shared.take_up_to(OPENED_AHEAD.min(group.limits().size)) {
+                Ok(()) => {
+                    let endpoint = self.endpoint_of(group, view, snapshot.epoch);
+                    tokio::task::spawn_local(Rc::clone(self).open_one(pool, endpoint));
+                }
+                Err(Limit::Pool) => {}
+                // As in `fill_up`.
+                Err(Limit::Database | Limit::User) => self.let_open(&pool),
+            }
+        }
+    }
+
+    /// For what has been counted.
+    async fn open_one(self: Rc<Self>, pool: Rc<Pool>, endpoint: Endpoint) {
+        match self.open(Room::new(&self, &pool), &endpoint, None).await {
+            Ok(lease) => lease.release(Instant::now()),
+            Err(error) => {
+                tracing::debug!(node = endpoint.node.0, %error, "no connection ahead of a promotion");
+                pool.may_keep_from.set(Some(Instant::now() + KEEPING_PAUSE));
+            }
+        }
+    }
+
+    fn endpoint_of(&self, group: &PoolGroup, view: &NodeView, epoch: Epoch) -> Endpoint {
+        Endpoint {
+            node: view.id,
+            address: Arc::clone(&view.address),
+            epoch,
+            user: Arc::clone(group.user()),
+            database: Arc::clone(group.database()),
+            secret: self.registry().keys.newest_of(group.user()),
+            parameters: Vec::new(),
+            timeout: self.settings().connect_timeout,
         }
     }
 
@@ -105,7 +150,7 @@ impl Pools {
                 }
             }
         }
-        pool.may_keep_from.set(Instant::now());
+        pool.may_keep_from.set(None);
     }
 
     /// Closes all idle connections to a database, on every node and shard: DROP DATABASE and kin fail while anybody else is
