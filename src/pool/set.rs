@@ -106,6 +106,8 @@ pub struct Pools {
     groups: RefCell<Groups>,
     /// Every connection of this shard, leased or idle, for the fence. Those that are gone are swept out as it grows.
     links: RefCell<Vec<Weak<Link>>>,
+    /// Pools of which a node is being asked whether it has started anew.
+    pub(super) restarts_awaited: Cell<usize>,
 }
 
 impl Pools {
@@ -124,6 +126,7 @@ impl Pools {
             by_key: RefCell::default(),
             groups: RefCell::default(),
             links: RefCell::default(),
+            restarts_awaited: Cell::default(),
         })
     }
 

@@ -19,17 +19,14 @@ use crate::backend::{Endpoint, Server};
 use crate::topology::model::{Epoch, NodeId, NodeView, Role, Snapshot};
 
 /// After a connection that was to be kept ready could not be opened, the next try waits for so long.
-const KEEPING_PAUSE: Duration = Duration::from_secs(5);
-
-/// So many connections to a standby are opened for a database and user while their statements wait for a primary.
-const OPENED_AHEAD: usize = 4;
+pub(super) const KEEPING_PAUSE: Duration = Duration::from_secs(5);
 
 /// A pool is kept ready as long as a shard has said within this time that it has a session for it.
 const WANTED_FOR: Duration = Duration::from_secs(5);
 
 impl Pool {
     /// Whether connections may be opened for which nobody waits.
-    fn may_keep(&self, now: Instant) -> bool {
+    pub(super) fn may_keep(&self, now: Instant) -> bool {
         self.may_keep_from.get().is_none_or(|from| from <= now)
     }
 
@@ -86,39 +83,7 @@ impl Pools {
         }
     }
 
-    /// A statement of the group begins to wait for a primary: has one more connection opened to each standby, as far as there are
-    /// fewer than [`OPENED_AHEAD`]. One of them is the next primary, and a login there would take longer than all the rest. In the
-    /// background; who fails is not asked again for a while.
-    pub fn open_ahead(self: &Rc<Self>, group: &PoolGroup, snapshot: &Snapshot, now: Instant) {
-        for view in snapshot.nodes.iter().filter(|view| view.role == Role::Standby) {
-            let pool = self.pool_of(group, view.id);
-            if !pool.may_keep(now) {
-                continue;
-            }
-            match pool.shared.take_up_to(OPENED_AHEAD.min(group.limits().size)) {
-                Ok(()) => {
-                    let endpoint = self.endpoint_of(group, view, snapshot.epoch);
-                    tokio::task::spawn_local(Rc::clone(self).open_one(pool, endpoint));
-                }
-                Err(Limit::Pool) => {}
-                // As in `fill_up`.
-                Err(Limit::Database | Limit::User) => self.let_open(&pool),
-            }
-        }
-    }
-
-    /// For what has been counted.
-    async fn open_one(self: Rc<Self>, pool: Rc<Pool>, endpoint: Endpoint) {
-        match self.open(Room::new(&self, &pool), &endpoint, None).await {
-            Ok(lease) => lease.release(Instant::now()),
-            Err(error) => {
-                tracing::debug!(node = endpoint.node.0, %error, "no connection ahead of a promotion");
-                pool.may_keep_from.set(Some(Instant::now() + KEEPING_PAUSE));
-            }
-        }
-    }
-
-    fn endpoint_of(&self, group: &PoolGroup, view: &NodeView, epoch: Epoch) -> Endpoint {
+    pub(super) fn endpoint_of(&self, group: &PoolGroup, view: &NodeView, epoch: Epoch) -> Endpoint {
         Endpoint {
             node: view.id,
             address: Arc::clone(&view.address),
