@@ -194,7 +194,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 71] = [
+pub(super) const KEYS: [Key; 72] = [
     flagged(
         "listen.address",
         "--listen",
@@ -266,6 +266,7 @@ pub(super) const KEYS: [Key; 71] = [
     key("routing.wait_for_standby", or_none(|c| &mut c.routing.terms.wait_for_standby)),
     key("routing.no_standby", custom("\"primary\" or \"error\"", no_standby)),
     key("routing.primary_read_limit", custom("a whole number; 0 for no limit", primary_read_limit)),
+    key("routing.catch_up_wait", or_none(|c| &mut c.routing.catch_up_wait)),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
     key(
         "routing.read_functions",

@@ -251,7 +251,7 @@ impl Default for Topology {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
-            sample_interval: Duration::from_millis(10),
+            sample_interval: Duration::from_millis(2),
             probe_timeout: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),

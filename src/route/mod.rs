@@ -74,6 +74,9 @@ pub struct Settings {
     pub own: OwnTerms,
     /// At most so many reads at a time run on the primary for want of a standby; 0: no limit.
     pub primary_read_limit: usize,
+    /// So long a read waits for a standby that has what its session, or another one lately, has written, before it goes to the
+    /// primary; zero: it goes there at once. Where `terms` have a wait of their own that one holds.
+    pub catch_up_wait: Duration,
     /// For so long after a write of any session the others are to see it; zero: never.
     pub recent_writes: Duration,
     /// Functions that are reads or writes whatever the catalogue says.
@@ -87,6 +90,7 @@ impl Default for Settings {
             terms: Terms::default(),
             own: OwnTerms::default(),
             primary_read_limit: 0,
+            catch_up_wait: Duration::from_millis(20),
             recent_writes: Duration::from_secs(1),
             functions: Overrides::default(),
         }

@@ -23,7 +23,7 @@ use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
-use crate::topology::model::{Epoch, NodeId, Readers};
+use crate::topology::model::{Epoch, NodeId, Readers, Snapshot};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate;
 
@@ -57,6 +57,10 @@ enum Waited {
     Outdated,
     /// The client cancelled.
     GivenUp(Box<Report>),
+}
+
+fn is_standby(decision: &route::Decision) -> bool {
+    matches!(decision.destination, Destination::Standby(_))
 }
 
 impl Session {
@@ -320,18 +324,26 @@ impl Session {
                 dice,
             })
         };
-        // What others have just written is to be seen, as long as that costs little and nobody waits for it.
-        let recent = self.shard.shared.settings.routing.recent_writes;
         let is_split = need == Need::Read && self.mode == Mode::Split;
-        let others = (is_split && !recent.is_zero()).then(|| self.group.hidden.last_write());
-        let others = others.flatten().filter(|at| task.now.saturating_duration_since(*at) < recent);
-        let mut decision = decide(others);
-        let is_spared = match decision.reason {
-            Reason::OthersWrites => self.shard.spare.take(task.now),
-            _ => decision.destination != Destination::Hold,
+        let others = match task.others_wrote_at {
+            Some(decided) => decided,
+            None if is_split => self.others_wrote_at(task.now),
+            None => None,
         };
-        if others.is_some() && !is_spared {
-            decision = decide(None);
+        let mut decision = decide(others);
+        if others.is_some() && !is_standby(&decision) {
+            let alone = decide(None);
+            // What others have written is to be seen, as long as that costs little and nobody is held for it.
+            let is_kept_from_it = is_standby(&alone);
+            let is_spared = is_kept_from_it
+                && decision.destination != Destination::Hold
+                && (task.others_wrote_at.is_some() || self.shard.spare.take(task.now));
+            if !is_spared {
+                decision = alone;
+            }
+            if is_kept_from_it {
+                task.others_wrote_at = Some(others.filter(|_| is_spared));
+            }
         }
         let has_primary = self.mode != Mode::Standby;
         let wants_standby = match decision.reason {
@@ -340,16 +352,18 @@ impl Session {
             reason if has_primary => reason.is_want_of_standby() && need == Need::Read,
             _ => decision.destination == Destination::Hold && terms.limits_wait(),
         };
-        if matches!(decision.reason, Reason::OwnWrites | Reason::Monotonic | Reason::OthersWrites) {
+        let is_behind =
+            matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites | Reason::Monotonic);
+        if is_behind {
             (self.shard.shared.want_sample)();
         }
-        if decision.reason != Reason::OwnWrites {
-            self.catch_up.clear();
-        } else if is_split && terms.wait_for_standby.is_zero() {
-            task.catches_up_until = task.catches_up_until.or_else(|| self.catch_up.wait_until(task.now));
-            if let Some(until) = task.catches_up_until.filter(|until| task.now < *until) {
-                return Choice::WaitForStandby(until);
-            }
+        if !is_behind {
+            self.caught_up(task);
+        } else if is_split
+            && terms.wait_for_standby.is_zero()
+            && let Some(until) = self.catches_up_until(task)
+        {
+            return Choice::WaitForStandby(until);
         }
         if wants_standby {
             if !has_primary {
@@ -361,10 +375,12 @@ impl Session {
                 WithoutStandby::Refuse => return Choice::Refuse,
             }
         }
+        self.place(&decision, &snapshot)
+    }
+
+    fn place(&self, decision: &route::Decision, snapshot: &Snapshot) -> Choice {
         let (node, side) = match decision.destination {
-            Destination::Primary(node)
-                if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
-            {
+            Destination::Primary(node) if self.shard.is_paused() || self.shard.is_doubted(node, snapshot) => {
                 return Choice::Hold;
             }
             Destination::Primary(node) => (node, Side::Primary),
@@ -373,6 +389,13 @@ impl Session {
         };
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)
+    }
+
+    /// When another session last wrote, where reads of now are to see that.
+    fn others_wrote_at(&self, now: Instant) -> Option<Instant> {
+        let recent = self.shard.shared.settings.routing.recent_writes;
+        let wrote_at = if recent.is_zero() { None } else { self.group.hidden.last_write() };
+        wrote_at.filter(|at| now.saturating_duration_since(*at) < recent)
     }
 
     fn endpoint(&self, node: NodeId, epoch: Epoch) -> Option<Endpoint> {

@@ -20,7 +20,7 @@ use super::prepared::Names;
 use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
-use super::standby_wait::{CatchUp, ReadOnPrimary};
+use super::standby_wait::ReadOnPrimary;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
@@ -189,7 +189,6 @@ pub struct Session {
     pub(super) names: Names,
     pub(super) transaction: Transaction,
     pub(super) freshness: Freshness,
-    pub(super) catch_up: CatchUp,
     pub(super) pins: Vec<PinReason>,
     /// Channels that are listened to.
     pub(super) channels: Vec<String>,
@@ -267,7 +266,6 @@ impl Session {
             names: Names::default(),
             transaction: Transaction::None,
             freshness: Freshness::default(),
-            catch_up: CatchUp::default(),
             pins: Vec::new(),
             channels: Vec::new(),
             attached: None,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
-use super::standby_wait::ReadOnPrimary;
+use super::standby_wait::{CatchingUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::classify::PinReason;
@@ -60,8 +60,10 @@ pub(super) struct Task<'w> {
     pub(super) excluded: Vec<NodeId>,
     /// Since when it has found no standby that may answer it.
     pub(super) without_standby_since: Option<Instant>,
-    /// Until when it waits for one that has what the session wrote or saw.
-    pub(super) catches_up_until: Option<Instant>,
+    /// Whether it waits for one that has what was written before it.
+    pub(super) catching_up: CatchingUp,
+    /// What others have written that it is to see, once that was decided: their last write, or nothing.
+    pub(super) others_wrote_at: Option<Option<Instant>>,
     /// How long it has waited for one.
     pub(super) waited_for_standby: Duration,
     /// Its place among the reads that may be on the primary for want of a standby.
@@ -86,7 +88,8 @@ impl<'w> Task<'w> {
             now,
             excluded: Vec::new(),
             without_standby_since: None,
-            catches_up_until: None,
+            catching_up: CatchingUp::Not,
+            others_wrote_at: None,
             waited_for_standby: Duration::ZERO,
             on_primary: None,
             tries: 0,

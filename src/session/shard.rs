@@ -16,6 +16,7 @@ use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::spare::Spare;
+use super::standby_wait::CatchUp;
 use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
@@ -132,6 +133,8 @@ pub struct Shard {
     scratch: RefCell<Vec<Vec<u8>>>,
     /// Reads that may go to the primary because of what others wrote.
     pub(super) spare: Spare,
+    /// Whether reads wait for standbys to catch up.
+    pub(super) catch_up: CatchUp,
     /// When the log was last told of a session that is pinned, by reason.
     pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
@@ -172,6 +175,7 @@ impl Shard {
             told: RefCell::default(),
             scratch: RefCell::default(),
             spare: Spare::new(Instant::now()),
+            catch_up: CatchUp::default(),
             pins_told_at: Default::default(),
         })
     }

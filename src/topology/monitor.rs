@@ -193,12 +193,33 @@ impl Monitor {
             snapshots: snapshots_in,
             current: Arc::clone(&current),
             events: Arc::clone(&events),
-            awaited: vec![false; nodes.len()],
+            answers: vec![Answer::Here; nodes.len()],
             round_began: Instant::now(),
             _probes: probes,
         };
         let running = Arc::new(Running(tokio::spawn(coordinator.run())));
         MonitorHandle { snapshots, current, suspicions, demand, events, failovers, _running: running }
+    }
+}
+
+/// A node's answer to the round under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The round is not over without it.
+    Awaited,
+    /// It was not there when the round before this one ended: nobody waits for it any more, or one node that hangs would keep the
+    /// positions of all others from being known.
+    Overdue,
+    /// It is there.
+    Here,
+}
+
+impl Answer {
+    fn in_next_round(self) -> Self {
+        match self {
+            Self::Here => Self::Awaited,
+            Self::Awaited | Self::Overdue => Self::Overdue,
+        }
     }
 }
 
@@ -223,8 +244,8 @@ struct Coordinator {
     snapshots: watch::Sender<Arc<Snapshot>>,
     current: Arc<ArcSwap<Snapshot>>,
     events: Arc<Mutex<VecDeque<Event>>>,
-    /// Who has not answered in this round.
-    awaited: Vec<bool>,
+    /// Whose answers this round still needs.
+    answers: Vec<Answer>,
     round_began: Instant,
     /// Dropped with the coordinator, which ends the nodes' tasks.
     _probes: JoinSet<()>,
@@ -284,7 +305,9 @@ impl Coordinator {
         // What is asked for from now on is for the round behind this one.
         self.demand.wanted.store(false, Ordering::Release);
         self.round_began = Instant::now();
-        self.awaited.fill(true);
+        for answer in &mut self.answers {
+            *answer = answer.in_next_round();
+        }
         self.rounds.send_modify(|round| *round += 1);
         self.chronicle.round();
         self.judge(Input::RoundStarted).await;
@@ -307,9 +330,9 @@ impl Coordinator {
 
     async fn take(&mut self, input: Input) {
         if let Input::Observation { node, .. } | Input::ProbeFailed { node, .. } = &input
-            && let Some(awaited) = self.awaited.get_mut(node.index())
+            && let Some(answer) = self.answers.get_mut(node.index())
         {
-            *awaited = false;
+            *answer = Answer::Here;
         }
         let is_promotion = matches!(input, Input::Promoted { .. });
         self.judge(input).await;
@@ -320,7 +343,7 @@ impl Coordinator {
 
     async fn judge(&mut self, input: Input) {
         let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
-            && !self.awaited.contains(&true);
+            && !self.answers.contains(&Answer::Awaited);
         let now = Instant::now();
         let events = self.reconciler.on(input, now);
         let reconciler = &self.reconciler;
@@ -557,7 +580,7 @@ mod tests {
             snapshots,
             current: Arc::new(ArcSwap::new(first)),
             events: Arc::default(),
-            awaited: Vec::new(),
+            answers: Vec::new(),
             round_began: Instant::now(),
             _probes: JoinSet::new(),
         };

@@ -63,7 +63,7 @@ impl Default for Settings {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
-            sample_interval: Duration::from_millis(10),
+            sample_interval: Duration::from_millis(2),
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
