@@ -1,9 +1,14 @@
 //! R06: what pgsteer says of a standby's staleness, held against the times of this process: it is never less than the truth, and no
-//! more than the truth and the error that it tells.
+//! more than the truth and the error that it tells; over a change of the primary, too (`lag_clock/change.rs`).
 
 // A test ends by a panic, its set-up too.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "the checker of freshness uses the rest of it")]
+#[path = "freshness/book.rs"]
+mod book;
+#[path = "lag_clock/change.rs"]
+mod change;
 mod running;
 
 use std::time::{Duration, Instant};
