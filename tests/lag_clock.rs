@@ -249,3 +249,42 @@ async fn r06_time_in_which_pgsteer_was_stopped_counts() {
         }
     }
 }
+
+/// R06: nor is it known, behind such a stop, that there is still no primary.
+#[tokio::test]
+async fn r06_time_in_which_pgsteer_was_stopped_counts_without_a_primary_too() {
+    let it = Watched::of(Sandbox::builder().auth(Auth::Trust).start().await.unwrap()).await;
+    it.write().await;
+    it.sandbox.wait_caught_up().await.unwrap();
+    for node in [1, 2] {
+        it.wait_fresh(node).await;
+    }
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let client = it.proxy.client().await;
+        // What is asked for the first time brings questions about the database with it.
+        client.simple_query("SELECT i FROM t").await.unwrap();
+        clients.push(client);
+    }
+    it.sandbox.node(0).kill9().await.unwrap();
+    eventually("it is known to be gone", async || it.proxy.topology().await["frozen_for_ms"].is_u64()).await;
+    let process = Pid::from_raw(it.proxy.pid().cast_signed());
+    kill(process, Signal::SIGSTOP).unwrap();
+    it.sandbox.promote_wait(1).await.unwrap();
+    it.sandbox.connect(1).await.unwrap().batch_execute("UPDATE t SET i = i + 1").await.unwrap();
+    let written = Instant::now();
+    // Beyond the budget of a second.
+    tokio::time::sleep_until((written + Duration::from_millis(1_050)).into()).await;
+    let reads = clients.iter().map(|client| client.simple_query("SELECT i::text FROM t"));
+    let (seen, ()) = tokio::join!(futures_util::future::join_all(reads), async {
+        kill(process, Signal::SIGCONT).unwrap();
+    });
+    for messages in seen {
+        let messages = messages.unwrap();
+        let row = messages.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        assert_eq!(row, Some("2"), "a read more than a second after the write");
+    }
+}

@@ -179,9 +179,16 @@ fn p2_while_frozen_reads_go_on() {
     it.snapshot.primary = None;
     it.snapshot.frozen_at = Some(it.start + Duration::from_millis(20));
     it.at(60_000);
+    it.snapshot.vacant_as_of = Some(it.now);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Hold);
     it.terms.max_lag = Duration::from_millis(19);
+    assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
+    // Since all nodes were asked last one of them may have been promoted.
+    it.terms.max_lag = Duration::from_millis(30);
+    it.at(60_010);
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
+    it.at(60_011);
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
 }
 

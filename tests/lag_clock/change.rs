@@ -190,6 +190,8 @@ impl Changing {
         })
         .await;
         self.sandbox().promote_wait(1).await.unwrap();
+        // Who is made a copy of it has its settings.
+        set(&next, "RESET primary_conninfo").await;
         let writer = self.write_on(1).await;
         eventually("the new primary is known", async || self.watched.proxy.topology().await["epoch"] == 2)
             .await;
