@@ -436,7 +436,7 @@ fn a_session_that_has_seen_nothing_is_bound_by_nothing() {
 
 /// R12: what there is of it: load and weights (0, as in `reasons_name_the_bound_that_failed`, takes a node out).
 #[test]
-fn balance_follows_load_and_weights() {
+fn r12_balance_follows_load_and_weights() {
     let mut it = Cluster::healthy();
     it.load[1] = NodeLoad { in_flight: 9, latency_us: 100 };
     it.load[2] = NodeLoad { in_flight: 2, latency_us: 100 };
