@@ -82,6 +82,7 @@ const PURE: &[&str] = &[
     "backend/reset",
     "session/exchange/rules",
     "session/exchange/through",
+    "session/commits",
     "session/unit",
     "session/journal",
     "session/translate",

@@ -70,6 +70,25 @@ pub(super) fn set_config(scan: &Scanner<'_>) -> SessionEffect {
     }
 }
 
+/// Whether `set_config(` may set `synchronous_commit`: by its name, or by one that is put together. That of a parameter stands in
+/// the Bind. The current token is the parenthesis.
+pub(super) fn may_set_commit(scan: &Scanner<'_>) -> bool {
+    let mut lexer = scan.ahead();
+    let name = lexer.next();
+    if name.kind == Kind::Parameter {
+        return false;
+    }
+    if name.kind != Kind::Text || !matches!(lexer.next().kind, Kind::Comma | Kind::Cast) {
+        return true;
+    }
+    let text = lexer.text(name);
+    let content = text.strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'"));
+    content.is_none_or(|content| {
+        content.eq_ignore_ascii_case(b"synchronous_commit")
+            || content.iter().any(|byte| matches!(byte, b'\\' | b'\''))
+    })
+}
+
 /// What a function leaves behind in its session.
 pub(super) fn pin_of(function: &Folded<'_>) -> Option<PinReason> {
     if function.is_one_of(&["nextval", "setval", "currval", "lastval"]) {
