@@ -363,7 +363,7 @@ impl Session {
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
-        if !self.pins.is_empty() {
+        if !self.transaction.is_on_server() || !self.pins.is_empty() {
             // Who stays for other reasons does not take a place from reads.
             attached._on_primary = None;
         }
