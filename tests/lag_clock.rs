@@ -118,6 +118,16 @@ async fn set(client: &Client, setting: &str) {
     client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
 
+/// The standby gets no WAL any more. (Not while its replay is paused.)
+async fn cut_off(standby: &Client) {
+    set(standby, "SET primary_conninfo = ''").await;
+    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
+    eventually("it gets no WAL", async || {
+        standby.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+}
+
 /// R06: an idle primary, replay that is paused, replay that is delayed, a standby that gets no WAL and has replayed all of it.
 #[tokio::test]
 async fn r06_staleness_is_right_in_every_way_to_lag() {
@@ -149,12 +159,7 @@ async fn r06_staleness_is_right_in_every_way_to_lag() {
     set(&standby, "RESET recovery_min_apply_delay").await;
     it.wait_fresh(1).await;
 
-    set(&standby, "SET primary_conninfo = ''").await;
-    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
-    eventually("it gets no WAL", async || {
-        standby.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
-    })
-    .await;
+    cut_off(&standby).await;
     let written = it.write().await;
     it.wait_stale(1, written).await;
     let caught_up = "SELECT pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()";
@@ -188,12 +193,7 @@ async fn r06_a_cascading_standby_is_measured_against_the_primary() {
     it.wait_fresh(2).await;
 
     // What keeps node 1 from its primary keeps node 2 from it as well.
-    set(&upstream, "SET primary_conninfo = ''").await;
-    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
-    eventually("node 1 gets no WAL", async || {
-        upstream.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
-    })
-    .await;
+    cut_off(&upstream).await;
     let written = it.write().await;
     it.wait_stale(2, written).await;
     set(&upstream, "RESET primary_conninfo").await;

@@ -9,9 +9,10 @@ mod running;
 
 use std::time::Duration;
 
-use pgsteer::sandbox::{Auth, Sandbox};
+use pgsteer::sandbox::Sandbox;
 use running::{
-    RawClient, Running, bind, eventually, execute, flush, in_time, no_errors, parse, sync, values,
+    RawClient, Running, bind, eventually, execute, flush, in_time, no_errors, parse, slow_to_flush, sync,
+    values,
 };
 
 /// What tells where it ran.
@@ -31,13 +32,7 @@ struct Setup {
 
 impl Setup {
     async fn start(hasty: Hasty) -> Self {
-        let sandbox = Sandbox::builder()
-            .standbys(1)
-            .setting("wal_writer_delay", "10s")
-            .auth(Auth::Trust)
-            .start()
-            .await
-            .unwrap();
+        let sandbox = slow_to_flush().await;
         let admin = sandbox.connect(0).await.unwrap();
         admin.batch_execute("CREATE TABLE t (n int); CREATE TABLE other (n int)").await.unwrap();
         if hasty == Hasty::ARole {

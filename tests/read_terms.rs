@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, describe, errors, eventually, execute, frame, in_time, no_errors,
-    parse, promote, query, startup, status, values,
+    parse, promote, query, slow_to_flush, startup, status, values,
 };
 use tokio::net::TcpStream;
 
@@ -383,13 +383,7 @@ async fn r01_a_token_carries_what_was_written_to_other_sessions_and_processes() 
 /// R01: a token covers what is not flushed yet, too, whoever wrote it.
 #[tokio::test]
 async fn r01_a_token_covers_asynchronous_commits() {
-    let sandbox = Sandbox::builder()
-        .standbys(1)
-        .setting("wal_writer_delay", "10s")
-        .auth(Auth::Trust)
-        .start()
-        .await
-        .unwrap();
+    let sandbox = slow_to_flush().await;
     sandbox.connect(0).await.unwrap().batch_execute("CREATE TABLE t (n int)").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     let here = start(&sandbox, &["--max-lag", "1h"], &[]).await;

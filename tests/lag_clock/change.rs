@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use super::book::{Book, Commit, TOLD_WITHIN};
 use super::running::eventually;
-use super::{LAG, Watched, set};
+use super::{LAG, Watched, cut_off, set};
 
 const KEY: i32 = 1;
 /// Budgets that are asked for, milliseconds.
@@ -157,28 +157,17 @@ impl Changing {
             .await;
     }
 
-    /// The node gets no WAL any more.
-    async fn cut_off(&self, node: usize) {
-        let client = self.sandbox().connect(node).await.unwrap();
-        set(&client, "SET primary_conninfo = ''").await;
-        let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
-        eventually("it gets no WAL", async || {
-            client.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
-        })
-        .await;
-    }
-
     /// The primary dies with a write that one standby has and the next primary lacks. Gives when that one was known to all.
     async fn change_primary(&self, writer: Writer) -> (Writer, Instant) {
         writer.stop().await;
         let last = value(&self.watched.direct).await;
         let next = self.sandbox().connect(1).await.unwrap();
         eventually("the next primary has all", async || value(&next).await == last).await;
-        self.cut_off(1).await;
+        cut_off(&next).await;
         self.watched.direct.batch_execute("UPDATE t SET lost = true").await.unwrap();
-        let cut_off = self.sandbox().connect(STANDBYS).await.unwrap();
+        let ahead = self.sandbox().connect(STANDBYS).await.unwrap();
         eventually("one standby has what will be lost", async || {
-            cut_off.query_one("SELECT lost FROM t", &[]).await.unwrap().get(0)
+            ahead.query_one("SELECT lost FROM t", &[]).await.unwrap().get(0)
         })
         .await;
 
@@ -217,15 +206,15 @@ async fn r06_staleness_is_right_over_a_change_of_primary() {
     let it = Changing::start().await;
     let sandbox = it.sandbox();
     let writer = it.write_on(0).await;
-    it.cut_off(2).await;
+    cut_off(&sandbox.connect(2).await.unwrap()).await;
     it.wait_told("node 2 lags", 2, |staleness| staleness > LAG).await;
     it.wait_told("node 3 does not", 3, |staleness| staleness < LAG).await;
     let (writer, known) = it.change_primary(writer).await;
 
     // By its position alone, node 3 would soon have all that the new primary has.
-    let (primary, cut_off) = (sandbox.connect(1).await.unwrap(), sandbox.connect(3).await.unwrap());
+    let (primary, ahead) = (sandbox.connect(1).await.unwrap(), sandbox.connect(3).await.unwrap());
     let replayed: String =
-        cut_off.query_one("SELECT pg_last_wal_replay_lsn()::text", &[]).await.unwrap().get(0);
+        ahead.query_one("SELECT pg_last_wal_replay_lsn()::text", &[]).await.unwrap().get(0);
     let is_beyond = format!("SELECT pg_current_wal_flush_lsn() > '{replayed}'::pg_lsn + 100000");
     eventually("the new primary is beyond it", async || {
         assert_eq!(it.watched.told(3).await.map(|told| told.staleness), None, "it is of another history");
