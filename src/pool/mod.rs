@@ -4,6 +4,7 @@
 //! is dropped closes its connection. Idle ones are reused last-in first-out; waiters are served first come, first served.
 //! Must not know: sessions, routing, SQL.
 
+mod ahead;
 mod group;
 mod handover;
 mod hidden;

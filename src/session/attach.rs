@@ -259,7 +259,13 @@ impl Session {
     pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
             match Hold::enter(&self.shard, task.bytes, task.now, (self.mode, self.statement_limit)) {
-                Ok(entered) => *hold = Some(entered),
+                Ok(entered) => {
+                    *hold = Some(entered);
+                    if self.mode != Mode::Standby {
+                        let snapshot = self.shard.snapshot();
+                        self.shard.pools.open_ahead(&self.group, &snapshot, task.now);
+                    }
+                }
                 Err(report) => return self.refuse(task, &report).await,
             }
         }

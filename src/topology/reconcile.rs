@@ -115,6 +115,8 @@ pub struct Reconciler {
     unattested_since: Option<Instant>,
     /// Since when rapid rounds run without a break.
     rapid_since: Option<Instant>,
+    /// In which epoch a standby has last told of its promotion, and when.
+    promotion_told: Option<(Epoch, Instant)>,
     first_input_at: Option<Instant>,
     looked_at_all: bool,
     newer_timeline_seen: Timeline,
@@ -150,6 +152,7 @@ impl Reconciler {
             late_since: None,
             unattested_since: None,
             rapid_since: None,
+            promotion_told: None,
             first_input_at: None,
             looked_at_all: false,
             newer_timeline_seen: Timeline(0),
