@@ -554,6 +554,13 @@ fn a_gone_primary_freezes_staleness_and_a_hidden_node_forbids_it() {
         it.standby(C, 1, 1000);
     }
     assert_eq!(it.staleness_ms(B), Some(40));
+    // C is late, and may have been promoted since it was asked.
+    it.ms += 70;
+    it.fails(A, ProbeFailure::Refused);
+    it.standby(B, 1, 1000);
+    assert_eq!(it.staleness_ms(B), Some(110));
+    it.standby(C, 1, 1000);
+    assert_eq!(it.staleness_ms(B), Some(40));
     // C falls silent: it may have been promoted out of our sight.
     for _ in 0..11 {
         it.ms += 100;
@@ -562,7 +569,7 @@ fn a_gone_primary_freezes_staleness_and_a_hidden_node_forbids_it() {
         it.fails(C, ProbeFailure::TimedOut);
     }
     assert_eq!(it.snapshot().frozen_at, None);
-    assert_eq!(it.staleness_ms(B), Some(11_140));
+    assert_eq!(it.staleness_ms(B), Some(11_210));
 }
 
 #[test]

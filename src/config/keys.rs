@@ -260,10 +260,13 @@ pub(super) const KEYS: [Key; 72] = [
     flagged(
         "routing.max_lag",
         "--max-lag",
-        Kind::Duration { zero: true, field: |c| &mut c.routing.terms.max_lag },
+        custom(units::TERM, |draft, given| term(&mut draft.config.routing.terms.max_lag, given)),
     ),
     key("routing.max_lag_bytes", custom(overrides::LAG_BYTES, max_lag_bytes)),
-    key("routing.wait_for_standby", or_none(|c| &mut c.routing.terms.wait_for_standby)),
+    key(
+        "routing.wait_for_standby",
+        custom(units::TERM, |draft, given| term(&mut draft.config.routing.terms.wait_for_standby, given)),
+    ),
     key("routing.no_standby", custom("\"primary\" or \"error\"", no_standby)),
     key("routing.primary_read_limit", custom("a whole number; 0 for no limit", primary_read_limit)),
     key("routing.catch_up_wait", or_none(|c| &mut c.routing.catch_up_wait)),
@@ -411,6 +414,11 @@ fn consistency(draft: &mut Draft, given: &Given) -> Option<()> {
 
 fn no_standby(draft: &mut Draft, given: &Given) -> Option<()> {
     draft.config.routing.terms.no_standby = NoStandby::parse(given.text()?)?;
+    Some(())
+}
+
+fn term(field: &mut Duration, given: &Given) -> Option<()> {
+    *field = units::term(given.text()?)?;
     Some(())
 }
 

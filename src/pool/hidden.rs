@@ -41,29 +41,18 @@ pub struct Found {
 impl Found {
     /// In the order of the fields.
     pub fn from_bits(bits: [bool; 8]) -> Self {
-        let [
-            changes,
-            reads_change,
-            reads_keep,
-            asks,
-            asks_for_session,
-            reads_ask,
-            unnamed,
-            commits_asynchronously,
-        ] = bits;
-        Self {
-            changes,
-            reads_change,
-            reads_keep,
-            asks,
-            asks_for_session,
-            reads_ask,
-            unnamed,
-            commits_asynchronously,
+        let mut found = Self::default();
+        for (field, bit) in found.fields().into_iter().zip(bits) {
+            *field = bit;
         }
+        found
     }
 
-    fn bits(self) -> [bool; 8] {
+    fn bits(mut self) -> [bool; 8] {
+        self.fields().map(|field| *field)
+    }
+
+    fn fields(&mut self) -> [&mut bool; 8] {
         let Self {
             changes,
             reads_change,

@@ -179,9 +179,16 @@ fn p2_while_frozen_reads_go_on() {
     it.snapshot.primary = None;
     it.snapshot.frozen_at = Some(it.start + Duration::from_millis(20));
     it.at(60_000);
+    it.snapshot.vacant_as_of = Some(it.now);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Hold);
     it.terms.max_lag = Duration::from_millis(19);
+    assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
+    // Since all nodes were asked last one of them may have been promoted.
+    it.terms.max_lag = Duration::from_millis(30);
+    it.at(60_010);
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
+    it.at(60_011);
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
 }
 
@@ -429,7 +436,7 @@ fn a_session_that_has_seen_nothing_is_bound_by_nothing() {
 
 /// R12: what there is of it: load and weights (0, as in `reasons_name_the_bound_that_failed`, takes a node out).
 #[test]
-fn balance_follows_load_and_weights() {
+fn r12_balance_follows_load_and_weights() {
     let mut it = Cluster::healthy();
     it.load[1] = NodeLoad { in_flight: 9, latency_us: 100 };
     it.load[2] = NodeLoad { in_flight: 2, latency_us: 100 };

@@ -160,11 +160,10 @@ impl Session {
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
         self.shard.buffers.give_answer(answer);
-        self.sets_commit |= task.needs.sets_commit;
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.transaction = Transaction::from_status(status);
-        self.sets_commit &= self.transaction.is_on_server();
+        self.own_commits.note(&task.needs, self.transaction.is_on_server());
         if !self.altered_databases.is_empty() {
             self.settle_databases();
         }
@@ -269,6 +268,7 @@ impl Session {
         }
         self.note_state(task, &mut attached);
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
+        self.own_commits.note(&task.needs, true);
         let Needs { commits, rolls_back, repeatable, .. } = task.needs;
         attached.batch = Some(Box::new(Batch {
             answer,
@@ -356,30 +356,14 @@ impl Session {
 
     /// How what the primary has just answered is committed, as far as it is known.
     fn commits(&self, needs: &Needs, now: Instant) -> Commits {
-        let found = self.group.hidden.known();
-        let is_by_default = match self.asynchronous_commit {
-            Some(asynchronous) => Some(asynchronous),
-            None => self.group.hidden.primary_commits_asynchronously(self.shard.snapshot.borrow().epoch),
-        };
-        let is_known = needs.sets_commit
-            || self.sets_commit
-            || self.group.hidden.has_altered_commits()
-            || is_by_default == Some(true)
-            || found.is_some_and(|found| found.commits_asynchronously);
-        if is_known && !needs.repeatable {
-            self.group.hidden.note_asynchronous_commit(now);
-        }
-        if is_known || is_by_default.is_none() || found.is_none() {
-            Commits::Asynchronous
-        } else {
-            Commits::Synchronous
-        }
+        let epoch = self.shard.snapshot.borrow().epoch;
+        self.own_commits.of_answer(needs, &self.group.hidden, epoch, now)
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
-        if !self.pins.is_empty() {
+        if !self.transaction.is_on_server() || !self.pins.is_empty() {
             // Who stays for other reasons does not take a place from reads.
             attached._on_primary = None;
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::commits::OwnCommits;
 use super::control::Control;
 use super::inspect::Inspect;
 use super::journal::Journal;
@@ -155,8 +156,8 @@ pub struct Session {
     pub(super) read_only: bool,
     /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
     pub(super) serializable: bool,
-    /// Whether `synchronous_commit` is off, where the session has set it.
-    pub(super) asynchronous_commit: Option<bool>,
+    /// How its transactions are committed.
+    pub(super) own_commits: OwnCommits,
     /// `idle_session_timeout`, for while no server is held that would look at it.
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
@@ -204,8 +205,6 @@ pub struct Session {
     pub(super) asked_at: Option<Instant>,
     /// As whom its settings could be made the last time.
     pub(super) settings_order: Order,
-    /// This transaction may be committed asynchronously by what it has set itself.
-    pub(super) sets_commit: bool,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
     /// Databases that were altered in this transaction.
@@ -251,7 +250,7 @@ impl Session {
             set_by_text: None,
             read_only: identity.read_only,
             serializable: false,
-            asynchronous_commit: None,
+            own_commits: OwnCommits::default(),
             idle_limit: None,
             statement_limit: None,
             idle_in_transaction_limit: None,
@@ -276,7 +275,6 @@ impl Session {
             asked_at: None,
             settings_order: Order::default(),
             may_have_savepoints: false,
-            sets_commit: false,
             definition: None,
             altered_databases: Vec::new(),
             altered_roles: None,

@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use super::commits;
 use super::driver::Session;
 use super::setting_names::{Mentioned, Place};
 use super::settings::{self, Touched};
@@ -85,11 +86,7 @@ impl Session {
             text.windows(COMMIT_SETTING.len()).any(|part| part.eq_ignore_ascii_case(COMMIT_SETTING))
         };
         // The values of a Bind are in the unit itself. What is put together at run time may be anything.
-        let may_put_together = |text: &[u8]| {
-            let has = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
-            has(b"execute") && has(b"set")
-        };
-        mentions(unit) || self.texts(unit).any(|text| mentions(text) || may_put_together(text))
+        mentions(unit) || self.texts(unit).any(|text| mentions(text) || commits::puts_names_together(text))
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.

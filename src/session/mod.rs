@@ -7,6 +7,7 @@
 mod aftermath;
 mod attach;
 mod attempt;
+mod commits;
 pub mod control;
 pub mod driver;
 mod effects;

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
+use super::own_settings::OwnSettingError;
 use super::standby_wait::{CatchingUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
-use crate::classify::PinReason;
+use crate::classify::{self, Hint, PinReason};
 use crate::relay::buffer::Window;
 use crate::route::{Mode, Need};
 use crate::topology::model::NodeId;
+use crate::wire::frame;
 use crate::wire::reply::Report;
 
 /// A unit whose servers are lost one after the other before anything is sent is given up after so many.
@@ -162,9 +164,18 @@ impl Session {
         if matches!(kind, b'Q' | b'P') {
             self.note_code(window.filled().get(..here).unwrap_or_default());
         }
-        let needs = Needs { pin: (kind == b'P').then_some(PinReason::LargeStatement), ..Needs::unknown() };
+        let hint = leading_hint(kind, window.filled().get(..here).unwrap_or_default());
+        let pin = (kind == b'P').then_some(PinReason::LargeStatement);
+        let needs = Needs { pin, terms: hint.terms, ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
-        self.run_task(Task::new(window, kind, frame_bytes, needs, Instant::now())).await
+        let mut task = Task::new(window, kind, frame_bytes, needs, Instant::now());
+        // In a transaction nothing but the server could fail it.
+        if hint.amiss && !self.transaction.is_on_server() && !self.is_in_batch() {
+            let error = OwnSettingError::Hint;
+            let report = Report::error(error.code(), error.to_string()).hint(error.hint());
+            return self.refuse(&mut task, &report).await.map(|_| ());
+        }
+        self.run_task(task).await
     }
 
     /// A frame larger than its buffer in a transaction whose server was lost: none of it may run anywhere.
@@ -271,5 +282,16 @@ impl Session {
             Kind::Flushed | Kind::Partial => self.skip_to_sync = true,
         }
         self.send_client(&out).await
+    }
+}
+
+/// What the leading comment of a frame's text asks for, of which the beginning is here.
+fn leading_hint(kind: u8, frame: &[u8]) -> Hint {
+    let body = frame.get(frame::HEADER_BYTES..).unwrap_or_default();
+    match kind {
+        b'Q' => classify::leading_hint(body),
+        // Behind the name.
+        b'P' => classify::leading_hint(body.splitn(2, |byte| *byte == 0).nth(1).unwrap_or_default()),
+        _ => Hint::default(),
     }
 }

@@ -236,6 +236,9 @@ pub struct Snapshot {
     /// Since when there has been no primary: no commit can be acknowledged, so the staleness of standbys is frozen.
     /// `None` while there is one, and also when the primary is merely out of reach and may live.
     pub frozen_at: Option<Instant>,
+    /// Up to when there was none, as far as all nodes have said: since then one of them may have become the primary, so that staleness
+    /// grows from there.
+    pub vacant_as_of: Option<Instant>,
     /// The last word of a primary that is out of reach and may live: it may go on acknowledging commits of others. `None` while there
     /// is a primary, and when there is provably none.
     pub unreachable_since: Option<Instant>,
@@ -260,6 +263,7 @@ impl Snapshot {
             primary: None,
             suspected: false,
             frozen_at: None,
+            vacant_as_of: None,
             unreachable_since: None,
             on_unreachable: OnUnreachable::Hold,
             nodes,
@@ -304,6 +308,10 @@ impl Snapshot {
             OnUnreachable::Hold => None,
             OnUnreachable::StaleReads => self.unreachable_since,
         };
-        self.frozen_at.or(last_word).unwrap_or(now)
+        let frozen = self.frozen_at.map(|since| {
+            let known = self.vacant_as_of.map_or(since, |vacant| vacant.max(since));
+            since + now.saturating_duration_since(known)
+        });
+        frozen.or(last_word).unwrap_or(now)
     }
 }

@@ -104,6 +104,7 @@ pub struct Reconciler {
     /// Why there is no primary.
     vacancy: &'static str,
     frozen_at: Option<Instant>,
+    vacant_as_of: Option<Instant>,
     unreachable_since: Option<Instant>,
     suspicion: Option<Suspicion>,
     /// Somebody said that the primary changes, and nothing has come of it yet.
@@ -144,6 +145,7 @@ impl Reconciler {
             primary: None,
             vacancy: "no node has been probed yet",
             frozen_at: None,
+            vacant_as_of: None,
             unreachable_since: None,
             suspicion: None,
             hint: None,
@@ -500,6 +502,8 @@ impl Reconciler {
             Some(since) if self.primary.is_none() && nobody_else => Some(self.frozen_at.unwrap_or(since)),
             _ => None,
         };
+        let asked = self.nodes.iter().map(|node| node.asked_at).min().flatten();
+        self.vacant_as_of = asked.filter(|_| self.frozen_at.is_some());
         // It says nothing, and nothing proves that it is gone.
         let silent = self.reign.and_then(|reign| self.nodes.get(reign.node.index()));
         self.unreachable_since = silent
@@ -532,6 +536,7 @@ impl Reconciler {
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),
             frozen_at: self.frozen_at,
+            vacant_as_of: self.vacant_as_of,
             unreachable_since: self.unreachable_since,
             on_unreachable: self.settings.on_unreachable,
             nodes: views,

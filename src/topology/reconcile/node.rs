@@ -41,6 +41,8 @@ pub(super) struct NodeState {
     pub(super) weight: u32,
     /// When it last answered or failed to.
     pub(super) heard_at: Option<Instant>,
+    /// When it was asked for that.
+    pub(super) asked_at: Option<Instant>,
     /// Kept after it expired: positions stay readable.
     pub(super) answer: Option<Answer>,
     /// The last failure, unless an answer came after it.
@@ -73,6 +75,7 @@ impl NodeState {
             address: node.address,
             weight: node.weight,
             heard_at: None,
+            asked_at: None,
             answer: None,
             failure: None,
             powerless_since: None,
@@ -108,7 +111,7 @@ impl NodeState {
             Standing::OutOfRecovery { .. } => self.powerless_since = None,
         }
         self.stall.observed(&result, answered_at);
-        self.heard_at = Some(answered_at);
+        (self.heard_at, self.asked_at) = (Some(answered_at), Some(sent_at));
         self.failure = None;
         self.answer = Some(Answer { sent_at, answered_at, result, withdrawn: false });
         true
@@ -131,7 +134,7 @@ impl NodeState {
             // It was gone; now it is merely silent, and may have come back out of our sight.
             self.powerless_since = None;
         }
-        self.heard_at = Some(at);
+        (self.heard_at, self.asked_at) = (Some(at), Some(sent_at));
         self.failure = Some(why);
         true
     }
