@@ -31,6 +31,9 @@ use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
+/// Why a read is not run again, where nothing else bars it.
+const NOT_AGAIN: &str = "its server was given up";
+
 impl Session {
     /// Draws the consequences of an exchange.
     pub(super) async fn after(
@@ -81,6 +84,9 @@ impl Session {
                         self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
                     }
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
+                    // That it can do so says that it is well.
+                    Parting::Conflict if attached.side == Side::Standby => {}
+                    Parting::Conflict => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
                 }
                 let (node, side, owed) = (attached.node, attached.side, attached.inspect);
@@ -381,7 +387,7 @@ impl Session {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
         if !self.pins.is_empty() {
             // Who stays for other reasons does not take a place from reads.
-            attached._on_primary = None;
+            (attached._on_primary, attached._place) = (None, None);
         }
         let is_fit = attached.side == Side::Primary && !attached.spoiled;
         if stays || (is_fit && self.is_to_be_signalled(now)) {
@@ -513,6 +519,12 @@ impl Session {
         if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
+        }
+        if begins && whole && ends && repeatable && !sent.delivered && task.interrupted.conflict.is_some() {
+            // It has ended its session there, not the client's.
+            journal.undo(&mut self.names);
+            let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
+            return self.pass_on_conflict(task, why).await.map(|_| Tried::Over);
         }
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
             self.transaction = transaction;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::conflict::{self, RetryOutcome};
 use super::driver::{Attached, End, Flow, Session};
 use super::hold::Hold;
 use super::inspect::Inspect;
@@ -37,6 +38,8 @@ enum Choice {
     WaitForStandby(Instant),
     /// No standby may, and the primary is not to.
     Refuse,
+    /// Standbys have cancelled it, and the primary has no place for it.
+    PassOn,
 }
 
 /// What became of a lease that was got.
@@ -94,6 +97,7 @@ impl Session {
                     Accepted::Taken => {
                         if let Some(attached) = self.attached.as_mut() {
                             attached._on_primary = task.on_primary.take();
+                            attached._place = task.interrupted.place.take();
                         }
                         return Ok(self.released(hold.as_ref()));
                     }
@@ -162,6 +166,14 @@ impl Session {
                 Choice::Node(node, side, epoch) => return Ok(Some((node, side, epoch))),
                 Choice::Hold => self.hold(hold, task).await?,
                 Choice::WaitForStandby(until) => self.wait_for_standby(task, until).await?,
+                Choice::PassOn => {
+                    self.note_retried(task, Some(RetryOutcome::NoPlace));
+                    task.interrupted.times = 0;
+                    self.pass_on_conflict(task, conflict::NO_PLACE).await?
+                }
+                Choice::Refuse if task.interrupted.conflict.is_some() => {
+                    self.pass_on_conflict(task, conflict::NO_STANDBY).await?
+                }
                 Choice::Refuse => {
                     let report = outcome::no_standby_within_bounds(task.waited_for_standby);
                     self.refuse(task, &report).await?
@@ -295,10 +307,11 @@ impl Session {
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
-        let excluded = task.excluded.as_slice();
         let mut terms = self.terms(&task.needs);
         terms.target = terms.target.filter(|_| !self.is_for_standbys());
         terms.consistency = self.consistency_at_endpoint(terms.consistency);
+        let prefer = self.preference(task, need, &terms, &snapshot);
+        let excluded = task.excluded.as_slice();
         let load = self.shard.load.borrow();
         let dice = fastrand::u64(..);
         let decide = |others_wrote_at| {
@@ -308,6 +321,7 @@ impl Session {
                 others_wrote_at,
                 freshness: &self.freshness,
                 excluded,
+                prefer,
                 load: &load,
                 snapshot: &snapshot,
                 now: task.now,
@@ -365,6 +379,13 @@ impl Session {
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };
+        let is_moved = side == Side::Primary && need == Need::Read && task.interrupted.conflict.is_some();
+        if is_moved && !self.has_place(task, Some(node)) {
+            return Choice::PassOn;
+        }
+        if side == Side::Standby {
+            task.interrupted.place = None;
+        }
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)
     }
@@ -432,6 +453,7 @@ impl Session {
             may_unpin: false,
             unlisted: false,
             _on_primary: None,
+            _place: None,
         });
         Accepted::Taken
     }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::driver::{Attached, Flow, Session};
 use super::effects::restoring;
-use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
+use super::exchange::{Ended, Exchange, Goal, Interruption, Parting, Rules, Standby, Through};
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
@@ -201,6 +201,9 @@ impl Session {
         };
         let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
         self.shard.give_scratch(part.out);
+        if part.own_error.is_some() {
+            task.interrupted.conflict = part.own_error.take();
+        }
         self.after(task, attached, (part.answer, part.journal), ended, sent).await
     }
 
@@ -311,6 +314,7 @@ impl Session {
             exchange.on_begun = Some(&begun);
         }
         let ended = exchange.run().await;
+        let interruption = Interruption::of(&ended, exchange.ended_by.or(exchange.failed));
         self.control.begin_pending.set(false);
         let mut sent = Sent::of(&exchange, part.fresh);
         sent.failed |= part.failed;
@@ -321,6 +325,8 @@ impl Session {
         drop(link);
         task.now = Instant::now();
         self.shard.end_load(node, began, task.now);
+        let ran = task.now.saturating_duration_since(began);
+        self.note_interruption(task, (node, side, ran), &ended, interruption, sent.failed);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
         if let Some(news) = news
             && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))
@@ -364,10 +370,15 @@ impl Session {
     }
 
     /// Why a unit that a standby cancels, or is lost with it, would not be run again even if nothing of its answer had been passed on.
-    fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
+    pub(super) fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
         if task.tries >= self.shard.shared.settings.retry_attempts {
-            Some("retry.attempts are used up")
+            Some(match task.interrupted.without_place {
+                false => "retry.attempts are used up",
+                true => {
+                    "retry.attempts are used up, and the primary had no place for it (retry.primary_budget)"
+                }
+            })
         } else if !self.begins_transaction() {
             Some("the answers to earlier statements of its transaction had been passed on")
         } else if !self.pins.is_empty() {

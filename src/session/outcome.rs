@@ -39,16 +39,6 @@ pub fn read_interrupted(loss: &Loss) -> Report {
     .hint(loss.hint)
 }
 
-/// A read that standbys cancelled as often as it is run again, in a pause.
-pub fn conflicts_in_pause() -> Report {
-    Report::error(
-        state::SERIALIZATION_FAILURE,
-        "pgsteer: standbys cancelled the read (conflicts with recovery), and nothing begins on the primary now",
-    )
-    .detail("pgsteer is paused. The statement only read.")
-    .hint("Run it again.")
-}
-
 /// Why a server connection to a standby was given up.
 pub const LEFT_FOR_REPLAY: &str =
     "Replay on the standby stood still while the primary was doubted, so pgsteer ended what ran there";

@@ -500,6 +500,18 @@ impl Shard {
         }
     }
 
+    /// A standby has cancelled a statement.
+    pub fn note_conflict(&self, node: NodeId) {
+        if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
+            load.recent_conflicts = load.recent_conflicts.saturating_add(1);
+        }
+    }
+
+    /// What was cancelled counts for half of what it did. To be called regularly.
+    pub fn age_conflicts(&self) {
+        self.load.borrow_mut().iter_mut().for_each(|load| load.recent_conflicts /= 2);
+    }
+
     /// Its answer is complete, or will never be.
     pub fn end_load(&self, node: NodeId, began: Instant, now: Instant) {
         if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {

@@ -7,11 +7,13 @@
 //! is only given complete frames. Must not know: routing, names, pools.
 
 mod backlog;
+mod interruption;
 mod pass;
 mod rules;
 mod said;
 mod through;
 
+pub use interruption::Interruption;
 pub use pass::{Standby, Unsent};
 pub use rules::{Ended, Goal, Leaving, Parting, Rules};
 pub use through::Through;
@@ -107,7 +109,9 @@ pub struct Exchange<'a> {
     is_full: bool,
     /// The client is given up, and the end of a message that it has begun to read is waited for until then.
     last_frame: Option<Instant>,
-    /// The error of pgsteer's own question, whole.
+    /// The error by which the server ended the connection.
+    pub ended_by: Option<SqlState>,
+    /// The error of pgsteer's own question, or the conflict by which a standby has cancelled the unit, whole.
     pub own_error: Option<Vec<u8>>,
     client_ended: bool,
     /// COPY data was passed through.
@@ -173,6 +177,7 @@ impl<'a> Exchange<'a> {
             share: None,
             is_full: false,
             last_frame: None,
+            ended_by: None,
             own_error: None,
             client_ended: false,
             copied: false,
@@ -337,6 +342,7 @@ impl<'a> Exchange<'a> {
             match event {
                 Event::NeedMore => break,
                 Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
+                    self.ended_by = Some(fields.code);
                     self.answer.accept();
                     self.flush().await?;
                     return Err(Ended::Dismissed);

@@ -47,6 +47,8 @@ pub enum Parting {
     Unexplained,
     /// It shuts down or crashed (57P01 and kin).
     Announced,
+    /// It is a standby, and has ended the session for the sake of its replay.
+    Conflict,
     /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
     Before,
 }
@@ -153,6 +155,7 @@ impl Parting {
             sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
                 Self::Announced
             }
+            code if sqlstate::is_recovery_conflict(code) => Self::Conflict,
             sqlstate::IDLE_SESSION_TIMEOUT if untouched => Self::Before,
             _ => Self::Unexplained,
         }
