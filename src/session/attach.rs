@@ -379,12 +379,8 @@ impl Session {
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };
-        let is_moved = side == Side::Primary && need == Need::Read && task.interrupted.conflict.is_some();
-        if is_moved && !self.has_place(task, Some(node)) {
+        if !self.may_run_at(task, (node, side), need) {
             return Choice::PassOn;
-        }
-        if side == Side::Standby {
-            task.interrupted.place = None;
         }
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::driver::{Attached, Flow, Session};
 use super::effects::restoring;
-use super::exchange::{Ended, Exchange, Goal, Interruption, Parting, Rules, Standby, Through};
+use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
@@ -23,6 +23,7 @@ use crate::classify::{Dialect, TransactionEffect};
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::{extended, frame, reply};
 
 /// What the client has of an answer that ReadyForQuery is missing from.
@@ -58,6 +59,8 @@ pub(super) struct Sent {
     pub(super) fresh: bool,
     /// An error was passed on.
     pub(super) failed: bool,
+    /// The first error that was passed on, or that by which the server has ended the connection.
+    pub(super) code: Option<SqlState>,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
     /// See `Exchange::forgetful`.
@@ -128,6 +131,7 @@ impl Sent {
             beyond: task.beyond,
             fresh: true,
             failed: false,
+            code: None,
             server_ended: false,
             forgetful: false,
             copies_ended: 0,
@@ -152,6 +156,7 @@ impl Sent {
             beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
             fresh,
             failed: exchange.failed.is_some(),
+            code: exchange.ended_by.or(exchange.failed),
             server_ended: exchange.server_ended,
             forgetful: exchange.forgetful,
             copies_ended: exchange.copies_ended,
@@ -199,7 +204,9 @@ impl Session {
             Kind::Partial if part.out.is_empty() => Goal::Drained,
             Kind::Partial => Goal::Sent,
         };
+        let began = task.now;
         let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
+        self.note_interruption(task, &attached, began, (&ended, &sent));
         self.shard.give_scratch(part.out);
         if part.own_error.is_some() {
             task.interrupted.conflict = part.own_error.take();
@@ -314,7 +321,6 @@ impl Session {
             exchange.on_begun = Some(&begun);
         }
         let ended = exchange.run().await;
-        let interruption = Interruption::of(&ended, exchange.ended_by.or(exchange.failed));
         self.control.begin_pending.set(false);
         let mut sent = Sent::of(&exchange, part.fresh);
         sent.failed |= part.failed;
@@ -325,8 +331,6 @@ impl Session {
         drop(link);
         task.now = Instant::now();
         self.shard.end_load(node, began, task.now);
-        let ran = task.now.saturating_duration_since(began);
-        self.note_interruption(task, (node, side, ran), &ended, interruption, sent.failed);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
         if let Some(news) = news
             && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))

@@ -4,9 +4,10 @@
 //! Invariant: what standbys cancel gets no more of the primary than `retry.primary_budget`; a conflict that is passed on is PostgreSQL's
 //! own error with a hint. Must not know: how an exchange goes, how nodes are judged.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::driver::{Flow, Session};
+use super::attempt::Sent;
+use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Interruption};
 use super::run::Task;
 use super::transaction::Transaction;
@@ -69,15 +70,17 @@ impl Session {
     pub(super) fn note_interruption(
         &self,
         task: &mut Task<'_>,
-        (node, side, ran): (NodeId, Side, Duration),
-        ended: &Ended,
-        interruption: Option<Interruption>,
-        failed: bool,
+        attached: &Attached,
+        began: Instant,
+        (ended, sent): (&Ended, &Sent),
     ) {
+        let (node, side) = (attached.node, attached.side);
+        let ran = task.now.saturating_duration_since(began);
+        let interruption = Interruption::of(ended, sent.code);
         task.interrupted.outcome = match ended {
             Ended::Complete(_) | Ended::Settled => Some(match interruption {
                 Some(_) => RetryOutcome::Interrupted,
-                None if failed => RetryOutcome::Failed,
+                None if sent.failed => RetryOutcome::Failed,
                 None => RetryOutcome::Answered,
             }),
             Ended::ServerLost { .. } | Ended::Left { .. } | Ended::Dismissed => {
@@ -138,8 +141,17 @@ impl Session {
         Prefer::FewerConflicts
     }
 
+    /// Whether a unit may run where it was sent: a read that standbys have cancelled may on the primary if there is a place for it.
+    pub(super) fn may_run_at(&self, task: &mut Task<'_>, (node, side): (NodeId, Side), need: Need) -> bool {
+        if side == Side::Standby {
+            task.interrupted.place = None;
+            return true;
+        }
+        need != Need::Read || task.interrupted.conflict.is_none() || self.has_place(task, Some(node))
+    }
+
     /// Whether a read that standbys cancel may be on the primary, and takes its place if so.
-    pub(super) fn has_place(&self, task: &mut Task<'_>, primary: Option<NodeId>) -> bool {
+    fn has_place(&self, task: &mut Task<'_>, primary: Option<NodeId>) -> bool {
         let Some(primary) = primary else { return false };
         let it = &mut task.interrupted;
         if it.place.is_none() {
