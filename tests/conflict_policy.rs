@@ -243,6 +243,7 @@ async fn a_storm_of_conflicts_takes_no_more_of_the_primary_than_its_budget() {
                    AND query LIKE '%AS storm %'";
         let there: i64 = watch.query_one(sql, &[]).await.unwrap().get(0);
         most = most.max(usize::try_from(there).unwrap());
+        assert!(most <= PLACES, "{most} at a time on the primary");
         retried(&proxy, "no_place").await >= 20.0 && most > 0
     })
     .await;
@@ -254,7 +255,6 @@ async fn a_storm_of_conflicts_takes_no_more_of_the_primary_than_its_budget() {
         (answered, passed_on) = (answered + right, passed_on + lost);
     }
     println!("answered {answered}, passed on {passed_on}, at most {most} at a time on the primary");
-    assert!(most <= PLACES, "{most} at a time on the primary");
     assert!(answered > 0 && passed_on > 0);
     comes_to(&proxy, "pgsteer_moved_reads", &[], 0.0).await;
 }
