@@ -32,7 +32,7 @@ use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
 /// Why a read is not run again, where nothing else bars it.
-const NOT_AGAIN: &str = "its server was given up";
+const NOT_AGAIN: &str = "its standby did not complete its answer in time";
 
 impl Session {
     /// Draws the consequences of an exchange.
@@ -131,12 +131,19 @@ impl Session {
         let unkept = answer.take_unkept();
         self.shard.buffers.give_answer(answer);
         let (node, side, owed) = (attached.node, attached.side, attached.inspect);
+        if side == Side::Standby && why == Leaving::NodeSilent {
+            task.excluded.push(node);
+        }
         // Replay is let go before the client is waited for.
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let loss = match why {
             Leaving::ReplayStands => Loss::left_for_replay(),
             Leaving::ClientStalled => self.stalled(node),
+            Leaving::NodeSilent => {
+                Loss::of_server("Nothing was heard of the standby for some seconds".to_owned())
+            }
+            Leaving::Overdue => Loss::overdue(),
         };
         if sent.inside_frame {
             return Err(End::Client);
@@ -146,7 +153,9 @@ impl Session {
         drop(unsent);
         let lost = self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed));
         Ok(match lost.await? {
-            Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
+            Tried::Again(RetryCause::ServerLost) if why == Leaving::ReplayStands => {
+                Tried::Again(RetryCause::ReplayStands)
+            }
             tried => tried,
         })
     }

@@ -3,7 +3,7 @@
 //! Invariant: what is held back of the answer is what a further try would need. Must not know: whether there will be one.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
@@ -25,6 +25,9 @@ use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::{extended, frame, reply};
+
+/// A server whose statement's time is over ends it by itself, and has so long to say so.
+const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 
 /// What the client has of an answer that ReadyForQuery is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,10 +314,7 @@ impl Session {
         });
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
-        exchange.silence_limit = self.silence_limit(between);
-        exchange.cut = Some(&self.control.cut);
-        exchange.leaves = (side == Side::Standby).then_some(&self.control.leaves);
-        exchange.sought = Some(&self.control.sought);
+        self.bound(&mut exchange, (side, between), task.began);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -338,6 +338,19 @@ impl Session {
             self.told = self.shard.intern_told(news);
         }
         (ended, sent)
+    }
+
+    /// What ends an exchange before its end.
+    fn bound<'a>(&'a self, exchange: &mut Exchange<'a>, (side, between): (Side, bool), began: Instant) {
+        exchange.silence_limit = self.silence_limit(between);
+        exchange.cut = Some(&self.control.cut);
+        exchange.sought = Some(&self.control.sought);
+        if side == Side::Standby {
+            exchange.leaves = Some(&self.control.leaves);
+            exchange.is_silent = Some(&self.control.is_silent);
+            let limit = self.statement_limit.filter(|_| exchange.rules.hold_back());
+            exchange.overdue_at = limit.map(|limit| began + limit + OVERDUE_AFTER);
+        }
     }
 
     /// Whoever is notified by this server process is told that this session did it.

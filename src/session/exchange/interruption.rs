@@ -2,7 +2,7 @@
 //!
 //! Invariant: by SQLSTATE, never by the text of a message. Pure. Must not know: whether it is run again.
 
-use super::{Ended, Parting};
+use super::{Ended, Leaving, Parting};
 use crate::wire::sqlstate::{self, SqlState};
 
 /// A statement was cancelled, or lost with its server connection. The discriminant is the index of its label.
@@ -43,6 +43,7 @@ impl Interruption {
             }
             Ended::Dismissed => last.filter(|code| *code == sqlstate::DATABASE_DROPPED).map(Self::by),
             Ended::ServerLost { parting: Parting::Before, .. } => None,
+            Ended::Left { why: Leaving::NodeSilent | Leaving::Overdue, .. } => Some(Self::Silent),
             Ended::ServerLost { .. } => Some(last.map_or(Self::Silent, Self::by)),
             _ => None,
         }

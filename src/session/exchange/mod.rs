@@ -122,7 +122,7 @@ pub struct Exchange<'a> {
     finishing: Option<TransactionStatus>,
     /// The server said goodbye behind its answer.
     pub server_ended: bool,
-    /// It does not have a statement that was taken to be there.
+    /// It does not have a statement that was taken to be there, or can't count its answers: it is not used again.
     pub forgetful: bool,
     /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
     pub on_begun: Option<&'a dyn Fn()>,
@@ -130,6 +130,10 @@ pub struct Exchange<'a> {
     pub cut: Option<&'a Cell<bool>>,
     /// Set when the server is given up so that replay there can go on.
     pub leaves: Option<&'a Cell<bool>>,
+    /// Set when nothing has been heard of the server's node for long.
+    pub is_silent: Option<&'a Cell<bool>>,
+    /// When the server should have ended the unit by itself, which is a read on a standby, and has had time to say so.
+    pub overdue_at: Option<Instant>,
 }
 
 impl<'a> Exchange<'a> {
@@ -188,6 +192,8 @@ impl<'a> Exchange<'a> {
             on_begun: None,
             cut: None,
             leaves: None,
+            is_silent: None,
+            overdue_at: None,
         }
     }
 
@@ -205,6 +211,15 @@ impl<'a> Exchange<'a> {
 
     fn leaves(&self) -> bool {
         self.leaves.is_some_and(Cell::get)
+    }
+
+    /// Nothing is heard of the node any more, and the unit can be run elsewhere as if it had never been there.
+    fn is_forsaken(&self) -> bool {
+        self.is_silent.is_some_and(Cell::get)
+            && self.rules.hold_back()
+            && !self.delivered
+            && self.finishing.is_none()
+            && self.through == Through::Nothing
     }
 
     /// The server is gone: by itself, or because it was given up.
@@ -227,6 +242,9 @@ impl<'a> Exchange<'a> {
             }
             if self.leaves() && self.finishing.is_none() {
                 return self.left(Leaving::ReplayStands);
+            }
+            if self.is_forsaken() {
+                return self.left(Leaving::NodeSilent);
             }
             let mut moved = false;
             match self.push() {
@@ -453,7 +471,7 @@ impl<'a> Exchange<'a> {
         let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
         let (want_server, is_behind) = (!self.is_full, self.is_behind());
         poll_fn(|context| {
-            let mut ready = self.is_cut() || self.leaves();
+            let mut ready = self.is_cut() || self.leaves() || self.is_forsaken();
             if want_server {
                 ready |= server.poll_read_ready(context).is_ready();
             }

@@ -91,6 +91,12 @@ impl Exchange<'_> {
                 parting: Parting::by(fields.code, untouched),
             });
         }
+        if self.answer.is_discarding() {
+            // One that can't count its answers is not to be trusted with the next. Nothing of this one has been passed on.
+            let cause = "The server sent a second error in one answer".to_owned();
+            return Err(Ended::ServerLost { cause, parting: Parting::Unexplained });
+        }
+        self.forgetful |= self.failed.is_some();
         // Another session has closed what it never prepared (DEALLOCATE ALL in a function): the server has less than is believed.
         let missing = fields.code == sqlstate::INVALID_SQL_STATEMENT_NAME && self.answer.tells_own_name();
         self.forgetful |= missing;
