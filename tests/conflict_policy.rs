@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Message, RawClient, Running, errors, eventually, in_time, query, status, values};
+use running::{
+    Message, RawClient, Running, bind, errors, eventually, execute, in_time, parse, query, status, sync,
+    values,
+};
 use tokio_postgres::SimpleQueryMessage;
 
 /// A read of four seconds; its rows are those of `c` whose number is not above 400.
@@ -168,13 +171,15 @@ async fn retries(proxy: &Running) -> f64 {
 async fn what_the_primary_has_no_place_for_is_passed_on() {
     let environment = [("PGSTEER_RETRY_PRIMARY_BUDGET", "10%")];
     let (sandbox, proxy) = cluster(1, &["--pool-size", "10"], &environment).await;
-    for begin in [None, Some("BEGIN READ ONLY")] {
+    for (begin, is_extended) in [(None, false), (None, true), (Some("BEGIN READ ONLY"), false)] {
         let mut clients = [proxy.raw_logged_in().await, proxy.raw_logged_in().await];
         for client in &mut clients {
             if let Some(begin) = begin {
                 assert_eq!(status(&client.query(begin).await), 'T');
             }
-            client.send(&query(&slow("both"))).await;
+            let text = slow("both");
+            let batch = || [parse("", &text), bind("", "", &[]), execute(""), sync()].concat();
+            client.send(&if is_extended { batch() } else { query(&text) }).await;
         }
         eventually("both run", async || running(&sandbox, "both", 0).await == [1, 1]).await;
         conflict(&sandbox).await;
@@ -196,8 +201,27 @@ async fn what_the_primary_has_no_place_for_is_passed_on() {
         }
         comes_to(&proxy, "pgsteer_moved_reads", &[], 0.0).await;
     }
-    comes_to(&proxy, "pgsteer_retried_reads_total", &[("outcome", "no_place")], 2.0).await;
-    comes_to(&proxy, "pgsteer_retried_reads_total", &[("outcome", "answered")], 2.0).await;
+    comes_to(&proxy, "pgsteer_retried_reads_total", &[("outcome", "no_place")], 3.0).await;
+    comes_to(&proxy, "pgsteer_retried_reads_total", &[("outcome", "answered")], 3.0).await;
+}
+
+/// C07: where the primary is not for such reads at all, they are told of their conflict, and why.
+#[tokio::test]
+async fn a_conflict_is_passed_on_where_the_primary_is_not_for_reads() {
+    for (environment, why) in [
+        (("PGSTEER_RETRY_PRIMARY_BUDGET", "0%"), "retry.primary_budget"),
+        (("PGSTEER_ROUTING_NO_STANDBY", "error"), "routing.no_standby"),
+    ] {
+        let (sandbox, proxy) = cluster(1, &[], &[environment]).await;
+        let mut client = proxy.raw_logged_in().await;
+        client.send(&query(&slow("alone"))).await;
+        assert_eq!(runs_on(&sandbox, "alone", 0).await, 1);
+        conflict(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+        assert!(hint(&answer).contains(why), "{answer:?}");
+        assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+    }
 }
 
 /// Reads again and again until it is to stop: how many were answered and how many passed on.
