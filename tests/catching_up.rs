@@ -28,7 +28,8 @@ async fn start(catch_up_wait: &str) -> (Sandbox, Running) {
 }
 
 async fn reads_on(proxy: &Running, side: &str) -> f64 {
-    let routed = async |labels: &[(&str, &str)]| proxy.metric("pgsteer_statements_routed_total", labels).await;
+    let routed =
+        async |labels: &[(&str, &str)]| proxy.metric("pgsteer_statements_routed_total", labels).await;
     routed(&[("side", side)]).await - routed(&[("side", side), ("reason", "needs_primary")]).await
 }
 

@@ -451,3 +451,17 @@ fn lags_and_waits_have_the_bounds_of_a_set() {
         assert!(load(sources(&text, &[], &[])).is_ok(), "{key}");
     }
 }
+
+#[test]
+fn a_share_of_the_primary_has_a_percent_sign() {
+    for (text, percent) in [("0%", 0), ("33 %", 33), ("100%", 100)] {
+        let file = format!("[retry]\nprimary_budget = \"{text}\"\n");
+        assert_eq!(loaded(&file, &[], &["--nodes", "h1"]).retry.primary_budget, percent);
+    }
+    for text in ["\"101%\"", "\"50\"", "\"-1%\"", "50", "\"half\""] {
+        let found = faults_of(&format!("[retry]\nprimary_budget = {text}\n"));
+        let expected =
+            format!("p.toml:2 retry.primary_budget: expected a share from \"0%\" to \"100%\", got {text}");
+        assert_eq!(found, [expected]);
+    }
+}

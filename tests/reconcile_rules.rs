@@ -8,13 +8,22 @@ use std::time::{Duration, Instant};
 use pgsteer::topology::evidence::{
     Event, EventKind, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
-use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, NodeView, Role, Snapshot, Timeline};
+use pgsteer::topology::model::{
+    Epoch, Lsn, NodeAddress, NodeId, NodeView, ReplayDelay, Role, Slot, Snapshot, StandbySettings, Timeline,
+};
 use pgsteer::topology::reconcile::{Reconciler, Settings};
 
 const CLUSTER: u64 = 7_000_000_000_000_000_001;
 const A: u16 = 0;
 const B: u16 = 1;
 const C: u16 = 2;
+
+/// Of a standby of which there is nothing to warn.
+const GOOD: StandbySettings = StandbySettings {
+    hot_standby_feedback: true,
+    max_standby_streaming_delay: ReplayDelay::Unlimited,
+    slot: Slot::Named,
+};
 
 struct Scenario {
     reconciler: Reconciler,
@@ -74,7 +83,7 @@ impl Scenario {
             system_id: self.system_id,
             started_us: self.started_us[usize::from(node)],
             standing,
-            server: ServerFacts { version_num: 150_006, hot_standby_feedback: true, wal_receiver_up: true },
+            server: ServerFacts { version_num: 150_006, standby: GOOD, wal_receiver_up: true },
         };
         self.on(Input::Observation { node: NodeId(node), sent_at, answered_at, result });
     }

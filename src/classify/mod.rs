@@ -28,6 +28,7 @@ mod scan;
 mod settings;
 mod shape;
 mod statement;
+mod steered;
 mod terms;
 mod transaction;
 mod words;
@@ -41,6 +42,7 @@ pub use model::*;
 pub use own_settings::{Assigned, OWN_PREFIX, OwnAssignment, own_assignments, own_shows};
 pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
+pub use steered::{Steer, SteeredReport, SteeredShapes};
 pub use terms::{
     AskedTerms, Consistency, DURATION_MAX, LagBytes, NoStandby, Shown, TermError, bytes_in, micros_in,
 };

@@ -194,7 +194,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 72] = [
+pub(super) const KEYS: [Key; 74] = [
     flagged(
         "listen.address",
         "--listen",
@@ -301,6 +301,8 @@ pub(super) const KEYS: [Key; 72] = [
     key("retry.hold_time", Kind::Duration { zero: true, field: |c| &mut c.retry.hold_time }),
     key("retry.buffer_total", Kind::Size { zero: true, field: |c| &mut c.retry.buffer_total }),
     key("retry.attempts", Kind::Count { least: 0, field: |c| &mut c.retry.attempts }),
+    key("retry.primary_budget", custom("a share from \"0%\" to \"100%\"", primary_budget)),
+    key("retry.steer_time", or_none(|c| &mut c.retry.steer_time)),
     key("retry.standby_stall_timeout", duration(|c| &mut c.retry.standby_stall_timeout)),
     key(
         "retry.standby_stall_buffer",
@@ -430,6 +432,12 @@ fn max_lag_bytes(draft: &mut Draft, given: &Given) -> Option<()> {
 fn primary_read_limit(draft: &mut Draft, given: &Given) -> Option<()> {
     let limit = given.integer().filter(|limit| *limit <= COUNT_MAX)?;
     draft.config.routing.primary_read_limit = usize::try_from(limit).ok()?;
+    Some(())
+}
+
+fn primary_budget(draft: &mut Draft, given: &Given) -> Option<()> {
+    let percent: u64 = given.text()?.trim().strip_suffix('%')?.trim_end().parse().ok()?;
+    draft.config.retry.primary_budget = (percent <= 100).then_some(percent)?;
     Some(())
 }
 

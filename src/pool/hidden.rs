@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
-use crate::classify::{Catalogue, CatalogueStamp, Learned};
+use crate::classify::{Catalogue, CatalogueStamp, Learned, SteeredShapes};
 use crate::topology::model::Epoch;
 
 /// How long it is believed: what is defined past pgsteer is seen after that.
@@ -99,6 +99,8 @@ pub struct Hidden {
     serials: Arc<AtomicU64>,
     /// What looks like a read, and standbys refuse.
     pub learned: Learned,
+    /// What standbys cancel again and again.
+    pub steered: SteeredShapes,
     /// Somebody asks.
     looking: AtomicBool,
     /// When a write was answered last; 0: none was.
@@ -121,6 +123,7 @@ impl Hidden {
     pub fn new(serials: &Arc<AtomicU64>) -> Self {
         Self {
             learned: Learned::default(),
+            steered: SteeredShapes::default(),
             catalogue: ArcSwapOption::empty(),
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
@@ -229,6 +232,7 @@ impl Hidden {
 
     /// Nothing is known any more where nobody has asked for long: the next statement is not to go by it.
     pub fn expire(&self, now: Instant) {
+        self.steered.expire(now);
         if self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > 2 * TTL_MS {
             self.found.store(0, Ordering::Release);
         }

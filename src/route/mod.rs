@@ -35,6 +35,20 @@ pub struct NodeLoad {
     pub in_flight: u32,
     /// Smoothed time from sending to the end of the answer, microseconds.
     pub latency_us: u32,
+    /// Statements that it has cancelled for the sake of its replay, the older ones counted for less.
+    pub recent_conflicts: u32,
+}
+
+/// Which of the nodes within all bounds a read is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefer {
+    /// The standby with less to do.
+    #[default]
+    LessBusy,
+    /// The standby that is least likely to cancel it.
+    FewerConflicts,
+    /// The primary, where it never is cancelled; without one, that standby.
+    Primary,
 }
 
 /// What an endpoint is for.
@@ -110,6 +124,8 @@ pub struct Question<'a> {
     pub freshness: &'a freshness::Freshness,
     /// Nodes that this statement already failed on: not chosen again.
     pub excluded: &'a [NodeId],
+    /// Which of the others a read is to have.
+    pub prefer: Prefer,
     /// Load of each node, as this shard sees it.
     pub load: &'a [NodeLoad],
     /// The topology.
@@ -146,11 +162,13 @@ pub enum Reason {
     ReplayStands,
     /// There is no attested primary now.
     NoPrimary,
+    /// Standbys cancel it (conflicts with recovery).
+    Conflicts,
 }
 
 impl Reason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NeedsPrimary,
         Self::StandbyWithinBudget,
         Self::Asked,
@@ -162,6 +180,7 @@ impl Reason {
         Self::Excluded,
         Self::ReplayStands,
         Self::NoPrimary,
+        Self::Conflicts,
     ];
 
     /// A read has no standby that may answer it, though others of its kind would have one.
@@ -191,6 +210,7 @@ impl Reason {
             Self::Excluded => "excluded",
             Self::ReplayStands => "replay_stands",
             Self::NoPrimary => "no_primary",
+            Self::Conflicts => "conflicts",
         }
     }
 }

@@ -31,6 +31,9 @@ use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
+/// Why a read is not run again, where nothing else bars it.
+const NOT_AGAIN: &str = "its standby did not complete its answer in time";
+
 impl Session {
     /// Draws the consequences of an exchange.
     pub(super) async fn after(
@@ -81,6 +84,9 @@ impl Session {
                         self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
                     }
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
+                    // That it can do so says that it is well.
+                    Parting::Conflict if attached.side == Side::Standby => {}
+                    Parting::Conflict => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
                 }
                 let (node, side, owed) = (attached.node, attached.side, attached.inspect);
@@ -125,12 +131,19 @@ impl Session {
         let unkept = answer.take_unkept();
         self.shard.buffers.give_answer(answer);
         let (node, side, owed) = (attached.node, attached.side, attached.inspect);
+        if side == Side::Standby && why == Leaving::NodeSilent {
+            task.excluded.push(node);
+        }
         // Replay is let go before the client is waited for.
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let loss = match why {
             Leaving::ReplayStands => Loss::left_for_replay(),
             Leaving::ClientStalled => self.stalled(node),
+            Leaving::NodeSilent => {
+                Loss::of_server("Nothing was heard of the standby for some seconds".to_owned())
+            }
+            Leaving::Overdue => Loss::overdue(),
         };
         if sent.inside_frame {
             return Err(End::Client);
@@ -140,7 +153,9 @@ impl Session {
         drop(unsent);
         let lost = self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed));
         Ok(match lost.await? {
-            Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
+            Tried::Again(RetryCause::ServerLost) if why == Leaving::ReplayStands => {
+                Tried::Again(RetryCause::ReplayStands)
+            }
             tried => tried,
         })
     }
@@ -365,7 +380,7 @@ impl Session {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
         if !self.transaction.is_on_server() || !self.pins.is_empty() {
             // Who stays for other reasons does not take a place from reads.
-            attached._on_primary = None;
+            (attached._on_primary, attached._place) = (None, None);
         }
         let is_fit = attached.side == Side::Primary && !attached.spoiled;
         if stays || (is_fit && self.is_to_be_signalled(now)) {
@@ -497,6 +512,12 @@ impl Session {
         if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::ServerLost));
+        }
+        if begins && whole && ends && repeatable && !sent.delivered && task.interrupted.conflict.is_some() {
+            // It has ended its session there, not the client's.
+            journal.undo(&mut self.names);
+            let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
+            return self.pass_on_conflict(task, why).await.map(|_| Tried::Over);
         }
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
             self.transaction = transaction;

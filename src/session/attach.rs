@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::conflict::{self, RetryOutcome};
 use super::driver::{Attached, End, Flow, Session};
 use super::hold::Hold;
 use super::inspect::Inspect;
@@ -37,6 +38,8 @@ enum Choice {
     WaitForStandby(Instant),
     /// No standby may, and the primary is not to.
     Refuse,
+    /// Standbys have cancelled it, and the primary has no place for it.
+    PassOn,
 }
 
 /// What became of a lease that was got.
@@ -98,6 +101,7 @@ impl Session {
                     Accepted::Taken => {
                         if let Some(attached) = self.attached.as_mut() {
                             attached._on_primary = task.on_primary.take();
+                            attached._place = task.interrupted.place.take();
                         }
                         return Ok(self.released(hold.as_ref()));
                     }
@@ -166,6 +170,14 @@ impl Session {
                 Choice::Node(node, side, epoch) => return Ok(Some((node, side, epoch))),
                 Choice::Hold => self.hold(hold, task).await?,
                 Choice::WaitForStandby(until) => self.wait_for_standby(task, until).await?,
+                Choice::PassOn => {
+                    self.note_retried(task, Some(RetryOutcome::NoPlace));
+                    task.interrupted.times = 0;
+                    self.pass_on_conflict(task, conflict::NO_PLACE).await?
+                }
+                Choice::Refuse if task.interrupted.conflict.is_some() => {
+                    self.pass_on_conflict(task, conflict::NO_STANDBY).await?
+                }
                 Choice::Refuse => {
                     let report = outcome::no_standby_within_bounds(task.waited_for_standby);
                     self.refuse(task, &report).await?
@@ -305,10 +317,11 @@ impl Session {
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
-        let excluded = task.excluded.as_slice();
         let mut terms = self.terms(&task.needs);
         terms.target = terms.target.filter(|_| !self.is_for_standbys());
         terms.consistency = self.consistency_at_endpoint(terms.consistency);
+        let prefer = self.preference(task, need, &terms, &snapshot);
+        let excluded = task.excluded.as_slice();
         let load = self.shard.load.borrow();
         let dice = fastrand::u64(..);
         let decide = |others_wrote_at| {
@@ -318,6 +331,7 @@ impl Session {
                 others_wrote_at,
                 freshness: &self.freshness,
                 excluded,
+                prefer,
                 load: &load,
                 snapshot: &snapshot,
                 now: task.now,
@@ -375,10 +389,17 @@ impl Session {
                 WithoutStandby::Refuse => return Choice::Refuse,
             }
         }
-        self.place(&decision, &snapshot)
+        self.place(task, need, &decision, &snapshot)
     }
 
-    fn place(&self, decision: &route::Decision, snapshot: &Snapshot) -> Choice {
+    /// What the policy's answer comes to.
+    fn place(
+        &self,
+        task: &mut Task<'_>,
+        need: Need,
+        decision: &route::Decision,
+        snapshot: &Snapshot,
+    ) -> Choice {
         let (node, side) = match decision.destination {
             Destination::Primary(node) if self.shard.is_paused() || self.shard.is_doubted(node, snapshot) => {
                 return Choice::Hold;
@@ -387,6 +408,9 @@ impl Session {
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };
+        if !self.may_run_at(task, (node, side), need) {
+            return Choice::PassOn;
+        }
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)
     }
@@ -461,6 +485,7 @@ impl Session {
             may_unpin: false,
             unlisted: false,
             _on_primary: None,
+            _place: None,
         });
         Accepted::Taken
     }

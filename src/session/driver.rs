@@ -28,7 +28,7 @@ use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
-use crate::pool::{Definition, Lease, PoolGroup};
+use crate::pool::{Definition, Lease, Place, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
 use crate::route::freshness::Freshness;
@@ -107,6 +107,8 @@ pub(super) struct Attached {
     pub(super) unlisted: bool,
     /// The place that its read has among those on the primary for want of a standby.
     pub(super) _on_primary: Option<ReadOnPrimary>,
+    /// The place that its read has among those on the primary because standbys cancel them.
+    pub(super) _place: Option<Place>,
 }
 
 /// An extended batch under way.

@@ -11,7 +11,9 @@ use super::settings::{self, Touched};
 use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
-use crate::classify::{self, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect};
+use crate::classify::{
+    self, Refusal, Reset, SessionEffect, StandardConformingStrings, Steer, TransactionEffect,
+};
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
 
@@ -22,7 +24,7 @@ const DEFAULT_TEMPLATE: &[u8] = b"template1";
 const COMMIT_SETTING: &[u8] = b"synchronous_commit";
 
 /// Bytes of a shape that `/learned` shows.
-const SHAPE_BYTES_MAX: usize = 400;
+pub(super) const SHAPE_BYTES_MAX: usize = 400;
 
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
@@ -35,6 +37,9 @@ impl Session {
         {
             needs.need = Need::Primary;
             needs.repeatable = false;
+        }
+        if needs.need == Need::Read && !self.group.hidden.steered.is_empty() {
+            needs.steer = self.steer(unit);
         }
         if needs.earlier_portal {
             needs.need = Need::Primary;
@@ -70,6 +75,13 @@ impl Session {
         let (learned, now) = (&self.group.hidden.learned, Instant::now());
         (needs.search && learned.keeps_search(now))
             || self.texts(unit).any(|text| learned.keeps(classify::shape_hash(text), now))
+    }
+
+    /// Where a read goes whose like standbys cancel again and again: of several texts, as the first that is steered.
+    fn steer(&self, unit: &[u8]) -> Steer {
+        let (steered, now) = (&self.group.hidden.steered, Instant::now());
+        let mut steers = self.texts(unit).map(|text| steered.steer(classify::shape_hash(text), now));
+        steers.find(|steer| *steer != Steer::Not).unwrap_or_default()
     }
 
     /// A standby has refused the unit.

@@ -8,6 +8,7 @@ mod aftermath;
 mod attach;
 mod attempt;
 mod commits;
+mod conflict;
 pub mod control;
 pub mod driver;
 mod effects;
@@ -45,6 +46,10 @@ mod wait;
 
 use std::time::Duration;
 
+use crate::pool::Budget;
+
+pub use conflict::RetryOutcome;
+pub use exchange::Interruption;
 pub use hidden::CATALOGUE as CATALOGUE_QUERY;
 
 /// A server that does not do what pgsteer itself asks of it in this time is closed.
@@ -65,6 +70,10 @@ pub struct Settings {
     pub hold_bytes_max: usize,
     /// How often a read is run again; the last time on the primary.
     pub retry_attempts: usize,
+    /// How much of the primary they may have.
+    pub retry_primary_budget: Budget,
+    /// How long shapes of reads that standbys cancel again and again are steered; zero: not at all.
+    pub retry_steer_time: Duration,
     /// How much of a retriable answer is held back; what is more than the relay buffer's 64 KiB counts for the allowance.
     pub retry_buffer_bytes: usize,
     /// How long a retriable answer is held back.
@@ -84,6 +93,8 @@ impl Default for Settings {
             hold_count_max: 10_000,
             hold_bytes_max: 64 * 1024 * 1024,
             retry_attempts: 3,
+            retry_primary_budget: Budget { percent: 50 },
+            retry_steer_time: Duration::from_secs(60),
             retry_buffer_bytes: 64 * 1024,
             retry_hold_time: Duration::from_millis(500),
             standby_stall_timeout: Duration::from_secs(1),

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::conflict::{self, Interrupted, RetryOutcome};
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
 use super::own_settings::OwnSettingError;
@@ -14,7 +15,7 @@ use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
 use crate::classify::{self, Hint, PinReason};
 use crate::relay::buffer::Window;
-use crate::route::{Mode, Need};
+use crate::route::Mode;
 use crate::topology::model::NodeId;
 use crate::wire::frame;
 use crate::wire::reply::Report;
@@ -72,6 +73,8 @@ pub(super) struct Task<'w> {
     pub(super) on_primary: Option<ReadOnPrimary>,
     /// How often it has been run again.
     pub(super) tries: usize,
+    /// What standbys have done to it.
+    pub(super) interrupted: Interrupted,
     /// When it came.
     pub(super) began: Instant,
 }
@@ -95,6 +98,7 @@ impl<'w> Task<'w> {
             waited_for_standby: Duration::ZERO,
             on_primary: None,
             tries: 0,
+            interrupted: Interrupted::default(),
             began: now,
         }
     }
@@ -207,6 +211,7 @@ impl Session {
                 Some(_) => self.may_go_on(&mut task).await?,
             };
             if !ready {
+                self.note_retried(&task, Some(RetryOutcome::GivenUp));
                 return Ok(());
             }
             if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {
@@ -214,6 +219,7 @@ impl Session {
                 if let Some(attached) = self.attached.take() {
                     self.keep_or_release(attached, task.now);
                 }
+                self.note_retried(&task, Some(RetryOutcome::GivenUp));
                 return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
             }
             if task.needs.names_processes && !task.needs.processes_resolved {
@@ -225,34 +231,43 @@ impl Session {
                 return self.refuse(&mut task, &outcome::no_state_on_standby()).await.map(|_| ());
             }
             match self.try_once(&mut task).await? {
-                Tried::Over => return Ok(()),
+                Tried::Over => {
+                    self.note_retried(&task, task.interrupted.outcome);
+                    return Ok(());
+                }
                 Tried::Again(cause) => {
-                    task.tries += 1;
-                    self.shard.counters.retries.at(cause as usize).inc();
-                    if task.tries >= self.shard.shared.settings.retry_attempts
-                        && cause == RetryCause::Conflict
-                    {
-                        if self.shard.is_paused() && self.mode != Mode::Standby {
-                            // The primary is all that is left, and it may not be asked for a long time.
-                            return self.refuse(&mut task, &outcome::conflicts_in_pause()).await.map(|_| ());
-                        }
-                        task.needs.need = Need::Primary;
-                    }
-                    let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
-                    if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
-                        return self
-                            .refuse(&mut task, &outcome::statement_timed_out_again())
-                            .await
-                            .map(|_| ());
-                    }
-                    if task.tries > TRIES_MAX {
-                        let report =
-                            outcome::no_server_connection("Every server that was tried was lost at once");
-                        return self.refuse(&mut task, &report).await.map(|_| ());
+                    if !self.goes_on(&mut task, cause).await? {
+                        self.note_retried(&task, Some(RetryOutcome::GivenUp));
+                        return Ok(());
                     }
                 }
             }
         }
+    }
+
+    /// Whether the task is tried once more; `false` when the client has been told why not.
+    async fn goes_on(&mut self, task: &mut Task<'_>, cause: RetryCause) -> Flow<bool> {
+        task.tries += 1;
+        self.shard.counters.retries.at(cause as usize).inc();
+        if matches!(cause, RetryCause::Conflict | RetryCause::ServerLost | RetryCause::ReplayStands) {
+            task.interrupted.times += 1;
+            task.interrupted.again_at = Some(Instant::now());
+        }
+        let is_last = task.tries >= self.shard.shared.settings.retry_attempts;
+        let is_cancelled = task.interrupted.conflict.is_some();
+        if is_last && is_cancelled && self.shard.is_paused() && self.mode != Mode::Standby {
+            // The primary is all that is left, and it may not be asked for a long time.
+            return self.pass_on_conflict(task, conflict::PAUSED).await;
+        }
+        let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
+        if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
+            return self.refuse(task, &outcome::statement_timed_out_again()).await;
+        }
+        if task.tries > TRIES_MAX {
+            let report = outcome::no_server_connection("Every server that was tried was lost at once");
+            return self.refuse(task, &report).await;
+        }
+        Ok(true)
     }
 
     /// Answers a unit that was not run with an error. Gives `false`: there is nothing to go on with.

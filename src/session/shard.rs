@@ -37,6 +37,8 @@ const SETTINGS_SWEEP_AT: usize = 1024;
 
 /// Held sessions look at an unchanged picture at most this often.
 const BELL_INTERVAL: Duration = Duration::from_millis(50);
+/// A node that has had no role for so long, its last answer having expired before, may hang for ever.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// Tells the monitor that a node is doubted, and why.
 pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
@@ -206,6 +208,7 @@ impl Shard {
                 || before.nodes.iter().map(admission).ne(now.nodes.iter().map(admission))
         };
         self.clear_the_way();
+        self.leave_silent_nodes();
         let cleared = self.doubt.get().is_some() && !self.is_doubted_anywhere();
         if cleared {
             self.doubt.set(None);
@@ -239,6 +242,21 @@ impl Shard {
                     );
                     self.cancel_at(&key);
                 }
+            }
+        }
+    }
+
+    /// Has reads that can be run elsewhere leave nodes of which nothing has been heard for long. What has an end is heard of: this is
+    /// for those that hang, whose sockets stay open.
+    fn leave_silent_nodes(&self) {
+        let (snapshot, now) = (self.snapshot.borrow(), Instant::now());
+        let is_silent = |node: &&NodeView| {
+            let since = node.role_since.filter(|_| node.role == Role::Unknown);
+            since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT_FOR)
+        };
+        for node in snapshot.nodes.iter().filter(is_silent) {
+            for control in self.sessions.borrow().values() {
+                control.node_is_silent(node.id);
             }
         }
     }
@@ -502,6 +520,18 @@ impl Shard {
         if let Some(gauge) = self.counters.in_flight(node.index()) {
             gauge.inc();
         }
+    }
+
+    /// A standby has cancelled a statement.
+    pub fn note_conflict(&self, node: NodeId) {
+        if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
+            load.recent_conflicts = load.recent_conflicts.saturating_add(1);
+        }
+    }
+
+    /// What was cancelled counts for half of what it did. To be called regularly.
+    pub fn age_conflicts(&self) {
+        self.load.borrow_mut().iter_mut().for_each(|load| load.recent_conflicts /= 2);
     }
 
     /// Its answer is complete, or will never be.

@@ -4,7 +4,7 @@
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, AskedTerms, Classification, Dialect, PinReason, Reason, Resets, SessionEffect,
+    self, Access, AskedTerms, Classification, Dialect, PinReason, Reason, Resets, SessionEffect, Steer,
     TransactionEffect,
 };
 use crate::route::Need;
@@ -176,6 +176,8 @@ pub struct Needs {
     pub earlier_portal: bool,
     /// Number of Execute messages or simple statements.
     pub statements: usize,
+    /// Where it goes because standbys cancel its like again and again.
+    pub steer: Steer,
     /// What its leading comments ask for.
     pub terms: AskedTerms,
     /// What that of the first statement did.
@@ -209,6 +211,7 @@ impl Default for Needs {
             unseen: false,
             earlier_portal: false,
             statements: 0,
+            steer: Steer::Not,
             terms: AskedTerms::default(),
             hinted: None,
         }

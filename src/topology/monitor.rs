@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::chronicle::Chronicle;
-use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
+use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::failover::Failover;
 use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection, ProbeError};
@@ -34,6 +34,8 @@ pub const EVENTS_KEPT: usize = 200;
 pub const FAILOVERS_KEPT: usize = 50;
 /// Set where there is a hint, beside a node's number.
 const HINTED: u32 = 1 << 16;
+/// How often a standby is asked what it has cancelled.
+const CONFLICTS_EVERY: Duration = Duration::from_secs(5);
 /// Answers under way from the nodes' tasks to the judge.
 const INPUTS_QUEUED: usize = 256;
 
@@ -173,6 +175,7 @@ impl Monitor {
                 rounds: rounds.subscribe(),
                 pulse: Arc::clone(pulse),
                 inputs: inputs_in.clone(),
+                conflicts_due: Instant::now(),
             };
             probes.spawn(worker.run());
         }
@@ -432,6 +435,8 @@ struct Worker {
     rounds: watch::Receiver<u64>,
     pulse: Arc<Notify>,
     inputs: mpsc::Sender<Input>,
+    /// When to ask next what the node has cancelled.
+    conflicts_due: Instant,
 }
 
 /// What a node's task has to do.
@@ -477,9 +482,31 @@ impl Worker {
                     None => continue,
                 },
             };
+            let is_standby = matches!(
+                &input,
+                Input::Observation { result, .. } if matches!(result.standing, Standing::InRecovery { .. })
+            );
             if self.inputs.send(input).await.is_err() {
                 return;
             }
+            if is_standby && self.conflicts_due <= Instant::now() {
+                self.count_conflicts(&mut connection).await;
+            }
+        }
+    }
+
+    /// Asks a standby what it has cancelled. Behind its answer to a probe, which is not to be late.
+    async fn count_conflicts(&mut self, connection: &mut Option<ProbeConnection>) {
+        self.conflicts_due = Instant::now() + CONFLICTS_EVERY;
+        let Some(open) = connection.take() else { return };
+        match open.conflicts(self.settings.probe_timeout).await {
+            Ok(counts) => {
+                *connection = Some(open);
+                // Nobody listens any more: the next input finds that out.
+                let _ = self.inputs.send(Input::ConflictsCounted { node: self.id, counts }).await;
+            }
+            // The next round connects anew, and says so if that fails.
+            Err(error) => tracing::debug!(node = %self.address, "conflicts not counted: {error}"),
         }
     }
 

@@ -14,6 +14,7 @@
 //! old primary was provably gone, it held no WAL beyond the point where the new timeline began: then all it holds is shared,
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
+mod advice;
 mod doubt;
 mod node;
 mod promotion;
@@ -178,6 +179,7 @@ impl Reconciler {
                     state.answered(sent_at, answered_at, result);
                 }
             }
+            Input::ConflictsCounted { node, counts } => self.count_conflicts(node, counts),
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
             Input::Hint { expects } => self.hinted(expects, now),
@@ -209,18 +211,6 @@ impl Reconciler {
         if state.failed(sent_at, at, why) && self.reign.is_some_and(|reign| reign.node == node) {
             self.suspect(node, SuspectWhy::ProbeFailed, now);
         }
-    }
-
-    fn advise(&mut self, node: NodeId, result: &super::evidence::ProbeResult, now: Instant) {
-        let in_recovery = matches!(result.standing, Standing::InRecovery { .. });
-        let Some(state) = self.nodes.get_mut(node.index()) else { return };
-        if !in_recovery || state.advised_at.is_some() || result.server.hot_standby_feedback {
-            return;
-        }
-        state.advised_at = Some(now);
-        let text =
-            format!("{}: hot_standby_feedback is off; long reads there will be cancelled", state.address);
-        self.event(EventKind::Advice, Some(node), text, now);
     }
 
     fn judge(&mut self, now: Instant) {
@@ -564,6 +554,8 @@ impl Reconciler {
                 view.timeline = Some(received_timeline.map_or(timeline, |received| received.max(timeline)));
                 view.position = Some(replay_lsn);
                 view.receive_lsn = receive_lsn;
+                view.settings = Some(answer.result.server.standby);
+                view.conflicts = node.conflicts;
                 let live = node.live(now, self.settings.claim_ttl).is_some() && node.role == Role::Standby;
                 if live && self.reign.is_some_and(|reign| self.follows(node, reign)) {
                     let reached = self.clock.reached(replay_lsn);

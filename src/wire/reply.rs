@@ -297,6 +297,21 @@ pub fn with_hint(frame: &[u8], hint: &str) -> Vec<u8> {
     out
 }
 
+/// The body of an ErrorResponse by which a server has ended its session, as a whole frame that ends no more than the statement.
+pub fn as_error(body: &[u8]) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(body.len());
+    for field in body.split(|&byte| byte == 0).filter(|field| !field.is_empty()) {
+        match field.first() {
+            Some(kind @ (b'S' | b'V')) => fields.extend_from_slice(&[&[*kind], &b"ERROR\0"[..]].concat()),
+            _ => fields.extend_from_slice(&[field, b"\0"].concat()),
+        }
+    }
+    fields.push(0);
+    let mut out = Vec::with_capacity(fields.len() + super::frame::HEADER_BYTES);
+    super::frame::put(&mut out, b'E', &[&fields]);
+    out
+}
+
 /// The message text of an ErrorResponse, for logs and for passing a server's refusal on.
 pub fn error_message(body: &[u8]) -> String {
     let mut rest = body;

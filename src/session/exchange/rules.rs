@@ -47,6 +47,8 @@ pub enum Parting {
     Unexplained,
     /// It shuts down or crashed (57P01 and kin).
     Announced,
+    /// It is a standby, and has ended the session for the sake of its replay.
+    Conflict,
     /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
     Before,
 }
@@ -58,6 +60,10 @@ pub enum Leaving {
     ReplayStands,
     /// The client does not take its answer.
     ClientStalled,
+    /// Nothing has been heard of its node for long.
+    NodeSilent,
+    /// The time for the statement is over, and it has not ended it.
+    Overdue,
 }
 
 /// How it ended.
@@ -112,7 +118,7 @@ impl Goal {
 
 impl Rules {
     /// Whether the answer is held back for as long as that is possible.
-    pub(super) fn hold_back(self) -> bool {
+    pub fn hold_back(self) -> bool {
         matches!(self, Self::ReadOnStandby | Self::ReadForStandbys)
     }
 
@@ -153,6 +159,7 @@ impl Parting {
             sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
                 Self::Announced
             }
+            code if sqlstate::is_recovery_conflict(code) => Self::Conflict,
             sqlstate::IDLE_SESSION_TIMEOUT if untouched => Self::Before,
             _ => Self::Unexplained,
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::topology::evidence::{Node, ProbeFailure, ProbeResult, Standing};
-use crate::topology::model::{Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
+use crate::topology::model::{Advice, ConflictCounts, Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
 
 use super::pulse::Pulse;
 use super::stall::Stall;
@@ -58,8 +58,10 @@ pub(super) struct NodeState {
     pub(super) role: Role,
     pub(super) role_since: Option<Instant>,
     pub(super) reason: &'static str,
-    /// When people were told of its settings.
-    pub(super) advised_at: Option<Instant>,
+    /// What people were told of its settings.
+    pub(super) advised: Vec<Advice>,
+    /// What it has cancelled.
+    pub(super) conflicts: Option<ConflictCounts>,
     pub(super) pulse: Pulse,
     pub(super) stall: Stall,
     pub(super) readers: Readers,
@@ -85,7 +87,8 @@ impl NodeState {
             role: Role::Unknown,
             role_since: None,
             reason: "not probed yet",
-            advised_at: None,
+            advised: Vec::new(),
+            conflicts: None,
             pulse: Pulse::default(),
             stall: Stall::default(),
             readers: Readers::MayStay,
