@@ -9,8 +9,8 @@ mod table;
 use std::time::{Duration, Instant};
 
 use pgsteer::classify::{
-    Access, AccessMode, AskedTerms, Classification, Dialect, Hint, PinReason, Reason, SessionEffect,
-    StandardConformingStrings, Target, TransactionEffect, classify, shape_hash,
+    Access, AccessMode, AskedTerms, Classification, Dialect, Hint, InReadOnly, PinReason, Reason,
+    SessionEffect, StandardConformingStrings, Target, TransactionEffect, classify, shape_hash,
 };
 use proptest::prelude::*;
 use table::TABLE;
@@ -175,6 +175,48 @@ fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
     for (sql, effect, commits) in table {
         let answer = on(sql);
         assert_eq!((answer.transaction, answer.commits), (*effect, *commits), "{sql}");
+    }
+}
+
+/// S12, S27: what is no read by itself, and does no more than reading in a READ ONLY transaction.
+#[test]
+fn s12_cursors_over_reads_are_known() {
+    use InReadOnly::{AsIs, Fetches, Quiet};
+    for (sql, expected) in [
+        ("DECLARE c CURSOR FOR SELECT 1", Quiet),
+        (
+            "declare \"for\" binary insensitive no scroll cursor without hold for (values (1)) order by 1;",
+            Quiet,
+        ),
+        ("DECLARE c CURSOR FOR WITH x AS (SELECT 1) SELECT * FROM x", Quiet),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", AsIs),
+        ("DECLARE c CURSOR FOR SELECT * FROM t FOR UPDATE", AsIs),
+        ("DECLARE c CURSOR FOR SELECT evil()", AsIs),
+        ("DECLARE c CURSOR FOR SELECT pg_advisory_lock(1)", AsIs),
+        ("DECLARE c CURSOR FOR WITH x AS (DELETE FROM t RETURNING 1) SELECT * FROM x", AsIs),
+        ("DECLARE c CURSOR FOR", AsIs),
+        ("DECLARE c CURSOR FOR UPDATE t SET a = 1", AsIs),
+        ("DECLARE c CURSOR FOR SELECT 1; SELECT evil()", AsIs),
+        ("SELECT 1; DECLARE c CURSOR FOR SELECT 1", AsIs),
+        ("FETCH c", Fetches),
+        ("FETCH FORWARD 10 FROM c", Fetches),
+        ("MOVE ALL IN c", Fetches),
+        ("FETCH c; FETCH c", AsIs),
+        ("CLOSE c", Quiet),
+        ("CLOSE ALL", Quiet),
+        ("SAVEPOINT a", Quiet),
+        ("RELEASE SAVEPOINT a", Quiet),
+        ("ROLLBACK TO SAVEPOINT a", AsIs),
+        ("SET LOCAL work_mem = '1MB'", AsIs),
+        ("SELECT 1", AsIs),
+        ("DECLARE c CURSOR FOR SELECT 'unterminated", AsIs),
+    ] {
+        let found = on(sql);
+        assert_eq!(found.in_read_only, expected, "{sql}");
+        assert!(
+            found.in_read_only == AsIs || found.access == Access::Write,
+            "{sql}: by itself it is no read"
+        );
     }
 }
 

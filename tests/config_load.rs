@@ -365,21 +365,23 @@ fn faults_of_the_tables_are_all_named() {
 #[test]
 fn terms_of_reads_have_tables_too() {
     let text = "[cluster]\nnodes = [\"a\"]\n[[routing.listener]]\nname = \"standby\"\nmax_lag = \"30s\"\n[[routing.user]]\nname = \"u\"\n\
-                consistency = \"eventual\"\n[[routing.database]]\nname = \"d\"\nmax_lag_bytes = \"16MiB\"\nno_standby = \"error\"\n";
+                consistency = \"eventual\"\n[[routing.database]]\nname = \"d\"\nmax_lag_bytes = \"16MiB\"\nno_standby = \"error\"\nretry_buffer = \"0B\"\n";
     let own = loaded(text, &[], &[]).routing.own;
     assert_eq!(own.of(Mode::Standby, "u", "d").max_lag, Some(Duration::from_secs(30)));
     assert_eq!(own.of(Mode::Split, "u", "x").consistency, Some(Consistency::Eventual));
     assert_eq!(own.of(Mode::Split, "x", "d").no_standby, Some(NoStandby::Error));
+    assert_eq!(own.of(Mode::Split, "x", "d").retry_buffer_bytes, Some(0));
     let text = "[[routing.listener]]\nname = \"reports\"\n[[routing.user]]\nname = \"u\"\nmax_lag = \"5\"\nmax_lagg = \"1s\"\n\
-                [[routing.database]]\nconsistency = \"strong\"\n[[routing.database]]\nname = \"d\"\nno_standby = \"wait\"\nmax_lag_bytes = 3\n";
+                [[routing.database]]\nconsistency = \"strong\"\n[[routing.database]]\nname = \"d\"\nno_standby = \"wait\"\nmax_lag_bytes = 3\nretry_buffer = \"64\"\n";
     let expected = [
         "p.toml:1 routing.listener.name: expected \"split\", \"primary\", \"standby\" or \"prefer-standby\", got \"reports\"",
         "p.toml:5 routing.user.max_lag: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", at most 24 days",
         "p.toml:6 routing.user: unknown key \"max_lagg\" (expected name, target, consistency, max_lag, max_lag_bytes, wait_for_standby, \
-         no_standby)",
+         no_standby, retry_buffer)",
         "p.toml:7 routing.database.name: expected a text that is not empty",
         "p.toml:11 routing.database.no_standby: expected primary or error",
         "p.toml:12 routing.database.max_lag_bytes: expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"16MiB\", or \"off\"",
+        "p.toml:13 routing.database.retry_buffer: expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as \"64KiB\"",
     ];
     assert_eq!(faults_of(text), expected);
 }

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, Running, bind, conflicting, errors, eventually, execute, in_time, kinds, parse,
-    status, values, wait_readable,
+    Message, RawClient, Running, bind, conflicting, describe, errors, eventually, execute, in_time, kinds,
+    parse, status, tag, values, wait_readable,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -28,7 +30,9 @@ async fn cluster() -> (Sandbox, Running) {
 async fn cluster_with(environment: &[(&str, &str)]) -> (Sandbox, Running) {
     let sandbox = conflicting(2, Some(Duration::ZERO)).await;
     // A budget that no loaded machine exceeds: these reads are to begin on a standby.
-    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], environment).await;
+    // Nor does what another client has just done on the primary lead them there.
+    let environment = [environment, &[("PGSTEER_ROUTING_RECENT_WRITES", "0s")]].concat();
+    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], &environment).await;
     wait_readable(&proxy, &sandbox).await;
     (sandbox, proxy)
 }
@@ -288,13 +292,66 @@ async fn a_read_only_transaction_on_a_killed_standby_is_begun_anew() {
 #[tokio::test]
 async fn a_cancelled_copy_is_run_again() {
     let (sandbox, proxy) = cluster().await;
+    let copy = format!("COPY ({SLOW}) TO STDOUT");
+    for (extended, in_transaction) in [(false, false), (true, false), (false, true), (true, true)] {
+        // Its own: one whose read ended on the primary stays there for a while.
+        let mut client = proxy.raw_logged_in().await;
+        if in_transaction {
+            assert_eq!(status(&client.query("BEGIN READ ONLY").await), 'T');
+        }
+        if extended {
+            client.send(&[parse("", &copy), bind("", "", &[]), execute(""), running::sync()].concat()).await;
+        } else {
+            client.send(&running::query(&copy)).await;
+        }
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let before = retries(&proxy, "conflict").await;
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        let begins = if extended { "12" } else { "" };
+        assert_eq!(kinds(&answer), format!("{begins}H{}cCZ", "d".repeat(400)));
+        assert_eq!(status(&answer), if in_transaction { 'T' } else { 'I' });
+        assert!(retries(&proxy, "conflict").await > before);
+    }
+}
+
+/// C05, C06: data of a COPY was passed on.
+#[tokio::test]
+async fn a_copy_whose_data_was_told_is_not_run_again() {
+    let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
-    client.send(&running::query(&format!("COPY ({SLOW}) TO STDOUT"))).await;
+    let copy = "COPY (SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c) TO STDOUT";
+    client.send(&running::query(copy)).await;
+    let mut answer = client.read_until(b'd').await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
-    conflict(&sandbox).await;
-    let answer = client.read_until(b'Z').await;
-    assert_eq!(kinds(&answer), format!("H{}cCZ", "d".repeat(200)));
-    assert!(retries(&proxy, "conflict").await >= 1.0);
+    conflict_again(&sandbox).await;
+    answer.extend(client.read_until(b'Z').await);
+    let rows = kinds(&answer).matches('d').count();
+    assert_eq!(kinds(&answer), format!("H{}EZ", "d".repeat(rows)));
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'));
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+}
+
+/// C05: functions that give something else each time, and change nothing, do not hinder it: no answer of theirs was told.
+#[tokio::test]
+async fn a_cancelled_read_with_harmless_volatile_functions_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let text = "SELECT id, random(), clock_timestamp(), gen_random_uuid(), pg_sleep(0.01) AS slow FROM c";
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        if extended {
+            client.send(&[parse("", text), bind("", "", &[]), execute(""), running::sync()].concat()).await;
+        } else {
+            client.send(&running::query(text)).await;
+        }
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        let before = retries(&proxy, "conflict").await;
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400));
+        assert!(retries(&proxy, "conflict").await > before);
+    }
 }
 
 /// C05: what the server said before the error is discarded with the attempt.
@@ -418,4 +475,390 @@ async fn a_read_that_is_out_of_retries_is_not_held_by_a_pause() {
     conflict(&sandbox).await;
     assert_eq!(errors(&client.read_until(b'Z').await), ["40001"]);
     assert!(proxy.metric("pgsteer_statements_held_total", &[]).await < 0.5);
+}
+
+/// What conflicts with every transaction that looks at `c`, and leaves the same rows.
+async fn conflict_again(sandbox: &Sandbox) {
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("UPDATE c SET v = v || 'y'").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    primary
+        .batch_execute("CREATE TABLE IF NOT EXISTS vacuumed (); INSERT INTO vacuumed DEFAULT VALUES")
+        .await
+        .unwrap();
+}
+
+const DECLARE: &str = "DECLARE cc CURSOR FOR SELECT id, pg_sleep(0.01) AS slow FROM c";
+
+/// A statement with parameters, in one batch up to its Sync.
+async fn bound(client: &mut RawClient, text: &str, parameters: &[&str]) -> Vec<Message> {
+    client.extended(&[parse("", text), bind("", "", parameters), describe(b'P', ""), execute("")]).await
+}
+
+/// C05: a READ ONLY transaction that has told nothing but tags is begun anew at a cursor's first FETCH.
+#[tokio::test]
+async fn a_cursors_first_fetch_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    for (isolation, extended) in [("", false), ("ISOLATION LEVEL REPEATABLE READ", true)] {
+        // Its own: one whose read ended on the primary stays there for a while.
+        let mut client = proxy.raw_logged_in().await;
+        assert_eq!(status(&client.query(&format!("BEGIN {isolation} READ ONLY")).await), 'T');
+        let declared = if extended {
+            bound(&mut client, &format!("{DECLARE} WHERE id > $1::int"), &["0"]).await
+        } else {
+            client.query(DECLARE).await
+        };
+        assert_eq!((errors(&declared), tag(&declared)), (vec![], "DECLARE CURSOR".to_owned()));
+        let before = retries(&proxy, "conflict").await;
+        client.send(&running::query("FETCH ALL FROM cc")).await;
+        assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+        assert_eq!(kinds(&answer), format!("T{}CZ", "D".repeat(400)));
+        assert!(retries(&proxy, "conflict").await > before, "{isolation}");
+        // It goes on, on its new server, as it was.
+        assert_eq!(values(&client.query("SHOW transaction_read_only").await), ["on"]);
+        assert_eq!(tag(&client.query("FETCH ALL FROM cc").await), "FETCH 0");
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+}
+
+/// C05: what a driver does that wants to know a cursor's rows before it fetches any: it describes the cursor's portal.
+#[tokio::test]
+async fn a_described_cursors_first_fetch_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    for idle in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY"]).await;
+        let declared = bound(&mut client, &format!("{DECLARE} WHERE id > $1::int"), &["0"]).await;
+        assert_eq!(tag(&declared), "DECLARE CURSOR");
+        let described = client.extended(&[describe(b'P', "cc")]).await;
+        assert_eq!((kinds(&described).as_str(), status(&described)), ("TZ", 'T'));
+        let before = retries(&proxy, "conflict").await;
+        let fetch =
+            [parse("", "FETCH ALL FROM cc"), bind("", "", &[]), execute(""), running::sync()].concat();
+        if !idle {
+            client.send(&fetch).await;
+            assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+        }
+        conflict_again(&sandbox).await;
+        if idle {
+            wait_ended(&sandbox).await;
+            client.send(&fetch).await;
+        }
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+        assert_eq!(kinds(&answer), format!("12{}CZ", "D".repeat(400)));
+        assert!(retries(&proxy, "conflict").await > before);
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+}
+
+/// C05: whose rows look otherwise by now: the client, which would misread them, gets an error.
+#[tokio::test]
+async fn a_described_cursor_with_other_rows_is_not_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT * FROM c"]).await;
+        assert_eq!(kinds(&client.extended(&[describe(b'P', "cc")]).await), "TZ");
+        let primary = sandbox.connect(0).await.unwrap();
+        primary.batch_execute(&format!("ALTER TABLE c ADD COLUMN z{extended} int")).await.unwrap();
+        primary
+            .batch_execute("CREATE TABLE IF NOT EXISTS flushed (); INSERT INTO flushed DEFAULT VALUES")
+            .await
+            .unwrap();
+        wait_ended(&sandbox).await;
+        let answer = if extended {
+            client.extended(&[parse("", "FETCH ALL FROM cc"), bind("", "", &[]), execute("")]).await
+        } else {
+            client.query("FETCH ALL FROM cc").await
+        };
+        assert_eq!(
+            (errors(&answer), kinds(&answer).as_str()),
+            (vec!["0A000".to_owned()], "EZ"),
+            "{answer:?}"
+        );
+        assert_eq!(status(&answer), 'E');
+        assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+    }
+}
+
+/// C06: rows of the cursor were told, and its snapshot is gone.
+#[tokio::test]
+async fn a_cursors_second_fetch_is_not_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    for statement in ["BEGIN READ ONLY", DECLARE] {
+        assert_eq!(errors(&client.query(statement).await), [""; 0]);
+    }
+    assert_eq!(values(&client.query("FETCH 1 FROM cc").await).len(), 1);
+    client.send(&running::query("FETCH ALL FROM cc")).await;
+    assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert!(hint(&answer).contains("earlier statements of its transaction"), "{answer:?}");
+    assert!(retries(&proxy, "conflict").await < 0.5);
+    assert_eq!(errors(&client.query("FETCH ALL FROM cc").await), ["25P02"]);
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+}
+
+/// Waits until pgsteer has no connection to any standby on which a transaction was begun.
+async fn wait_ended(sandbox: &Sandbox) {
+    for node in [1, 2] {
+        let direct = sandbox.connect(node).await.unwrap();
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        eventually("the idle transaction has been ended", async || {
+            direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+    }
+}
+
+/// Ends all idle transactions of a node.
+async fn terminate_idle(sandbox: &Sandbox) {
+    for node in [1, 2] {
+        let sql =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        sandbox.connect(node).await.unwrap().batch_execute(sql).await.unwrap();
+    }
+}
+
+/// Execute with a limit of rows.
+fn execute_some(portal: &str, rows: u32) -> Vec<u8> {
+    running::frame(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
+}
+
+async fn run_all(client: &mut RawClient, statements: &[&str]) {
+    for statement in statements {
+        assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+    }
+}
+
+/// The standby that an idle transaction is on, and its process there.
+async fn idle_on(sandbox: &Sandbox) -> (usize, i32) {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    for node in [1, 2] {
+        if let Some(row) = sandbox.connect(node).await.unwrap().query_opt(sql, &[]).await.unwrap() {
+            return (node, row.get(0));
+        }
+    }
+    panic!("it is on no standby");
+}
+
+/// C01, C05, C09: the standby ends a transaction that is idle and has told nothing but tags, or is lost with it: its client never knows.
+#[tokio::test]
+async fn an_idle_transaction_that_told_nothing_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    for cause in ["conflict", "terminated", "crash", "immediate shutdown", "fast shutdown", "kill -9"] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "DECLARE cc CURSOR FOR SELECT id FROM c", "SAVEPOINT a"])
+            .await;
+        let (node, pid) = idle_on(&sandbox).await;
+        let standby = sandbox.node(node);
+        let lost = async || [retries(&proxy, "conflict").await, retries(&proxy, "server_lost").await];
+        let before = lost().await;
+        match cause {
+            "conflict" => conflict_again(&sandbox).await,
+            "terminated" => terminate_idle(&sandbox).await,
+            // Of another session's process: all others are ended as well.
+            "crash" => {
+                let other = other_process(&sandbox, node, pid).await;
+                kill(Pid::from_raw(other), Signal::SIGKILL).unwrap();
+            }
+            "immediate shutdown" => standby.stop_immediate().await.unwrap(),
+            "fast shutdown" => standby.stop_fast().await.unwrap(),
+            _ => drop(standby.kill9().await.unwrap()),
+        }
+        eventually("it is ended, and pgsteer knows", async || lost().await != before).await;
+        let answer = client.query("FETCH ALL FROM cc").await;
+        assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'), "{cause}");
+        let now = lost().await;
+        let expected = if cause == "conflict" { [1.0, 0.0] } else { [0.0, 1.0] };
+        assert_eq!([now[0] - before[0], now[1] - before[1]], expected, "{cause}");
+        // The savepoint is there again, too.
+        run_all(&mut client, &["ROLLBACK TO SAVEPOINT a", "COMMIT"]).await;
+        if !standby.is_running() {
+            standby.start().await.unwrap();
+        }
+        eventually("both standbys may be read", async || {
+            let topology = proxy.topology().await;
+            [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
+        })
+        .await;
+    }
+    assert_eq!(proxy.topology().await["epoch"], 1);
+}
+
+/// A server process of the node that serves a client, but for this one.
+async fn other_process(sandbox: &Sandbox, node: usize, but: i32) -> i32 {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> $1 LIMIT 1";
+    direct.query_one(sql, &[&but]).await.unwrap().get(0)
+}
+
+/// C01, C06: an idle transaction that has told something: its client gets the standby's own error at its next statement.
+#[tokio::test]
+async fn an_idle_transaction_that_told_something_gets_the_error() {
+    let (sandbox, proxy) = cluster().await;
+    for extended in [false, true] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT count(*) FROM c"])
+            .await;
+        conflict_again(&sandbox).await;
+        wait_ended(&sandbox).await;
+        let answer = if extended {
+            bound(&mut client, "SELECT count(*) FROM c WHERE id > $1::int", &["0"]).await
+        } else {
+            client.query("SELECT count(*) FROM c").await
+        };
+        assert_eq!((kinds(&answer).as_str(), status(&answer)), ("EZ", 'E'), "{answer:?}");
+        let error = &answer[0];
+        assert_eq!((error.sqlstate().as_str(), error.field(b'V').as_deref()), ("40001", Some("ERROR")));
+        assert!(error.field(b'D').unwrap().starts_with("User query might have needed"), "{answer:?}");
+        assert!(hint(&answer).contains("earlier statements of its transaction"), "{answer:?}");
+        assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+        assert_eq!(tag(&client.query("COMMIT").await), "ROLLBACK");
+        assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+    }
+    assert!(retries(&proxy, "conflict").await < 0.5);
+}
+
+/// C01, C06: a portal of which a part was told, in a batch that goes on and waits for nothing.
+#[tokio::test]
+async fn a_suspended_portal_that_is_lost_gets_the_error_at_its_next_execute() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    let first = [parse("", "SELECT id FROM c"), bind("", "", &[]), execute_some("", 10), running::flush()];
+    // Batches that go on run on the primary unless the transaction is READ ONLY and on a standby already.
+    run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+    client.send(&first.concat()).await;
+    let answer = client.read_until(b's').await;
+    assert_eq!((kinds(&answer), values(&answer).len()), (format!("12{}s", "D".repeat(10)), 10));
+    let told = async || proxy.metric("pgsteer_errors_total", &[("sqlstate", "40001")]).await;
+    let before = told().await;
+    conflict_again(&sandbox).await;
+    eventually("the loss is noticed", async || told().await > before).await;
+    let mut byte = [0];
+    let early = client.stream.try_read(&mut byte);
+    assert!(early.is_err(), "the client is told something that it does not wait for: {early:?}");
+    client.send(&[execute_some("", 10), running::sync()].concat()).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((kinds(&answer).as_str(), status(&answer)), ("EZ", 'E'), "{answer:?}");
+    assert_eq!(errors(&answer), ["40001"]);
+    assert!(hint(&answer).contains("pgsteer did not run it again"), "{answer:?}");
+    assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+    assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+}
+
+/// C05, C06: of a portal that is read in parts, the first part is run again, a later one is not.
+#[tokio::test]
+async fn the_first_part_of_a_portal_is_run_again() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY"]).await;
+    let first = [parse("", SLOW), bind("p", "", &[]), execute_some("p", 300), running::sync()];
+    client.send(&first.concat()).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(kinds(&answer), format!("12{}sZ", "D".repeat(300)));
+    let retried = retries(&proxy, "conflict").await;
+    assert!(retried >= 1.0);
+    if proxy.metric("pgsteer_statements_routed_total", &[("side", "primary")]).await > 0.5 {
+        // Both standbys had their conflict: there is none where it is now.
+        return;
+    }
+    client.send(&[execute_some("p", 100), running::sync()].concat()).await;
+    runs_on(&sandbox, "AS slow").await;
+    conflict_again(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'));
+    assert!((retries(&proxy, "conflict").await - retried).abs() < 0.5);
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+}
+
+/// C05, C06: how much is held back of a session's reads is for it to say, and for a statement.
+#[tokio::test]
+async fn a_session_says_how_much_of_its_answers_is_held_back() {
+    // A SET is a write, whose session would read on the primary for a moment.
+    let environment = [("PGSTEER_ROUTING_CONSISTENCY", "eventual"), ("PGSTEER_RETRY_HOLD_TIME", "1h")];
+    let (sandbox, proxy) = cluster_with(&environment).await;
+    let (own, statements_own) = ("SET pgsteer.retry_buffer = '2MB'", "/* pgsteer: retry_buffer=2MiB */ ");
+    // 20 kB are less than the 64 KiB of the default, 200 kB are more; they come before what takes its time.
+    for (set, comment, rows, retried) in [
+        (own, "", 100, true),
+        (own, "/* pgsteer: retry_buffer=0 */ ", 10, false),
+        ("SET pgsteer.retry_buffer = off", "", 10, false),
+        ("RESET pgsteer.retry_buffer", statements_own, 100, true),
+        ("RESET pgsteer.retry_buffer", "", 100, false),
+        ("RESET pgsteer.retry_buffer", "", 10, true),
+    ] {
+        let case = format!("{set} {comment} {rows}");
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &[set]).await;
+        let before = retries(&proxy, "conflict").await;
+        let text = format!(
+            "{comment}SELECT id, repeat('x', 2000), CASE WHEN id > {rows} THEN pg_sleep(0.01) END AS slow FROM c"
+        );
+        client.send(&running::query(&text)).await;
+        let mut answer = if retried { Vec::new() } else { client.read_until(b'D').await };
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "{case}: it ran on the primary");
+        conflict_again(&sandbox).await;
+        answer.extend(client.read_until(b'Z').await);
+        let now = retries(&proxy, "conflict").await;
+        if retried {
+            assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{case}");
+            assert!(now > before, "{case}");
+        } else {
+            assert_eq!(errors(&answer), ["40001"], "{case}");
+            assert!((now - before).abs() < 0.5, "{case}");
+        }
+    }
+}
+
+/// C06, C09: of a READ ONLY transaction whose answers were all told nothing is lost with its standby: its end succeeds.
+#[tokio::test]
+async fn the_end_of_a_transaction_that_only_read_needs_no_standby() {
+    let (sandbox, proxy) = cluster().await;
+    for (end, extended) in [("COMMIT", false), ("COMMIT", true), ("ROLLBACK", false), ("END", true)] {
+        let mut client = proxy.raw_logged_in().await;
+        run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+        terminate_idle(&sandbox).await;
+        wait_ended(&sandbox).await;
+        let answer = if extended { bound(&mut client, end, &[]).await } else { client.query(end).await };
+        let expected = if end == "ROLLBACK" { "ROLLBACK" } else { "COMMIT" };
+        assert_eq!((errors(&answer), tag(&answer), status(&answer)), (vec![], expected.to_owned(), 'I'));
+        assert_eq!(values(&client.query("SELECT count(*) FROM c").await), ["400"]);
+    }
+    // What may have written is another matter.
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN", "SELECT count(*) FROM c"]).await;
+    let primary = sandbox.connect(0).await.unwrap();
+    let sql =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    primary.batch_execute(sql).await.unwrap();
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    eventually("it is ended", async || primary.query_one(idle, &[]).await.unwrap().get::<_, i64>(0) == 0)
+        .await;
+    let answer = client.query("COMMIT").await;
+    assert!(["40001", "08007"].contains(&errors(&answer)[0].as_str()), "{answer:?}");
+    assert_eq!(status(&answer), 'I');
+}
+
+/// C06: a failed transaction that is lost has had its error: nothing but its end is still to come.
+#[tokio::test]
+async fn a_failed_transaction_that_is_lost_stays_failed() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
+    assert_eq!(errors(&client.query("SELECT 1 / 0").await), ["22012"]);
+    terminate_idle(&sandbox).await;
+    wait_ended(&sandbox).await;
+    client.send(&running::sync()).await;
+    assert_eq!(status(&client.read_until(b'Z').await), 'E');
+    assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+    assert_eq!(tag(&client.query("COMMIT").await), "ROLLBACK");
 }

@@ -145,6 +145,9 @@ async fn r11_a_value_that_is_none_is_refused_where_it_is_set() {
         ("SET pgsteer.consistency = strong", "22023", "Expected eventual, session or primary"),
         ("SET pgsteer.target = replica", "22023", "Expected any, primary or standby"),
         ("SET pgsteer.token = 'x'", "22023", "Expected a token"),
+        ("SET pgsteer.retry_buffer = 'much'", "22023", "at most 1 GiB, or off"),
+        ("SET pgsteer.retry_buffer = '2GiB'", "22023", "at most 1 GiB, or off"),
+        ("/* pgsteer: retry_buffer=-1 */ SELECT 1", "22023", "a list of name=value"),
         ("SET pgsteer.max_lagg = '1s'", "42704", "pgsteer has target"),
         ("SET pgsteer.pins = 'x'", "55P02", "why the session is pinned"),
         ("SET LOCAL pgsteer.max_lag = '1s'", "0A000", "Use SET"),
@@ -292,20 +295,22 @@ async fn r11_listeners_users_and_databases_have_terms_of_their_own() {
     sandbox.wait_caught_up().await.unwrap();
     let standby = running::free_address().to_string();
     let file = sandbox.directory().join("terms.toml");
-    let text = "[[routing.listener]]\nname = \"standby\"\nmax_lag = \"30s\"\n\
-                [[routing.user]]\nname = \"app\"\nmax_lag = \"20s\"\nconsistency = \"eventual\"\n\
+    let text = "[retry]\nbuffer = \"32KiB\"\n\
+                [[routing.listener]]\nname = \"standby\"\nmax_lag = \"30s\"\nretry_buffer = \"2MiB\"\n\
+                [[routing.user]]\nname = \"app\"\nmax_lag = \"20s\"\nretry_buffer = \"0B\"\nconsistency = \"eventual\"\n\
                 [[routing.database]]\nname = \"shop\"\nmax_lag = \"10s\"\nmax_lag_bytes = \"16MiB\"\nno_standby = \"error\"\n";
     std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     let proxy = start(&sandbox, &["--config", file, "--listen-standby", &standby], &[]).await;
     for (user, database, expected) in [
-        ("postgres", "postgres", ["1s", "off", "session", "primary"]),
-        ("app", "postgres", ["20s", "off", "eventual", "primary"]),
-        ("postgres", "shop", ["10s", "16MiB", "session", "error"]),
-        ("app", "shop", ["20s", "16MiB", "eventual", "error"]),
+        ("postgres", "postgres", ["1s", "off", "session", "primary", "32KiB"]),
+        ("app", "postgres", ["20s", "off", "eventual", "primary", "0B"]),
+        ("postgres", "shop", ["10s", "16MiB", "session", "error", "32KiB"]),
+        ("app", "shop", ["20s", "16MiB", "eventual", "error", "0B"]),
     ] {
         let mut client = proxy.raw_as(user, database).await;
-        for (name, value) in ["max_lag", "max_lag_bytes", "consistency", "no_standby"].iter().zip(expected) {
+        let names = ["max_lag", "max_lag_bytes", "consistency", "no_standby", "retry_buffer"];
+        for (name, value) in names.iter().zip(expected) {
             assert_eq!(shown(&mut client, name).await, value, "{user} {database} {name}");
         }
     }
@@ -313,6 +318,9 @@ async fn r11_listeners_users_and_databases_have_terms_of_their_own() {
     no_errors(&client.log_in("app", "shop").await);
     assert_eq!(shown(&mut client, "max_lag").await, "30s");
     assert_eq!(shown(&mut client, "max_lag_bytes").await, "16MiB");
+    assert_eq!(shown(&mut client, "retry_buffer").await, "2MiB");
+    no_errors(&client.query("SET pgsteer.retry_buffer = '3MiB'").await);
+    assert_eq!(shown(&mut client, "retry_buffer").await, "3MiB");
 }
 
 /// R06: bytes count where time does not tell.

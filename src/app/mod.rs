@@ -273,6 +273,9 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
     let (monitor, metrics) = (monitor.clone(), metrics.clone());
     let of_positions = monitor.clone();
     let [of_databases, of_users, of_sessions] = [(); 3].map(|()| Arc::clone(house));
+    let mut routing = route::Settings::clone(&config.routing);
+    // It is a term like those of `[routing]`, which listeners, users and sessions may have of their own.
+    routing.terms.retry_buffer_bytes = u32::try_from(config.retry.buffer).unwrap_or(u32::MAX);
     Shared {
         settings: session::Settings {
             hold_timeout: config.hold.timeout,
@@ -281,11 +284,10 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
             retry_attempts: usize::try_from(config.retry.attempts).unwrap_or(usize::MAX),
             retry_primary_budget: pool::Budget { percent: count(config.retry.primary_budget) },
             retry_steer_time: config.retry.steer_time,
-            retry_buffer_bytes: usize::try_from(config.retry.buffer).unwrap_or(usize::MAX),
             retry_hold_time: config.retry.hold_time,
             standby_stall_buffer_bytes: count(config.retry.standby_stall_buffer),
             standby_stall_timeout: config.retry.standby_stall_timeout,
-            routing: route::Settings::clone(&config.routing),
+            routing,
         },
         suspect: Arc::new(move |node, cause| {
             let why = match cause {

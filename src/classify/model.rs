@@ -271,6 +271,19 @@ pub enum TransactionEffect {
     Other,
 }
 
+/// What a statement that is no read by itself is in a READ ONLY transaction, on the node that this is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum InReadOnly {
+    /// Nothing else than its access says.
+    #[default]
+    AsIs,
+    /// Exactly one DECLARE of a cursor over a known read that ends with its transaction, CLOSE, SAVEPOINT or RELEASE: its success tells
+    /// nothing, and it can be run again in a transaction that is begun anew.
+    Quiet,
+    /// Exactly one FETCH or MOVE.
+    Fetches,
+}
+
 /// What the leading comment `/* pgsteer: ... */` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Hint {
@@ -336,6 +349,8 @@ pub struct Classification {
     pub resets: Resets,
     /// COPY ... FROM STDIN or TO STDOUT among them.
     pub copies: bool,
+    /// What it is in a READ ONLY transaction.
+    pub in_read_only: InReadOnly,
     /// What the leading comment asks for.
     pub hint: Hint,
 }

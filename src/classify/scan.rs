@@ -7,8 +7,8 @@ use super::builtins::Folded;
 use super::lex::{Kind, Lexer, Token};
 use super::words::Word;
 use super::{
-    Access, Called, Classification, Dialect, Hint, PinReason, Reason, Resets, SessionEffect, Span,
-    TransactionEffect,
+    Access, Called, Classification, Dialect, Hint, InReadOnly, PinReason, Reason, Resets, SessionEffect,
+    Span, TransactionEffect,
 };
 
 /// Reads tokens and collects findings.
@@ -27,6 +27,7 @@ pub(super) struct Scanner<'a> {
     /// A plain ROLLBACK is among the statements.
     pub(super) rolls_back: bool,
     pub(super) copies: bool,
+    pub(super) in_read_only: InReadOnly,
     pub(super) databases: bool,
     pub(super) roles: bool,
     pub(super) defines: bool,
@@ -62,6 +63,7 @@ impl<'a> Scanner<'a> {
             commits: false,
             rolls_back: false,
             copies: false,
+            in_read_only: InReadOnly::AsIs,
             databases: false,
             roles: false,
             defines: false,
@@ -277,6 +279,10 @@ impl<'a> Scanner<'a> {
                 _ => Resets::Alone,
             },
             copies: self.copies,
+            in_read_only: match self.pinned {
+                None if self.statements == 1 && !failed => self.in_read_only,
+                _ => InReadOnly::AsIs,
+            },
             hint,
         }
     }

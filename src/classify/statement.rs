@@ -6,7 +6,7 @@ use super::lex::{Kind, Token};
 use super::query::Body;
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, Reason, SessionEffect, Span, settings, transaction};
+use super::{InReadOnly, PinReason, Reason, SessionEffect, Span, settings, transaction};
 
 /// Classifies one statement, from its first token to the one that ends it.
 pub(super) fn statement(scan: &mut Scanner<'_>, head: Token) {
@@ -82,6 +82,7 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         }
         Savepoint | Release => {
             scan.advance();
+            scan.in_read_only = InReadOnly::Quiet;
             transaction::other(scan);
         }
         Set => set(scan),
@@ -98,7 +99,8 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
         }
         Deallocate => deallocate(scan),
         Declare => declare(scan),
-        Fetch | Move | Close => write_body(scan, head, Reason::SessionState),
+        Fetch | Move => of_cursors(scan, InReadOnly::Fetches, |scan| body(scan, head)),
+        Close => of_cursors(scan, InReadOnly::Quiet, |scan| body(scan, head)),
         Listen => pinned(scan, head, Reason::Notification, PinReason::Listen),
         Notify | Unlisten => write_body(scan, head, Reason::Notification),
         Load => pinned(scan, head, Reason::SessionState, PinReason::Load),
@@ -463,8 +465,18 @@ fn mentions_prepared(scan: &Scanner<'_>) -> bool {
     }
 }
 
-fn declare(scan: &mut Scanner<'_>) {
+/// A statement about cursors. `read` finds out whether there is anything unsafe in it.
+fn of_cursors(scan: &mut Scanner<'_>, is: InReadOnly, read: impl FnOnce(&mut Scanner<'_>)) {
+    let before = scan.written();
+    read(scan);
+    if before.is_none() && scan.written().is_some() {
+        return scan.written_inside();
+    }
+    scan.in_read_only = is;
     scan.write(Reason::SessionState);
+}
+
+fn declare(scan: &mut Scanner<'_>) {
     let mut with = false;
     while !scan.at_end() && scan.token().word != Word::For {
         let token = scan.advance();
@@ -473,9 +485,12 @@ fn declare(scan: &mut Scanner<'_>) {
         }
         with = token.word == Word::With;
     }
-    if !scan.at_end() {
-        scan.advance();
-    }
+    let query = if scan.at_end() { scan.token() } else { scan.advance() };
+    of_cursors(scan, InReadOnly::Quiet, |scan| match query.kind {
+        Kind::Open => parenthesised(scan, query),
+        _ if is_query(query) => body(scan, query),
+        _ => write_body(scan, query, Reason::NotUnderstood),
+    });
 }
 
 fn create(scan: &mut Scanner<'_>) {

@@ -67,13 +67,17 @@ pub struct AskedTerms {
     pub wait_for_standby: Option<Duration>,
     /// `no_standby`
     pub no_standby: Option<NoStandby>,
+    /// `retry_buffer`, in bytes
+    pub retry_buffer_bytes: Option<u32>,
 }
 
 /// Why a value is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermError {
     /// There is nothing of this name.
-    #[error("known are target, consistency, max_lag, max_lag_bytes, wait_for_standby and no_standby")]
+    #[error(
+        "known are target, consistency, max_lag, max_lag_bytes, wait_for_standby, no_standby and retry_buffer"
+    )]
     Unknown,
     /// The value is none of its values.
     #[error("expected {0}")]
@@ -85,14 +89,23 @@ pub const DURATION_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
 const DURATION: &str = "a number from 0 and a unit (us, ms, s, min, h, d; without one: ms), at most 24 days";
 const BYTES: &str = "a whole number from 0 and a unit (B, kB, MB, GB, KiB, MiB, GiB; without one: B), or off";
+const BUFFER: &str =
+    "a whole number from 0 and a unit (B, kB, MB, GB, KiB, MiB, GiB; without one: B), at most 1 GiB, or off";
 const TARGET: &str = "any, primary or standby";
 const CONSISTENCY: &str = "eventual, session or primary";
 const NO_STANDBY: &str = "primary or error";
 
 impl AskedTerms {
     /// The names of all.
-    pub const NAMES: [&str; 6] =
-        ["target", "consistency", "max_lag", "max_lag_bytes", "wait_for_standby", "no_standby"];
+    pub const NAMES: [&str; 7] = [
+        "target",
+        "consistency",
+        "max_lag",
+        "max_lag_bytes",
+        "wait_for_standby",
+        "no_standby",
+        "retry_buffer",
+    ];
 
     /// A name as it stands above, however it is written.
     pub fn name(written: &str) -> Option<&'static str> {
@@ -127,6 +140,10 @@ impl AskedTerms {
             }
             "no_standby" if is_empty => self.no_standby = None,
             "no_standby" => self.no_standby = Some(NoStandby::parse(value).ok_or_else(expected(NO_STANDBY))?),
+            "retry_buffer" if is_empty => self.retry_buffer_bytes = None,
+            "retry_buffer" => {
+                self.retry_buffer_bytes = Some(buffer(value).ok_or_else(expected(BUFFER))?);
+            }
             _ => return Err(TermError::Unknown),
         }
         Ok(())
@@ -142,6 +159,7 @@ impl AskedTerms {
             max_lag_bytes: self.max_lag_bytes.or(other.max_lag_bytes),
             wait_for_standby: self.wait_for_standby.or(other.wait_for_standby),
             no_standby: self.no_standby.or(other.no_standby),
+            retry_buffer_bytes: self.retry_buffer_bytes.or(other.retry_buffer_bytes),
         }
     }
 }
@@ -267,9 +285,21 @@ fn bytes(text: &str) -> Option<LagBytes> {
     if text.eq_ignore_ascii_case("off") {
         return Some(LagBytes::UNBOUNDED);
     }
+    size(text).filter(|bytes| *bytes < u64::MAX).map(LagBytes)
+}
+
+/// The largest buffer; more than a message can have is of no use.
+const BUFFER_MAX: u64 = 1 << 30;
+
+fn buffer(text: &str) -> Option<u32> {
+    let bytes = if text.eq_ignore_ascii_case("off") { 0 } else { size(text)? };
+    u32::try_from(bytes).ok().filter(|_| bytes <= BUFFER_MAX)
+}
+
+fn size(text: &str) -> Option<u64> {
     let (number, unit) = number(text)?;
     let bytes = if unit.is_empty() { 1 } else { bytes_in(unit)? };
-    number.checked_mul(bytes).filter(|bytes| *bytes < u64::MAX).map(LagBytes)
+    number.checked_mul(bytes)
 }
 
 fn number(text: &str) -> Option<(u64, &str)> {
@@ -299,6 +329,10 @@ mod tests {
             ("consistency", "Eventual", "eventual"),
             ("no_standby", "error", "error"),
             ("wait_for_standby", "10us", "10us"),
+            ("retry_buffer", "256kB", "250KiB"),
+            ("retry_buffer", "1GiB", "1GiB"),
+            ("retry_buffer", "0", "0B"),
+            ("retry_buffer", "off", "0B"),
         ] {
             let mut terms = AskedTerms::default();
             terms.set(name, value).unwrap_or_else(|error| panic!("{name} {value}: {error}"));
@@ -308,6 +342,7 @@ mod tests {
                 terms.max_lag_bytes.map(|it| it.to_string()),
                 terms.consistency.map(|it| it.as_str().to_owned()),
                 terms.no_standby.map(|it| it.as_str().to_owned()),
+                terms.retry_buffer_bytes.map(|it| LagBytes(it.into()).to_string()),
             ];
             assert_eq!(got.into_iter().flatten().collect::<Vec<_>>(), [shown], "{name} {value}");
             terms.set(name, "").unwrap();
@@ -327,6 +362,10 @@ mod tests {
             ("consistency", "strong"),
             ("target", "replica"),
             ("no_standby", "wait"),
+            ("retry_buffer", "-1"),
+            ("retry_buffer", "much"),
+            ("retry_buffer", "1.5kB"),
+            ("retry_buffer", "1073741825"),
         ] {
             let mut terms = AskedTerms::default();
             assert!(matches!(terms.set(name, value), Err(TermError::Value(_))), "{name} {value}");

@@ -151,6 +151,9 @@ pub(super) fn terms(table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Opti
             "max_lag_bytes" if text.is_none_or(|text| lag_bytes(text).is_none()) => {
                 Some(LAG_BYTES.to_owned())
             }
+            "retry_buffer" if text.is_none_or(|text| units::size(text).is_none()) => {
+                Some(units::SIZE.to_owned())
+            }
             _ => match terms.set(field, text.unwrap_or("-")) {
                 Ok(()) => None,
                 Err(TermError::Value(expected)) => Some(expected.to_owned()),

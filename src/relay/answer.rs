@@ -9,7 +9,7 @@ pub use super::expected::{Expect, Unkept};
 use super::expected::Expected;
 use super::names::Names;
 use super::passage::Passage;
-use crate::wire::frame::{HEADER_BYTES, LengthError};
+use crate::wire::frame::{self, HEADER_BYTES, LengthError};
 use crate::wire::reply::{self, ErrorFields, OwnProcess, Shape, TransactionStatus};
 
 /// The shape of no rows at all.
@@ -28,6 +28,8 @@ pub enum Event {
     Ready,
     /// Rows would come that look otherwise than the client was told: `mute` what follows.
     Changed,
+    /// A portal that pgsteer has made anew has other rows than the client was told: nothing behind it is to run.
+    OtherPortal,
     /// A NoticeResponse stands at the scan position: `accept` or `discard` it.
     Notice(ErrorFields),
     /// A ParameterStatus stands at the scan position: `accept` or `discard` it.
@@ -278,6 +280,15 @@ impl Answer {
         self.passage.body()
     }
 
+    /// The whole message at the scan position (as far as it is in the buffer).
+    pub fn frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        if let Some((kind, _)) = self.passage.current() {
+            frame::put(&mut frame, kind, &[self.body()]);
+        }
+        frame
+    }
+
     /// Scans on to the next thing that needs a decision.
     pub fn scan(&mut self) -> Result<Event, LengthError> {
         loop {
@@ -289,14 +300,14 @@ impl Answer {
                 return Ok(Event::Settled);
             }
             let Some(header) = self.passage.next()? else { return Ok(Event::NeedMore) };
-            if let Some(event) = self.frame(header.kind, header.frame_bytes) {
+            if let Some(event) = self.take_frame(header.kind, header.frame_bytes) {
                 return Ok(event);
             }
         }
     }
 
     /// Takes the frame at the scan position; `Some` when the caller must decide or know.
-    fn frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
+    fn take_frame(&mut self, kind: u8, frame_bytes: usize) -> Option<Event> {
         match kind {
             b'D' | b'd' => {
                 self.results |= !self.expected.is_preamble();
@@ -339,6 +350,11 @@ impl Answer {
                 } else {
                     self.passage.keep_back(frame_bytes)
                 }
+                if let (Some(Expect::OwnPortal { rows }), b'n' | b'T') = (reply, kind)
+                    && shape.and_then(|shape| shape.rows) != Some(rows)
+                {
+                    return Some(Event::OtherPortal);
+                }
                 if let (Some(Expect::OwnShape { wanted: Some(wanted), .. }), b'n' | b'T') = (reply, kind)
                     && !shape.is_some_and(|shape| shape.agrees(wanted))
                     && !self.muted
@@ -374,10 +390,10 @@ impl Answer {
     /// Notes the shape of the rows that a RowDescription or NoData describes, if it was to be told back.
     fn shape(&mut self, kind: u8, frame_bytes: usize) -> Option<Shape> {
         let parameters = if matches!(kind, b'n' | b'T') { self.parameters.take() } else { None };
-        let (Some(Expect::Shape { token } | Expect::OwnShape { token, .. }), b'n' | b'T') =
-            (self.expected.front(), kind)
-        else {
-            return None;
+        let token = match (self.expected.front(), kind) {
+            (Some(Expect::Shape { token } | Expect::OwnShape { token, .. }), b'n' | b'T') => Some(token),
+            (Some(Expect::OwnPortal { .. }), b'n' | b'T') => None,
+            _ => return None,
         };
         let body = self.body();
         // Of a description larger than the buffer nothing is known.
@@ -387,7 +403,7 @@ impl Answer {
             _ => None,
         };
         let shape = rows.map(|rows| Shape { rows: Some(rows), parameters });
-        self.shapes.extend(shape.map(|shape| (token, shape)));
+        self.shapes.extend(token.zip(shape));
         shape
     }
 
@@ -396,7 +412,7 @@ impl Answer {
         if fields.ends_session {
             return Some(Event::Error(fields));
         }
-        if self.expected.front() == Some(Expect::Own) {
+        if matches!(self.expected.front(), Some(Expect::Own | Expect::OwnPortal { .. })) {
             return Some(Event::OwnError(fields));
         }
         if self.expected.is_preamble() && self.expected.front() != Some(Expect::Within) {

@@ -45,6 +45,12 @@ pub enum Expect {
         /// The caller's number for it.
         token: u32,
     },
+    /// RowDescription or NoData for a Describe of a portal that pgsteer put in among statements of its own: kept back. Rows of another
+    /// shape than this are an event, an error is one as that of `Own`.
+    OwnPortal {
+        /// The shape of its rows that the client was told (`reply::row_shape`).
+        rows: u64,
+    },
     /// CommandComplete, EmptyQueryResponse or PortalSuspended after any rows.
     Execute,
     /// CloseComplete of the client's own Close.
@@ -149,7 +155,10 @@ impl Expected {
     /// The next is the answer to something that pgsteer put in, all of which is kept back.
     #[inline]
     pub(super) fn is_preamble(&self) -> bool {
-        matches!(self.replies.front(), Some(Expect::Preamble | Expect::Own | Expect::Within))
+        matches!(
+            self.replies.front(),
+            Some(Expect::Preamble | Expect::Own | Expect::OwnPortal { .. } | Expect::Within)
+        )
     }
 
     /// Notes a reply other than an error; whether the client is to see it.
@@ -159,7 +168,8 @@ impl Expected {
             (Some(Expect::Within), b'1' | b'2' | b'C') => return false,
             (Some(Expect::Own), b'C') | (Some(Expect::Within), b'3') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
-            (Some(Expect::OwnClose { .. }), b'3') | (Some(Expect::OwnShape { .. }), b'n' | b'T') => false,
+            (Some(Expect::OwnClose { .. }), b'3')
+            | (Some(Expect::OwnShape { .. } | Expect::OwnPortal { .. }), b'n' | b'T') => false,
             (Some(Expect::Close { .. }), b'3')
             | (Some(Expect::Bind), b'2')
             | (Some(Expect::Describe | Expect::Shape { .. }), b'n' | b'T')

@@ -88,9 +88,21 @@ fn an_error_skips_to_sync_and_tells_failed_parses() {
 /// C05: what was held back of a cancelled read never reaches the client.
 #[test]
 fn a_discarded_error_takes_its_answer_with_it() {
-    let bytes = frames(&[(b'T', b"x"), (b'D', b"row"), (b'E', b"C40001\0\0"), (b'Z', b"I")]);
-    let mut answer = answer(&[Expect::Simple], &bytes);
+    let said: [(u8, &[u8]); 6] = [
+        (b'N', b"C00000\0\0"),
+        (b'S', b"TimeZone\0Asia/Tokyo\0"),
+        (b'T', b"x"),
+        (b'D', b"row"),
+        (b'E', b"C40001\0\0"),
+        (b'Z', b"I"),
+    ];
+    let mut answer = answer(&[Expect::Simple], &frames(&said));
+    assert!(matches!(answer.scan(), Ok(Event::Notice(_))));
+    answer.accept();
+    assert_eq!(answer.scan(), Ok(Event::ParameterStatus));
+    answer.accept();
     assert!(matches!(answer.scan(), Ok(Event::Error(_))));
+    assert!(answer.ready_bytes() > 0, "it is held back");
     answer.discard();
     assert_eq!(answer.scan(), Ok(Event::Complete(TransactionStatus::Idle)));
     assert!(answer.ready_joined().is_empty());

@@ -22,6 +22,8 @@ pub struct Terms {
     pub wait_for_standby: Duration,
     /// What becomes of it then.
     pub no_standby: NoStandby,
+    /// How much of an answer that a standby may still cancel is held back, so that it can be run again; 0: nothing.
+    pub retry_buffer_bytes: u32,
 }
 
 impl Default for Terms {
@@ -33,6 +35,7 @@ impl Default for Terms {
             max_lag_bytes: LagBytes::UNBOUNDED,
             wait_for_standby: Duration::ZERO,
             no_standby: NoStandby::Primary,
+            retry_buffer_bytes: 64 * 1024,
         }
     }
 }
@@ -53,6 +56,7 @@ impl Terms {
             max_lag_bytes: asked.max_lag_bytes.unwrap_or(self.max_lag_bytes),
             wait_for_standby: asked.wait_for_standby.unwrap_or(self.wait_for_standby),
             no_standby: asked.no_standby.unwrap_or(self.no_standby),
+            retry_buffer_bytes: asked.retry_buffer_bytes.unwrap_or(self.retry_buffer_bytes),
         }
     }
 }

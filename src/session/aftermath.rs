@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use super::attempt::{Sent, Told};
+use super::attempt::{PARTLY_TOLD, Sent, Told};
 use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Leaving, Parting, Unsent};
@@ -57,12 +57,14 @@ impl Session {
             }
             Ended::Refused(code) => {
                 self.not_begun(&mut attached, answer, &mut journal);
+                self.begin_anew();
                 let (node, side) = (attached.node, attached.side);
                 self.keep_or_release(attached, now);
                 Ok(Tried::Again(self.refused(task, code, node, side)))
             }
             Ended::PlanChanged => {
                 self.not_begun(&mut attached, answer, &mut journal);
+                self.begin_anew();
                 if let Some(server) = attached.lease.server() {
                     server.carried.unnamed = None;
                 }
@@ -71,23 +73,28 @@ impl Session {
                 Ok(Tried::Again(RetryCause::PlanChanged))
             }
             Ended::NotFit { code, message } => {
+                // Behind BEGIN comes what had run before.
+                let begun = sent.fresh && self.transaction.has_run() && answer.last_status().is_some();
                 self.shard.buffers.give_answer(answer);
                 journal.undo(&mut self.names);
                 task.beyond = sent.beyond;
+                if begun {
+                    return self.not_begun_anew(task, attached, code, &message).await;
+                }
                 self.not_fit(task, attached, &sent, code, &message).await
             }
             Ended::ServerLost { cause, parting } => {
                 let unkept = answer.take_unkept();
+                let nothing_awaited = task.bytes == 0 && !sent.fresh && answer.is_settled();
                 self.shard.buffers.give_answer(answer);
-                match parting {
+                match &parting {
                     Parting::Announced => {
                         self.shard.suspect(attached.node, SuspectCause::ShutdownAnnounced);
                     }
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
-                    // That it can do so says that it is well.
-                    Parting::Conflict if attached.side == Side::Standby => {}
-                    Parting::Conflict => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
+                    // That it can do so says that it is well.
+                    Parting::Conflict(_) => {}
                 }
                 let (node, side, owed) = (attached.node, attached.side, attached.inspect);
                 drop(attached);
@@ -95,7 +102,8 @@ impl Session {
                 if side == Side::Standby {
                     task.excluded.push(node);
                 }
-                let loss = Loss::of_server(cause);
+                let conflict = parting.conflict();
+                let loss = Loss { conflict, nothing_awaited, ..Loss::of_server(cause) };
                 self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed)).await
             }
             Ended::Left { unsent, why } => {
@@ -129,6 +137,8 @@ impl Session {
         sent: Sent,
     ) -> Flow<Tried> {
         let unkept = answer.take_unkept();
+        let nothing_awaited =
+            task.bytes == 0 && !sent.fresh && answer.is_settled() && unsent.bytes.is_empty();
         self.shard.buffers.give_answer(answer);
         let (node, side, owed) = (attached.node, attached.side, attached.inspect);
         if side == Side::Standby && why == Leaving::NodeSilent {
@@ -145,6 +155,7 @@ impl Session {
             }
             Leaving::Overdue => Loss::overdue(),
         };
+        let loss = Loss { nothing_awaited, ..loss };
         if sent.inside_frame {
             return Err(End::Client);
         }
@@ -170,14 +181,15 @@ impl Session {
         status: TransactionStatus,
     ) -> Flow<()> {
         let now = task.now;
-        task.window.consume(task.bytes);
         attached.spoiled |= sent.server_ended || sent.forgetful;
         self.end_summons();
         self.completed(task, &mut attached, &mut answer, &mut journal);
+        let rows = answer.shapes().last().and_then(|(_, shape)| shape.rows);
         self.shard.buffers.give_answer(answer);
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
-        self.transaction = Transaction::from_status(status);
+        self.note_transaction(task, attached.side, (&sent, status), rows);
+        task.window.consume(task.bytes);
         self.own_commits.note(&task.needs, self.transaction.is_on_server());
         if !self.altered_databases.is_empty() {
             self.settle_databases();
@@ -281,6 +293,7 @@ impl Session {
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.transaction = Transaction::Open;
         }
+        self.so_far = None;
         self.note_state(task, &mut attached);
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
         self.own_commits.note(&task.needs, true);
@@ -503,7 +516,7 @@ impl Session {
             return Ok(Tried::Again(RetryCause::Unsent));
         }
         let alone = matches!(self.transaction, Transaction::None);
-        let begins = self.begins_transaction() && task.needs.transaction == TransactionEffect::None;
+        let begins = self.has_told_nothing() && task.needs.only_reads();
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
         let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
         // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
@@ -511,14 +524,33 @@ impl Session {
         let repeatable = side == Side::Standby && task.needs.repeatable;
         if begins && whole && ends && again && repeatable && !sent.delivered {
             journal.undo(&mut self.names);
-            return Ok(Tried::Again(RetryCause::ServerLost));
+            self.begin_anew();
+            let is_conflict = loss.conflict.is_some();
+            return Ok(Tried::Again(if is_conflict { RetryCause::Conflict } else { RetryCause::ServerLost }));
         }
-        if begins && whole && ends && repeatable && !sent.delivered && task.interrupted.conflict.is_some() {
+        if begins
+            && whole
+            && ends
+            && repeatable
+            && !sent.delivered
+            && !loss.nothing_awaited
+            && task.interrupted.conflict.is_some()
+        {
             // It has ended its session there, not the client's.
             journal.undo(&mut self.names);
             let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
             return self.pass_on_conflict(task, why).await.map(|_| Tried::Over);
         }
+        if whole
+            && ends
+            && !sent.delivered
+            && self.has_only_read(side)
+            && let Some(out) = self.end_in_its_stead(task, journal)
+        {
+            self.end_unit(task, out).await?;
+            return Ok(Tried::Over);
+        }
+        let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
             self.transaction = transaction;
             None
@@ -528,14 +560,16 @@ impl Session {
             self.transaction = Transaction::None;
             Some(outcome::outcome_unknown(cause))
         } else {
-            self.transaction = Transaction::Lost { told: true };
+            self.transaction = Transaction::LOST_AND_TOLD;
             Some(outcome::transaction_lost(cause))
         };
         journal.settle(unkept, &mut self.names, &mut Carried::default());
-        let mut out = Vec::new();
-        if let Some(report) = report {
-            self.shard.counters.error(report.code.as_str());
-            report.put(&mut out);
+        let out = report.map(|report| self.told_of(&loss, &report, not_run_again)).unwrap_or_default();
+        if loss.nothing_awaited {
+            // Whoever waits for nothing would not know what an error is for.
+            self.owed = Some(out.into_boxed_slice());
+            self.skip_to_sync = true;
+            return Ok(Tried::Over);
         }
         task.beyond = sent.beyond;
         if sent.copying && task.kind == Kind::Synced {
@@ -561,7 +595,7 @@ impl Session {
             // In a batch it may have been another message than the COMMIT.
             Told::Failed if alone && (ends || plain) => Some(Transaction::None),
             Told::Failed if ends && task.kind == Kind::Simple => Some(Transaction::None),
-            Told::Failed if ends || plain => Some(Transaction::Lost { told: true }),
+            Told::Failed if ends || plain => Some(Transaction::LOST_AND_TOLD),
             // The session's state would be asked for now.
             Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
             Told::Completed if ends => Some(Transaction::None),
@@ -581,9 +615,9 @@ impl Session {
         self.touched != Touched::Nothing || visible || hidden
     }
 
-    /// The attached server is gone while nothing was under way.
-    pub(super) fn detach_lost(&mut self, why: SuspectCause) {
-        if let Some(attached) = self.attached.take()
+    /// The attached server is gone while nothing was under way; `why` it is suspected then, if it is.
+    pub(super) fn detach_lost(&mut self, why: Option<SuspectCause>) {
+        if let (Some(attached), Some(why)) = (self.attached.take(), why)
             && !self.control.leaves.get()
         {
             self.shard.suspect(attached.node, why);

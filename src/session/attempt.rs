@@ -19,7 +19,7 @@ use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::connection::CancelKey;
 use crate::backend::{Server, reset};
-use crate::classify::{Dialect, TransactionEffect};
+use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -28,6 +28,8 @@ use crate::wire::{extended, frame, reply};
 
 /// A server whose statement's time is over ends it by itself, and has so long to say so.
 const OVERDUE_AFTER: Duration = Duration::from_secs(5);
+/// Why a read that could be run again is not.
+pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
 
 /// What the client has of an answer that ReadyForQuery is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,7 +284,7 @@ impl Session {
         let began = task.now;
         self.shard.begin_load(node);
         let _in_time = self.end_in_time(task, &key);
-        let not_run_again = self.bar_to_retry(task).unwrap_or("a part of its answer had been passed on");
+        let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
             (&client, &link.stream),
             task.window,
@@ -303,8 +305,8 @@ impl Session {
         let replay_stands_since =
             || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
         let settings = &self.shard.shared.settings;
-        exchange.standby = (side == Side::Standby).then_some(Standby {
-            hold_back_bytes: settings.retry_buffer_bytes,
+        exchange.standby = (side == Side::Standby).then(|| Standby {
+            hold_back_bytes: self.terms(&task.needs).retry_buffer_bytes as usize,
             hold_back_time: settings.retry_hold_time,
             stall_timeout: settings.standby_stall_timeout,
             stall_buffer_bytes: settings.standby_stall_buffer_bytes,
@@ -396,22 +398,17 @@ impl Session {
                     "retry.attempts are used up, and the primary had no place for it (retry.primary_budget)"
                 }
             })
-        } else if !self.begins_transaction() {
+        } else if !self.has_told_nothing() {
             Some("the answers to earlier statements of its transaction had been passed on")
         } else if !self.pins.is_empty() {
             Some("its session is kept on its server")
         } else if !ends {
             Some("it is a part of a batch that goes on")
-        } else if !task.needs.repeatable || task.needs.transaction != TransactionEffect::None {
+        } else if !task.needs.only_reads() {
             Some("it is not known to be a read")
         } else {
             None
         }
-    }
-
-    /// Whether a statement that is sent now is the first of its transaction, or all of it: nothing of the transaction has been told.
-    pub(super) fn begins_transaction(&self) -> bool {
-        matches!(self.transaction, Transaction::None | Transaction::Deferred { .. })
     }
 
     /// A statement that runs again has what is left of its `statement_timeout`: cancels it there when that is over.
@@ -542,9 +539,13 @@ impl Session {
         let (standby, fresh) = (attached.side == Side::Standby, part.fresh);
         let Some(server) = attached.lease.server() else { return task.bytes };
         let (out, answer) = (&mut part.out, &mut part.answer);
-        if let Transaction::Deferred { sql, .. } = &self.transaction {
+        if let Transaction::Deferred { sql, again, .. } = &self.transaction {
             reply::put_query(out, sql);
             answer.expect(Expect::Preamble);
+            for rerun in again {
+                let reply = rerun.put(out);
+                answer.expect(reply);
+            }
             // A Query takes the server's unnamed statement away; the client may have prepared its own before.
             server.carried.unnamed = None;
         }

@@ -171,8 +171,8 @@ impl Session {
     pub(super) async fn pass_on_conflict(&mut self, task: &mut Task<'_>, why: &str) -> Flow<bool> {
         let conflict = task.interrupted.conflict.take().unwrap_or_default();
         let out = reply::with_hint(&conflict, &format!("pgsteer did not run it again: {why}."));
-        if matches!(self.transaction, Transaction::Deferred { .. }) {
-            self.transaction = Transaction::Lost { told: true };
+        if matches!(self.transaction, Transaction::Deferred { .. } | Transaction::Open) {
+            self.transaction = Transaction::LOST_AND_TOLD;
         }
         self.end_unit(task, out).await?;
         Ok(false)

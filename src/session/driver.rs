@@ -21,6 +21,7 @@ use super::prepared::Names;
 use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
+use super::so_far::SoFar;
 use super::standby_wait::ReadOnPrimary;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
@@ -191,6 +192,10 @@ pub struct Session {
     pub(super) catalogue_stamp: CatalogueStamp,
     pub(super) names: Names,
     pub(super) transaction: Transaction,
+    /// How the open transaction is begun anew elsewhere, while that is possible.
+    pub(super) so_far: Option<Box<SoFar>>,
+    /// An error that the client is to have when it sends something: what it is for was lost while it waited for nothing.
+    pub(super) owed: Option<Box<[u8]>>,
     pub(super) freshness: Freshness,
     pub(super) pins: Vec<PinReason>,
     /// Channels that are listened to.
@@ -266,6 +271,8 @@ impl Session {
             catalogue_stamp: CatalogueStamp::default(),
             names: Names::default(),
             transaction: Transaction::None,
+            so_far: None,
+            owed: None,
             freshness: Freshness::default(),
             pins: Vec::new(),
             channels: Vec::new(),
@@ -425,6 +432,7 @@ impl Session {
     /// Runs one unit that stands whole at the front of the window.
     async fn unit(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         if self.skip_to_sync {
+            self.send_owed().await?;
             window.consume(bytes);
             // A Query is skipped, too: only a Sync ends this.
             if kind == Kind::Synced {
@@ -451,7 +459,7 @@ impl Session {
     /// Finds out what a unit needs, and runs it.
     async fn read_and_run(&mut self, window: &mut Window, kind: Kind, bytes: usize) -> Flow<()> {
         let in_batch = self.is_in_batch();
-        self.may_have_savepoints &= self.transaction.is_on_server();
+        self.may_have_savepoints &= self.transaction.has_run();
         let mut needs = if in_batch && kind == Kind::Flushed && bytes == reply::SYNC.len() {
             Needs::default()
         } else {

@@ -12,7 +12,7 @@ use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
 use crate::classify::{
-    self, Refusal, Reset, SessionEffect, StandardConformingStrings, Steer, TransactionEffect,
+    self, InReadOnly, Refusal, Reset, SessionEffect, StandardConformingStrings, Steer, TransactionEffect,
 };
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
@@ -33,6 +33,10 @@ impl Session {
             return Needs { transaction: TransactionEffect::Other, names_prepared, ..Needs::unknown() };
         }
         let mut needs = unit::needs(unit, &self.names, &self.dialect());
+        if needs.in_read_only != InReadOnly::AsIs && self.only_reads() {
+            needs.need = Need::Read;
+            needs.repeatable = true;
+        }
         if needs.need == Need::Read && !self.group.hidden.learned.is_empty() && self.is_learned(unit, &needs)
         {
             needs.need = Need::Primary;

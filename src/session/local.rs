@@ -5,8 +5,9 @@
 //! its way. Must not know: sockets, servers.
 
 use super::driver::Session;
-use super::outcome;
+use super::journal::Journal;
 use super::own_names::has_own_names;
+use super::run::Task;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
@@ -17,8 +18,8 @@ use crate::wire::reply;
 impl Session {
     /// The reply to a unit that needs no server, if it is one.
     pub(super) fn local(&mut self, unit: &[u8], kind: Kind, needs: &Needs) -> Option<Vec<u8>> {
-        if let Transaction::Lost { told } = self.transaction {
-            return self.local_lost(unit, kind, needs, told);
+        if let Transaction::Lost { told, only_read } = self.transaction {
+            return self.local_lost(unit, kind, needs, (told, only_read));
         }
         if needs.session
             && needs.statements == 1
@@ -57,18 +58,20 @@ impl Session {
                     access => access,
                 };
                 let serializable = serializable || self.serializable;
-                (tag, Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+                let (sql, again) = (sql.into_boxed_str(), Box::default());
+                (tag, Transaction::Deferred { sql, access, serializable, again })
             }
             (Transaction::Deferred { .. }, TransactionEffect::Commit) => ("COMMIT", Transaction::None),
             (Transaction::Deferred { .. }, TransactionEffect::Rollback) => ("ROLLBACK", Transaction::None),
             (
-                Transaction::Deferred { sql, serializable: before, .. },
+                Transaction::Deferred { sql, serializable: before, again, .. },
                 TransactionEffect::SetTransaction { access, serializable },
-            ) if access != AccessMode::Default || serializable => {
+            ) if (access != AccessMode::Default || serializable) && again.is_empty() => {
                 // On a line of its own: the first may end in a comment.
                 let sql = format!("{sql}\n;{}", self.statement_text(unit)?);
                 let serializable = serializable || *before;
-                ("SET", Transaction::Deferred { sql: sql.into_boxed_str(), access, serializable })
+                let (sql, again) = (sql.into_boxed_str(), Box::default());
+                ("SET", Transaction::Deferred { sql, access, serializable, again })
             }
             _ => return None,
         };
@@ -93,8 +96,8 @@ impl Session {
         // It is rolled back with its connection.
         self.detach();
         let access = if self.read_only { AccessMode::ReadOnly } else { AccessMode::Default };
-        self.transaction =
-            Transaction::Deferred { sql: "BEGIN".into(), access, serializable: self.serializable };
+        let (sql, serializable, again) = ("BEGIN".into(), self.serializable, Box::default());
+        self.transaction = Transaction::Deferred { sql, access, serializable, again };
         out.extend_from_slice(self.transaction.status().ready_for_query());
         Some(out)
     }
@@ -208,24 +211,52 @@ impl Session {
     }
 
     /// Answers in a transaction whose server was lost.
-    fn local_lost(&mut self, unit: &[u8], kind: Kind, needs: &Needs, told: bool) -> Option<Vec<u8>> {
+    fn local_lost(
+        &mut self,
+        unit: &[u8],
+        kind: Kind,
+        needs: &Needs,
+        (told, only_read): (bool, bool),
+    ) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let ends = matches!(needs.transaction, TransactionEffect::Rollback | TransactionEffect::Commit);
         let rolls_back = needs.transaction == TransactionEffect::Rollback || (told && ends);
-        if rolls_back && matches!(kind, Kind::Simple | Kind::Synced) {
-            self.local_replies(unit, "ROLLBACK", &mut out)?;
+        // Of a transaction that only read nothing is lost once its answers were told.
+        let commits = only_read && !told && needs.transaction == TransactionEffect::Commit;
+        let whole = matches!(kind, Kind::Simple | Kind::Synced);
+        if (rolls_back || (commits && is_one_statement(unit))) && whole {
+            self.local_replies(unit, if rolls_back { "ROLLBACK" } else { "COMMIT" }, &mut out)?;
             self.transaction = Transaction::None;
+            self.owed = None;
         } else if unit != reply::SYNC {
-            let report = outcome::in_lost_transaction(told);
-            self.shard.counters.error(report.code.as_str());
-            report.put(&mut out);
+            out = self.tell_lost(told);
             // A COMMIT ends the block even where it fails.
-            self.transaction = if ends { Transaction::None } else { Transaction::Lost { told: true } };
+            self.transaction = if ends { Transaction::None } else { Transaction::LOST_AND_TOLD };
         }
         match kind {
             Kind::Simple | Kind::Synced => out.extend_from_slice(self.transaction.status().ready_for_query()),
             Kind::Flushed | Kind::Partial => self.skip_to_sync = true,
         }
+        Some(out)
+    }
+
+    /// The answer to the end of a transaction that only read, on a standby that was lost before it answered; `None` where the unit is
+    /// anything else.
+    pub(super) fn end_in_its_stead(&mut self, task: &Task<'_>, journal: &mut Journal) -> Option<Vec<u8>> {
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        let tag = match task.needs.transaction {
+            TransactionEffect::Commit => "COMMIT",
+            TransactionEffect::Rollback => "ROLLBACK",
+            _ => return None,
+        };
+        if !is_one_statement(unit) {
+            return None;
+        }
+        journal.undo(&mut self.names);
+        let mut out = Vec::new();
+        self.local_replies(unit, tag, &mut out)?;
+        self.names.drop_portals();
+        self.transaction = Transaction::None;
         Some(out)
     }
 

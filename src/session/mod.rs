@@ -7,6 +7,7 @@
 mod aftermath;
 mod attach;
 mod attempt;
+mod begin_anew;
 mod commits;
 mod conflict;
 pub mod control;
@@ -35,6 +36,7 @@ pub mod setting_names;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+mod so_far;
 mod spare;
 mod standby_wait;
 mod startup_options;
@@ -74,8 +76,6 @@ pub struct Settings {
     pub retry_primary_budget: Budget,
     /// How long shapes of reads that standbys cancel again and again are steered; zero: not at all.
     pub retry_steer_time: Duration,
-    /// How much of a retriable answer is held back; what is more than the relay buffer's 64 KiB counts for the allowance.
-    pub retry_buffer_bytes: usize,
     /// How long a retriable answer is held back.
     pub retry_hold_time: Duration,
     /// How long reading from a standby may stop because the client does not take what was read.
@@ -95,7 +95,6 @@ impl Default for Settings {
             retry_attempts: 3,
             retry_primary_budget: Budget { percent: 50 },
             retry_steer_time: Duration::from_secs(60),
-            retry_buffer_bytes: 64 * 1024,
             retry_hold_time: Duration::from_millis(500),
             standby_stall_timeout: Duration::from_secs(1),
             standby_stall_buffer_bytes: 1024 * 1024,

@@ -53,6 +53,10 @@ pub struct Loss {
     pub code: SqlState,
     /// The same for people.
     pub message: &'static str,
+    /// The frame of the error by which a standby ended it for the sake of its replay.
+    pub conflict: Option<Vec<u8>>,
+    /// The client waits for no answer: it is told when it sends something.
+    pub nothing_awaited: bool,
 }
 
 impl Loss {
@@ -64,6 +68,8 @@ impl Loss {
             may_run_again: true,
             code: state::SERIALIZATION_FAILURE,
             message: "pgsteer: the read was cut off after part of its answer had been sent",
+            conflict: None,
+            nothing_awaited: false,
         }
     }
 
@@ -219,6 +225,16 @@ pub fn settings_refused(message: &str) -> Report {
     )
     .detail(format!("The server said: {message}. The statement was not run."))
     .hint("Look at the connection's startup options; they may not be valid for this user or node any more.")
+}
+
+/// A READ ONLY transaction whose standby cancelled or lost it can't be begun anew: what it had run gets this error now.
+pub fn not_begun_anew(code: state::SqlState, message: &str) -> Report {
+    Report::error(code, message)
+        .detail(
+            "pgsteer: a standby had cancelled or lost the transaction, and this is what an earlier statement of it gets on \
+             another server.",
+        )
+        .hint("End the transaction (ROLLBACK) and run it again.")
 }
 
 /// Anything in a transaction whose server was lost; the first time the client is told why.

@@ -14,7 +14,7 @@ use super::run::Task;
 use super::settings::{self, Pairs};
 use super::unit::{self, Kind, Needs};
 use crate::backend::Server;
-use crate::classify::{self, AskedTerms, Assigned, OWN_PREFIX, OwnAssignment, Shown, Target};
+use crate::classify::{self, AskedTerms, Assigned, LagBytes, OWN_PREFIX, OwnAssignment, Shown, Target};
 use crate::relay::buffer::Window;
 use crate::route::Terms;
 use crate::route::freshness::Commits;
@@ -321,6 +321,7 @@ impl Session {
             "max_lag_bytes" => terms.max_lag_bytes.to_string(),
             "wait_for_standby" => Shown(terms.wait_for_standby).to_string(),
             "no_standby" => terms.no_standby.as_str().to_owned(),
+            "retry_buffer" => LagBytes::at_most(terms.retry_buffer_bytes.into()).to_string(),
             _ => return None,
         })
     }

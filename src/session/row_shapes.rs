@@ -220,7 +220,7 @@ impl Session {
             self.shard.give_scratch(std::mem::take(&mut part.out));
             self.shard.buffers.give_answer(part.answer);
             if matches!(self.transaction, Transaction::Deferred { .. }) {
-                self.transaction = Transaction::Lost { told: true };
+                self.transaction = Transaction::LOST_AND_TOLD;
             }
             self.keep_or_release(attached, task.now);
             self.end_unit(task, error).await?;

@@ -155,10 +155,11 @@ impl Session {
         let simple = matches!(kind, b'Q' | b'F');
         // As the server would: nothing but a Sync counts, and that is never this large.
         if self.skip_to_sync || self.is_in_failed_batch() {
+            self.send_owed().await?;
             return self.skip(window, frame_bytes).await;
         }
         self.control.begin_statement();
-        if let Transaction::Lost { told } = self.transaction {
+        if let Transaction::Lost { told, .. } = self.transaction {
             return self.oversized_in_lost(window, simple, frame_bytes, told).await;
         }
         while window.filled().len() < UNIT_BYTES_MAX.min(frame_bytes) / 2 {
@@ -191,11 +192,8 @@ impl Session {
         told: bool,
     ) -> Flow<()> {
         self.skip(window, frame_bytes).await?;
-        let report = outcome::in_lost_transaction(told);
-        self.shard.counters.error(report.code.as_str());
-        let mut out = Vec::new();
-        report.put(&mut out);
-        self.transaction = Transaction::Lost { told: true };
+        let mut out = self.tell_lost(told);
+        self.transaction = Transaction::LOST_AND_TOLD;
         if simple {
             out.extend_from_slice(self.transaction.status().ready_for_query());
         } else {
@@ -227,7 +225,7 @@ impl Session {
             }
             if self.must_not_pin_here(&task) {
                 self.detach();
-                self.transaction = Transaction::Lost { told: true };
+                self.transaction = Transaction::LOST_AND_TOLD;
                 return self.refuse(&mut task, &outcome::no_state_on_standby()).await.map(|_| ());
             }
             match self.try_once(&mut task).await? {
@@ -276,7 +274,7 @@ impl Session {
         let mut out = Vec::new();
         report.put(&mut out);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
-            self.transaction = Transaction::Lost { told: true };
+            self.transaction = Transaction::LOST_AND_TOLD;
         }
         self.end_unit(task, out).await?;
         Ok(false)

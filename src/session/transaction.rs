@@ -1,8 +1,10 @@
 //! Where a session's transaction stands, as the client sees it.
 //!
-//! Invariant: `Deferred` means that not a byte of the transaction has been sent to any server; `Lost` means that its server
+//! Invariant: `Deferred` means that not a byte of the transaction has been sent to any server, or that nothing is left of what was;
+//! `Lost` means that its server
 //! is gone and its COMMIT was never sent, so that it is certainly rolled back. Must not know: sockets, servers.
 
+use super::so_far::Rerun;
 use crate::classify::AccessMode;
 use crate::wire::reply::TransactionStatus;
 
@@ -20,6 +22,9 @@ pub enum Transaction {
         access: AccessMode,
         /// Asked for SERIALIZABLE.
         serializable: bool,
+        /// What had been run behind it on a server that is gone, and is sent between BEGIN and that statement. The client has been told
+        /// that it succeeded, and nothing else.
+        again: Box<[Rerun]>,
     },
     /// Open on the attached server.
     Open,
@@ -29,10 +34,15 @@ pub enum Transaction {
     Lost {
         /// The client has been told.
         told: bool,
+        /// All that it did was to read, on a standby, and its client was told all of it.
+        only_read: bool,
     },
 }
 
 impl Transaction {
+    /// Its server was lost, and the client has been told.
+    pub const LOST_AND_TOLD: Self = Self::Lost { told: true, only_read: false };
+
     /// From what a server says.
     pub fn from_status(status: TransactionStatus) -> Self {
         match status {
@@ -46,16 +56,21 @@ impl Transaction {
     pub fn status(&self) -> TransactionStatus {
         match self {
             Self::None => TransactionStatus::Idle,
-            Self::Deferred { .. } | Self::Open | Self::Lost { told: false } => {
+            Self::Deferred { .. } | Self::Open | Self::Lost { told: false, .. } => {
                 TransactionStatus::InTransaction
             }
-            Self::Failed | Self::Lost { told: true } => TransactionStatus::Failed,
+            Self::Failed | Self::Lost { told: true, .. } => TransactionStatus::Failed,
         }
     }
 
     /// Whether it lives on a server.
     pub fn is_on_server(&self) -> bool {
         matches!(self, Self::Open | Self::Failed)
+    }
+
+    /// Whether anything of it has run, on a server that may be gone.
+    pub fn has_run(&self) -> bool {
+        self.is_on_server() || matches!(self, Self::Deferred { again, .. } if !again.is_empty())
     }
 
     /// Whether a READ ONLY transaction has been announced and nothing of it sent.

@@ -488,6 +488,8 @@ impl<'a> Translator<'a> {
                         let promise = self.described(statement).unwrap_or(Promise::Nothing);
                         Expect::Shape { token: self.journal.promise(promise) }
                     }
+                    // Of an earlier unit, a cursor's perhaps: what is told of it is kept with its transaction (`so_far`).
+                    None => Expect::Shape { token: self.journal.promise(Promise::Nothing) },
                     _ => Expect::Describe,
                 };
                 self.raw(b'D', body, Some(reply));

@@ -4,8 +4,8 @@
 
 use super::prepared::Names;
 use crate::classify::{
-    self, Access, AskedTerms, Classification, Dialect, PinReason, Reason, Resets, SessionEffect, Steer,
-    TransactionEffect,
+    self, Access, AskedTerms, Classification, Dialect, InReadOnly, PinReason, Reason, Resets, SessionEffect,
+    Steer, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -174,6 +174,10 @@ pub struct Needs {
     pub unseen: bool,
     /// It executes a portal that an earlier unit bound.
     pub earlier_portal: bool,
+    /// What the one statement that it runs is in a READ ONLY transaction.
+    pub in_read_only: InReadOnly,
+    /// It has statements that are not the same there.
+    pub(super) is_mixed: bool,
     /// Number of Execute messages or simple statements.
     pub statements: usize,
     /// Where it goes because standbys cancel its like again and again.
@@ -210,6 +214,8 @@ impl Default for Needs {
             rolls_back: false,
             unseen: false,
             earlier_portal: false,
+            in_read_only: InReadOnly::AsIs,
+            is_mixed: false,
             statements: 0,
             steer: Steer::Not,
             terms: AskedTerms::default(),
@@ -236,6 +242,12 @@ impl Needs {
         }
     }
 
+    /// Whether it does nothing but read, in a transaction that can be begun anew.
+    pub fn only_reads(&self) -> bool {
+        let is_plain = self.transaction == TransactionEffect::None || self.in_read_only == InReadOnly::Quiet;
+        self.repeatable && is_plain
+    }
+
     /// What follows a RESET depends on what the server takes for the first value: in the text, or in the transaction that it begins.
     pub fn needs_own_defaults(&self) -> bool {
         match self.resets {
@@ -250,6 +262,8 @@ impl Needs {
             self.need = Need::Primary;
             self.repeatable = false;
         }
+        self.is_mixed |= self.hinted.is_some() && self.in_read_only != class.in_read_only;
+        self.in_read_only = class.in_read_only;
         self.databases |= class.databases;
         self.roles |= class.roles;
         self.signals |= class.signals;
@@ -343,6 +357,9 @@ pub fn needs(unit: &[u8], names: &Names, dialect: &Dialect<'_>) -> Needs {
     }
     needs.names_prepared |= drops_all && prepares;
     needs.commits |= needs.rolls_back && needs.statements > 1;
+    if needs.is_mixed || needs.statements != 1 {
+        needs.in_read_only = InReadOnly::AsIs;
+    }
     needs.transaction = effects.of(needs.statements);
     needs
 }

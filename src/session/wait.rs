@@ -11,18 +11,19 @@ use std::task::Poll;
 use tokio::net::TcpStream;
 
 use super::driver::{End, Flow, Rest, Session};
-use super::outcome;
+use super::outcome::{self, Loss};
 use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use crate::net;
 use crate::relay::answer::{Answer, Event};
+use crate::telemetry::metrics::Side;
 use crate::wire::reply::{self, OwnProcess};
 use crate::wire::sqlstate;
 
 /// How a held server ends while nothing is under way.
 enum Parting {
     /// It is gone; why.
-    Lost(String),
+    Lost(Loss),
     /// It ended the session on purpose, and its words are ready for the client.
     Dismissed,
 }
@@ -142,17 +143,20 @@ impl Session {
             self.shard.buffers.give_answer(answer);
             match result? {
                 None => self.end_unsolicited(spoiled),
-                Some(cause) => return self.lost_while_idle(&cause).await,
+                Some(loss) => return self.lost_while_idle(loss).await,
             }
         }
         Ok(())
     }
 
     /// Reads what a held server says by itself, to the end of a message; `Some` when it is gone.
-    async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<String>> {
+    async fn unsolicited(&mut self, stream: &TcpStream, answer: &mut Answer) -> Flow<Option<Loss>> {
+        let failed = |error| Loss::of_server(format!("The connection to the server failed: {error}"));
         loop {
             match net::try_read(stream, answer.spare()) {
-                Ok(0) => return Ok(Some("The server closed the connection".to_owned())),
+                Ok(0) => {
+                    return Ok(Some(Loss::of_server("The server closed the connection".to_owned())));
+                }
                 Ok(count) => answer.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !answer.has_unscanned() {
@@ -160,18 +164,18 @@ impl Session {
                     }
                     // Half a message: the rest is on its way.
                     if let Err(error) = stream.readable().await {
-                        return Ok(Some(format!("The connection to the server failed: {error}")));
+                        return Ok(Some(failed(error)));
                     }
                     continue;
                 }
-                Err(error) => return Ok(Some(format!("The connection to the server failed: {error}"))),
+                Err(error) => return Ok(Some(failed(error))),
             }
             let said = self.scan_unsolicited(answer);
             self.send_client(answer.ready_joined()).await?;
             answer.passed_on();
             match said {
                 None => {}
-                Some(Parting::Lost(cause)) => return Ok(Some(cause)),
+                Some(Parting::Lost(loss)) => return Ok(Some(loss)),
                 Some(Parting::Dismissed) => return Err(End::Client),
             }
         }
@@ -179,9 +183,10 @@ impl Session {
 
     fn scan_unsolicited(&mut self, answer: &mut Answer) -> Option<Parting> {
         loop {
+            let mut conflict = None;
             let event = match answer.scan() {
                 Ok(event) => event,
-                Err(error) => return Some(Parting::Lost(error.to_string())),
+                Err(error) => return Some(Parting::Lost(Loss::of_server(error.to_string()))),
             };
             let ends = match event {
                 Event::Error(fields)
@@ -192,7 +197,13 @@ impl Session {
                     answer.accept();
                     return Some(Parting::Dismissed);
                 }
-                Event::Error(fields) => fields.ends_session,
+                Event::Error(fields) => {
+                    let is_conflict = fields.ends_session
+                        && self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby)
+                        && sqlstate::is_recovery_conflict(fields.code);
+                    conflict = is_conflict.then(|| answer.frame());
+                    fields.ends_session
+                }
                 Event::Notice(fields) => {
                     matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN)
                 }
@@ -212,30 +223,31 @@ impl Session {
                     continue;
                 }
                 Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn | Event::OwnError(_) | Event::Ready | Event::Changed => {
-                    return Some(Parting::Lost("The server sent something out of turn".to_owned()));
+                Event::CopyIn | Event::OwnError(_) | Event::Ready | Event::Changed | Event::OtherPortal => {
+                    let cause = "The server sent something out of turn".to_owned();
+                    return Some(Parting::Lost(Loss::of_server(cause)));
                 }
             };
             if ends {
-                return Some(Parting::Lost(format!(
-                    "The server said: {}",
-                    reply::error_message(answer.body())
-                )));
+                let cause = format!("The server said: {}", reply::error_message(answer.body()));
+                return Some(Parting::Lost(Loss { conflict, ..Loss::of_server(cause) }));
             }
             answer.accept();
         }
     }
 
-    async fn lost_while_idle(&mut self, cause: &str) -> Flow<()> {
-        let cause = if self.control.leaves.get() { outcome::LEFT_FOR_REPLAY } else { cause };
-        self.detach_lost(SuspectCause::ConnectionLost);
+    async fn lost_while_idle(&mut self, loss: Loss) -> Flow<()> {
+        let cause = if self.control.leaves.get() { outcome::LEFT_FOR_REPLAY } else { &loss.cause };
         if self.only_listens() {
+            self.detach_lost(Some(SuspectCause::ConnectionLost));
             return Box::pin(self.listen_again(cause)).await;
         }
         if !self.pins.is_empty() {
-            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, cause))));
+            let report = outcome::pinned_server_lost(&self.pins, cause);
+            self.detach_lost(Some(SuspectCause::ConnectionLost));
+            return Err(End::Told(Box::new(report)));
         }
-        self.transaction = Transaction::Lost { told: false };
+        self.transaction_lost_while_idle(loss);
         Ok(())
     }
 }

@@ -297,13 +297,14 @@ pub fn with_hint(frame: &[u8], hint: &str) -> Vec<u8> {
     out
 }
 
-/// The body of an ErrorResponse by which a server has ended its session, as a whole frame that ends no more than the statement.
-pub fn as_error(body: &[u8]) -> Vec<u8> {
-    let mut fields = Vec::with_capacity(body.len());
-    for field in body.split(|&byte| byte == 0).filter(|field| !field.is_empty()) {
+/// An ErrorResponse that ended a session, as the error of a statement.
+pub fn as_error(frame: &[u8]) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(frame.len());
+    for field in frame.get(super::frame::HEADER_BYTES..).unwrap_or_default().split(|&byte| byte == 0) {
         match field.first() {
+            None => {}
             Some(kind @ (b'S' | b'V')) => fields.extend_from_slice(&[&[*kind], &b"ERROR\0"[..]].concat()),
-            _ => fields.extend_from_slice(&[field, b"\0"].concat()),
+            Some(_) => fields.extend_from_slice(&[field, b"\0"].concat()),
         }
     }
     fields.push(0);

@@ -85,7 +85,11 @@ mod tests {
             (lost(Parting::Unexplained), None, Some(Interruption::Silent)),
             (lost(Parting::Unexplained), Some(division), Some(Interruption::Other)),
             (lost(Parting::Announced), Some(sqlstate::CRASH_SHUTDOWN), Some(Interruption::Crash)),
-            (lost(Parting::Conflict), Some(sqlstate::SERIALIZATION_FAILURE), Some(Interruption::Conflict)),
+            (
+                lost(Parting::Conflict(Vec::new())),
+                Some(sqlstate::SERIALIZATION_FAILURE),
+                Some(Interruption::Conflict),
+            ),
             (lost(Parting::Before), Some(sqlstate::IDLE_SESSION_TIMEOUT), None),
             (Ended::Dismissed, Some(sqlstate::DATABASE_DROPPED), Some(Interruption::Dropped)),
             (Ended::Dismissed, Some(sqlstate::ADMIN_SHUTDOWN), None),

@@ -32,7 +32,7 @@ use crate::relay::allowance::Share;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
 use crate::wire::reply::{self, TransactionStatus};
-use crate::wire::sqlstate::SqlState;
+use crate::wire::sqlstate::{self, SqlState};
 
 use backlog::Backlog;
 
@@ -373,6 +373,10 @@ impl<'a> Exchange<'a> {
                 }
                 Event::Ready => self.tell(),
                 Event::Changed => self.rows_changed(),
+                Event::OtherPortal => {
+                    let message = "pgsteer: the rows of a cursor look otherwise by now".to_owned();
+                    return Err(Ended::NotFit { code: sqlstate::FEATURE_NOT_SUPPORTED, message });
+                }
                 Event::OwnError(fields) => {
                     let message = reply::error_message(self.answer.body());
                     return Err(Ended::NotFit { code: fields.code, message });

@@ -41,16 +41,16 @@ pub enum Goal {
 }
 
 /// What a server that is lost has said of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parting {
     /// Nothing that would tell anything of its node.
     Unexplained,
     /// It shuts down or crashed (57P01 and kin).
     Announced,
-    /// It is a standby, and has ended the session for the sake of its replay.
-    Conflict,
     /// It had waited too long for the unit, and ended before it had read anything of it (57P05).
     Before,
+    /// A standby ended it for the sake of its replay: nothing is wrong with its node. The whole frame of its error.
+    Conflict(Vec<u8>),
 }
 
 /// Why a standby's server connection is given up.
@@ -159,9 +159,16 @@ impl Parting {
             sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
                 Self::Announced
             }
-            code if sqlstate::is_recovery_conflict(code) => Self::Conflict,
             sqlstate::IDLE_SESSION_TIMEOUT if untouched => Self::Before,
             _ => Self::Unexplained,
+        }
+    }
+
+    /// The error of a conflict.
+    pub fn conflict(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Conflict(error) => Some(error),
+            Self::Unexplained | Self::Announced | Self::Before => None,
         }
     }
 }

@@ -82,13 +82,18 @@ impl Exchange<'_> {
         if fields.ends_session {
             let message = reply::error_message(self.answer.body());
             self.ended_by = Some(fields.code);
-            if self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code) {
-                self.own_error = Some(reply::as_error(self.answer.body()));
+            let is_conflict = self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code);
+            if is_conflict {
+                self.own_error = Some(reply::as_error(&self.answer.frame()));
             }
             let untouched = self.answer.last_status().is_none() && !self.answer.has_results();
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
-                parting: Parting::by(fields.code, untouched),
+                parting: if is_conflict {
+                    Parting::Conflict(self.answer.frame())
+                } else {
+                    Parting::by(fields.code, untouched)
+                },
             });
         }
         if self.answer.is_discarding() {
