@@ -152,9 +152,22 @@ async fn r06_staleness_is_right_in_every_way_to_lag() {
 
     let standby = it.sandbox.connect(1).await.unwrap();
     set(&standby, "SET recovery_min_apply_delay = '1h'").await;
-    let shown = async || standby.query_one("SHOW recovery_min_apply_delay", &[]).await.unwrap();
-    eventually("it is set", async || shown().await.get::<_, String>(0) == "1h").await;
-    let written = it.write().await;
+    // Replay hears of it by and by: until then it replays what is written.
+    let put_off = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'RecoveryApplyDelay'";
+    let number = async |client: &Client, sql| client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
+    let written = loop {
+        let written = it.write().await;
+        let last = number(&it.direct, "SELECT i FROM t").await;
+        let mut is_put_off = false;
+        eventually("it is replayed, or put off", async || {
+            is_put_off = number(&standby, put_off).await == 1;
+            is_put_off || number(&standby, "SELECT i FROM t").await == last
+        })
+        .await;
+        if is_put_off {
+            break written;
+        }
+    };
     it.wait_stale(1, written).await;
     set(&standby, "RESET recovery_min_apply_delay").await;
     it.wait_fresh(1).await;
