@@ -36,7 +36,7 @@ fn cluster(now: Instant) -> Snapshot {
 fn benches(c: &mut Criterion) {
     let now = Instant::now();
     let snapshot = cluster(now);
-    let load = [NodeLoad { in_flight: 3, latency_us: 120 }; 3];
+    let load = [NodeLoad { in_flight: 3, latency_us: 120, recent_conflicts: 0 }; 3];
     let mut wrote = Freshness::default();
     wrote.on_primary_answer(now - Duration::from_millis(5), Commits::Synchronous);
     wrote.settle(&snapshot, Commits::Synchronous);
@@ -56,6 +56,7 @@ fn benches(c: &mut Criterion) {
                     others_wrote_at: None,
                     freshness,
                     excluded: &[],
+                    prefer: pgsteer::route::Prefer::LessBusy,
                     load: &load,
                     snapshot: &snapshot,
                     now,

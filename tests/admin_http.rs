@@ -208,6 +208,20 @@ async fn only_get_and_head_but_for_the_pause() {
     ] {
         assert_eq!(ask(address, method, path).await.0, wanted, "{method} {path}");
     }
+    // Parameters may stand in the body, as a form or as JSON.
+    for (path, body, wanted) in [
+        ("/pause", "for=1s", 200),
+        ("/pause", "for%3D1s", 200),
+        ("/pause", "{\"for\": \"1s\"}", 200),
+        ("/pause", "{\"for\": 1}", 400),
+        ("/hint", "{}", 200),
+        ("/hint", "node=db9:5432", 400),
+        ("/hint", &"x".repeat(5000), 413),
+    ] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        let answer = raw(address, (head + body).as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted} ")), "{path} {body}: {answer}");
+    }
     // What a web page sends has an Origin.
     for path in ["/pause", "/hint"] {
         let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\n\r\n");

@@ -61,6 +61,52 @@ async fn writes_do_not_wait_for_others_to_follow() {
     }
 }
 
+/// Its server connection was open before the promotion: a login takes longer than the rest of a redirect.
+#[tokio::test]
+async fn the_first_write_behind_a_promotion_needs_no_login() {
+    let (sandbox, proxy) = cluster(Sync::Async, 2).await;
+    let mut client = proxy.raw_logged_in().await;
+    no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+    let chosen = sandbox.most_advanced_standby().await.unwrap();
+    let direct = sandbox.connect(chosen).await.unwrap();
+    let there = async || -> Vec<String> {
+        let sql = "SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'client backend' \
+            AND application_name <> 'pgsteer_probe' AND pid <> pg_backend_pid()";
+        direct.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    assert_eq!(there().await, [""; 0], "no read has been there");
+    sandbox.node(0).kill9().await.unwrap();
+    client.send(&query("INSERT INTO t VALUES (2) RETURNING pg_backend_pid()")).await;
+    eventually("a connection is opened ahead", async || !there().await.is_empty()).await;
+    let ahead = there().await;
+    sandbox.promote_wait(chosen).await.unwrap();
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(values(&answer), ahead, "{answer:?}");
+}
+
+/// X06: the same node starts anew. What was held runs once, whatever was opened while it was starting.
+#[tokio::test]
+async fn writes_go_on_where_the_primary_starts_anew() {
+    let (sandbox, proxy) = cluster(Sync::Async, 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(proxy.raw_logged_in().await);
+    }
+    for round in 1..=3 {
+        sandbox.node(0).kill9().await.unwrap();
+        for client in &mut clients {
+            client.send(&query("INSERT INTO t VALUES (1)")).await;
+        }
+        sandbox.node(0).start().await.unwrap();
+        for client in &mut clients {
+            no_errors(&client.read_until(b'Z').await);
+        }
+        let direct = sandbox.connect(0).await.unwrap();
+        let count: i64 = direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+        assert_eq!(count, 8 * round);
+    }
+}
+
 /// X09: a commit that waits for a standby and is cancelled is there on the primary alone; PostgreSQL's warning says so.
 #[tokio::test]
 async fn a_cancelled_wait_for_a_standby_is_told_with_its_warning() {

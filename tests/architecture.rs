@@ -82,6 +82,7 @@ const PURE: &[&str] = &[
     "backend/reset",
     "session/exchange/rules",
     "session/exchange/through",
+    "session/commits",
     "session/unit",
     "session/journal",
     "session/translate",
@@ -95,8 +96,12 @@ const PURE: &[&str] = &[
 
 /// All `.rs` files below a directory of the repository, with their paths relative to it.
 fn read_tree(directory: &str) -> Vec<Source> {
+    read_texts(directory).iter().map(|(path, text)| Source::new(path, text)).collect()
+}
+
+fn read_texts(directory: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    let mut sources = Vec::new();
+    let mut texts = Vec::new();
     let mut todo = vec![root.clone()];
     while let Some(path) = todo.pop() {
         let entries = fs::read_dir(&path).map(|entries| entries.flatten().map(|e| e.path()).collect());
@@ -107,12 +112,19 @@ fn read_tree(directory: &str) -> Vec<Source> {
             } else if entry.extension().is_some_and(|e| e == "rs") {
                 let text = fs::read_to_string(&entry).expect("a readable source file");
                 let relative = entry.strip_prefix(&root).expect("below the root");
-                sources.push(Source::new(&relative.to_string_lossy(), &text));
+                texts.push((relative.to_string_lossy().into_owned(), text));
             }
         }
     }
-    sources.sort_by(|a, b| a.path.cmp(&b.path));
-    sources
+    texts.sort();
+    texts
+}
+
+/// Hazards of freshness that no test has in its name, among these texts.
+fn untested_hazards(texts: &[(String, String)]) -> Vec<String> {
+    let all = (1..=12).map(|number| format!("r{number:02}_"));
+    let is_tested = |name: &str| texts.iter().any(|(_, text)| text.contains(&format!("fn {name}")));
+    all.filter(|name| !is_tested(name)).collect()
 }
 
 fn assert_none(breaches: Vec<String>) {
@@ -148,6 +160,13 @@ fn table_itself_has_no_cycle() {
 fn pure_files_know_no_runtime_clock_dice_or_log() {
     let sources = read_tree("src");
     assert_none(sources.iter().flat_map(|s| breaches_of_purity(s, PURE)).collect());
+}
+
+/// Hazards of freshness R01 to R12: each has a test that has its number in its name.
+#[test]
+fn every_hazard_of_freshness_has_a_test() {
+    let texts = [read_texts("src"), read_texts("tests")].concat();
+    assert_none(untested_hazards(&texts));
 }
 
 #[test]
@@ -274,6 +293,12 @@ mod the_checks {
         }
         let test_file = Source::new("session/tests/pair.rs", "fn f() { x().unwrap(); }");
         assert_eq!(breaches_of_form(&test_file), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_hazard_without_a_test_is_caught() {
+        let but_the_last: String = (1..12).map(|number| format!("async fn r{number:02}_x() {{}}")).collect();
+        assert_eq!(untested_hazards(&[(String::new(), but_the_last)]), ["r12_"]);
     }
 
     #[test]

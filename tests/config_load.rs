@@ -375,7 +375,7 @@ fn terms_of_reads_have_tables_too() {
                 [[routing.database]]\nconsistency = \"strong\"\n[[routing.database]]\nname = \"d\"\nno_standby = \"wait\"\nmax_lag_bytes = 3\nretry_buffer = \"64\"\n";
     let expected = [
         "p.toml:1 routing.listener.name: expected \"split\", \"primary\", \"standby\" or \"prefer-standby\", got \"reports\"",
-        "p.toml:5 routing.user.max_lag: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\"",
+        "p.toml:5 routing.user.max_lag: expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", at most 24 days",
         "p.toml:6 routing.user: unknown key \"max_lagg\" (expected name, target, consistency, max_lag, max_lag_bytes, wait_for_standby, \
          no_standby, retry_buffer)",
         "p.toml:7 routing.database.name: expected a text that is not empty",
@@ -438,4 +438,32 @@ fn a_file_that_cannot_be_read_is_a_fault() {
     let args = RunArgs { config: Some("/nonexistent/p.toml".into()), ..RunArgs::default() };
     let faults = args.sources().expect_err("no such file");
     assert!(faults.to_string().contains("cannot read /nonexistent/p.toml"), "{faults}");
+}
+
+/// What a session's SET refuses is no value here either.
+#[test]
+fn lags_and_waits_have_the_bounds_of_a_set() {
+    let expected = "expected a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", at most 24 days, got \"25d\"";
+    for key in ["max_lag", "wait_for_standby"] {
+        assert_eq!(
+            faults_of(&format!("[routing]\n{key} = \"25d\"")),
+            [format!("p.toml:2 routing.{key}: {expected}")]
+        );
+        let text = format!("[cluster]\nnodes = [\"a\"]\n[routing]\n{key} = \"24d\"");
+        assert!(load(sources(&text, &[], &[])).is_ok(), "{key}");
+    }
+}
+
+#[test]
+fn a_share_of_the_primary_has_a_percent_sign() {
+    for (text, percent) in [("0%", 0), ("33 %", 33), ("100%", 100)] {
+        let file = format!("[retry]\nprimary_budget = \"{text}\"\n");
+        assert_eq!(loaded(&file, &[], &["--nodes", "h1"]).retry.primary_budget, percent);
+    }
+    for text in ["\"101%\"", "\"50\"", "\"-1%\"", "50", "\"half\""] {
+        let found = faults_of(&format!("[retry]\nprimary_budget = {text}\n"));
+        let expected =
+            format!("p.toml:2 retry.primary_budget: expected a share from \"0%\" to \"100%\", got {text}");
+        assert_eq!(found, [expected]);
+    }
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pgsteer::sandbox::{Auth, Sandbox};
+use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, Running, bind, describe, errors, eventually, execute, in_time, kinds, parse, status,
-    tag, values,
+    Message, RawClient, Running, bind, conflicting, describe, errors, eventually, execute, in_time, kinds,
+    parse, status, tag, values, wait_readable,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -28,28 +28,12 @@ async fn cluster() -> (Sandbox, Running) {
 }
 
 async fn cluster_with(environment: &[(&str, &str)]) -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder()
-        .auth(Auth::Trust)
-        .max_standby_streaming_delay(Some(Duration::ZERO))
-        .setting("autovacuum", "off")
-        .start()
-        .await
-        .unwrap();
-    let primary = sandbox.connect(0).await.unwrap();
-    primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
-    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
-    primary.batch_execute("VACUUM c").await.unwrap();
-    // The sandbox's own login may be cancelled by what is replayed.
-    eventually("the standbys have caught up", async || sandbox.wait_caught_up().await.is_ok()).await;
+    let sandbox = conflicting(2, Some(Duration::ZERO)).await;
     // A budget that no loaded machine exceeds: these reads are to begin on a standby.
     // Nor does what another client has just done on the primary lead them there.
     let environment = [environment, &[("PGSTEER_ROUTING_RECENT_WRITES", "0s")]].concat();
     let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1m"], &environment).await;
-    eventually("both standbys may be read", async || {
-        let topology = proxy.topology().await;
-        [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
-    })
-    .await;
+    wait_readable(&proxy, &sandbox).await;
     (sandbox, proxy)
 }
 

@@ -2,11 +2,12 @@
 //! was acknowledged, while standbys lag, go and come back, and primaries are replaced. P2 and P3; R01 to R03, R05, R06, R08.
 //!
 //! The hazards of freshness, and where they are looked at:
-//! - R01 to R03, R05, R06, R08: here, and by name in `route/tests.rs`, `own_writes.rs`, `reconcile_rules.rs`, `lag_clock.rs`; R04 in `routing.rs`.
+//! - R01 to R03, R05, R06, R08: here, and by name in `route/tests.rs`, `own_writes.rs`, `reconcile_rules.rs`, `lag_clock.rs`; R04 and
+//!   R05 in `routing.rs`.
 //! - R07 (a lag spike, the guard of the primary), R09 (limits of a wait), R11 (hints and SET): `read_terms.rs`.
 //! - R10, a long fork (two sessions see two commits in opposite orders): not between standbys, all of which replay commits in the order
 //!   of the WAL, but between a standby and the primary, which shows them as their sessions wake up. It is promised to nobody (P3 is about one
-//!   session), so that nothing tests it; here it shows as values seen early.
+//!   session); `routing.rs` shows one, and here it shows as values seen early.
 //! - R12: weights and load are tested in `route/tests.rs`. There are no zones, and `noloadbalance` is a weight of 0.
 //!
 //! `PGSTEER_READS` is how many reads; `PGSTEER_SEED` the seed of the first cluster's faults, the others follow it. A failure tells

@@ -1,9 +1,14 @@
 //! R06: what pgsteer says of a standby's staleness, held against the times of this process: it is never less than the truth, and no
-//! more than the truth and the error that it tells.
+//! more than the truth and the error that it tells; over a change of the primary, too (`lag_clock/change.rs`).
 
 // A test ends by a panic, its set-up too.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "the checker of freshness uses the rest of it")]
+#[path = "freshness/book.rs"]
+mod book;
+#[path = "lag_clock/change.rs"]
+mod change;
 mod running;
 
 use std::time::{Duration, Instant};
@@ -113,6 +118,16 @@ async fn set(client: &Client, setting: &str) {
     client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
 
+/// The standby gets no WAL any more. (Not while its replay is paused.)
+async fn cut_off(standby: &Client) {
+    set(standby, "SET primary_conninfo = ''").await;
+    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
+    eventually("it gets no WAL", async || {
+        standby.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+}
+
 /// R06: an idle primary, replay that is paused, replay that is delayed, a standby that gets no WAL and has replayed all of it.
 #[tokio::test]
 async fn r06_staleness_is_right_in_every_way_to_lag() {
@@ -137,19 +152,27 @@ async fn r06_staleness_is_right_in_every_way_to_lag() {
 
     let standby = it.sandbox.connect(1).await.unwrap();
     set(&standby, "SET recovery_min_apply_delay = '1h'").await;
-    let shown = async || standby.query_one("SHOW recovery_min_apply_delay", &[]).await.unwrap();
-    eventually("it is set", async || shown().await.get::<_, String>(0) == "1h").await;
-    let written = it.write().await;
+    // Replay hears of it by and by: until then it replays what is written.
+    let put_off = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'RecoveryApplyDelay'";
+    let number = async |client: &Client, sql| client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
+    let written = loop {
+        let written = it.write().await;
+        let last = number(&it.direct, "SELECT i FROM t").await;
+        let mut is_put_off = false;
+        eventually("it is replayed, or put off", async || {
+            is_put_off = number(&standby, put_off).await == 1;
+            is_put_off || number(&standby, "SELECT i FROM t").await == last
+        })
+        .await;
+        if is_put_off {
+            break written;
+        }
+    };
     it.wait_stale(1, written).await;
     set(&standby, "RESET recovery_min_apply_delay").await;
     it.wait_fresh(1).await;
 
-    set(&standby, "SET primary_conninfo = ''").await;
-    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
-    eventually("it gets no WAL", async || {
-        standby.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
-    })
-    .await;
+    cut_off(&standby).await;
     let written = it.write().await;
     it.wait_stale(1, written).await;
     let caught_up = "SELECT pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()";
@@ -183,12 +206,7 @@ async fn r06_a_cascading_standby_is_measured_against_the_primary() {
     it.wait_fresh(2).await;
 
     // What keeps node 1 from its primary keeps node 2 from it as well.
-    set(&upstream, "SET primary_conninfo = ''").await;
-    let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
-    eventually("node 1 gets no WAL", async || {
-        upstream.query_one(receivers, &[]).await.unwrap().get::<_, i64>(0) == 0
-    })
-    .await;
+    cut_off(&upstream).await;
     let written = it.write().await;
     it.wait_stale(2, written).await;
     set(&upstream, "RESET primary_conninfo").await;
@@ -242,5 +260,44 @@ async fn r06_time_in_which_pgsteer_was_stopped_counts() {
         for node in [1, 2] {
             it.sandbox.node(node).resume_replay().await.unwrap();
         }
+    }
+}
+
+/// R06: nor is it known, behind such a stop, that there is still no primary.
+#[tokio::test]
+async fn r06_time_in_which_pgsteer_was_stopped_counts_without_a_primary_too() {
+    let it = Watched::of(Sandbox::builder().auth(Auth::Trust).start().await.unwrap()).await;
+    it.write().await;
+    it.sandbox.wait_caught_up().await.unwrap();
+    for node in [1, 2] {
+        it.wait_fresh(node).await;
+    }
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let client = it.proxy.client().await;
+        // What is asked for the first time brings questions about the database with it.
+        client.simple_query("SELECT i FROM t").await.unwrap();
+        clients.push(client);
+    }
+    it.sandbox.node(0).kill9().await.unwrap();
+    eventually("it is known to be gone", async || it.proxy.topology().await["frozen_for_ms"].is_u64()).await;
+    let process = Pid::from_raw(it.proxy.pid().cast_signed());
+    kill(process, Signal::SIGSTOP).unwrap();
+    it.sandbox.promote_wait(1).await.unwrap();
+    it.sandbox.connect(1).await.unwrap().batch_execute("UPDATE t SET i = i + 1").await.unwrap();
+    let written = Instant::now();
+    // Beyond the budget of a second.
+    tokio::time::sleep_until((written + Duration::from_millis(1_050)).into()).await;
+    let reads = clients.iter().map(|client| client.simple_query("SELECT i::text FROM t"));
+    let (seen, ()) = tokio::join!(futures_util::future::join_all(reads), async {
+        kill(process, Signal::SIGCONT).unwrap();
+    });
+    for messages in seen {
+        let messages = messages.unwrap();
+        let row = messages.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        assert_eq!(row, Some("2"), "a read more than a second after the write");
     }
 }

@@ -7,8 +7,10 @@ mod running;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use pgsteer::sandbox::{Auth, Sandbox};
-use running::{RawClient, Running, errors, eventually, query, status, values, wait_blocked};
+use pgsteer::sandbox::Sandbox;
+use running::{
+    RawClient, Running, conflicting, errors, eventually, query, status, values, wait_blocked, wait_readable,
+};
 use tokio_postgres::Client;
 
 /// One minute for the 400 rows that there are, no time for the two that are left.
@@ -22,20 +24,7 @@ const NEVER: Duration = Duration::from_secs(5);
 
 /// No conflict ends a read.
 async fn cluster(standbys: usize) -> Sandbox {
-    let sandbox = Sandbox::builder()
-        .standbys(standbys)
-        .auth(Auth::Trust)
-        .max_standby_streaming_delay(None)
-        .setting("autovacuum", "off")
-        .start()
-        .await
-        .unwrap();
-    let primary = sandbox.connect(0).await.unwrap();
-    primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
-    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
-    primary.batch_execute("VACUUM c").await.unwrap();
-    sandbox.wait_caught_up().await.unwrap();
-    sandbox
+    conflicting(standbys, None).await
 }
 
 async fn proxy(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Running {
@@ -43,11 +32,7 @@ async fn proxy(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Running {
     let bounds = [("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "10m"), ("PGSTEER_HOLD_TIMEOUT", "10m")];
     let args = ["--auth", "trust", "--max-lag", "10m"];
     let proxy = Running::start_with(sandbox, &args, &[&bounds, extra].concat()).await;
-    eventually("all standbys may be read", async || {
-        let topology = proxy.topology().await;
-        (1..sandbox.nodes().len()).all(|node| topology["nodes"][node]["staleness_ms"].is_u64())
-    })
-    .await;
+    wait_readable(&proxy, sandbox).await;
     proxy
 }
 

@@ -91,7 +91,8 @@ async fn cluster(standbys: usize) -> Sandbox {
 }
 
 #[tokio::test]
-#[ignore = "figures of half a minute and more, on a machine that does nothing else"]
+#[ignore = "figures, on a machine that does nothing else: \
+            cargo test --release --test read_share -- --ignored --nocapture --test-threads 1"]
 async fn the_share_of_reads_on_standbys_under_a_mix() {
     let sandbox = cluster(2).await;
     let at_once: Vec<&str> = MIX.into_iter().chain(["-c", "8"]).collect();
@@ -114,7 +115,8 @@ async fn the_share_of_reads_on_standbys_under_a_mix() {
 }
 
 #[tokio::test]
-#[ignore = "figures of half a minute and more, on a machine that does nothing else"]
+#[ignore = "figures, on a machine that does nothing else: \
+            cargo test --release --test read_share -- --ignored --nocapture --test-threads 1"]
 async fn what_eventual_reads_cost_by_the_number_of_standbys() {
     for standbys in [1, 2] {
         let sandbox = cluster(standbys).await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, describe, errors, eventually, execute, frame, in_time, no_errors,
-    parse, promote, query, startup, status, values,
+    parse, promote, query, slow_to_flush, startup, status, values,
 };
 use tokio::net::TcpStream;
 
@@ -70,6 +70,10 @@ async fn r11_a_session_sets_what_its_reads_are_promised() {
     assert!(!is_on_standby(&mut client).await, "no standby is as fresh as that");
     eventually("a statement's own wins", async || {
         values(&client.query("/* pgsteer: max_lag=1m */ SELECT pg_is_in_recovery()").await) == ["t"]
+    })
+    .await;
+    eventually("in capitals, too", async || {
+        values(&client.query("/* PGSTEER: MAX_LAG=1m */ SELECT pg_is_in_recovery()").await) == ["t"]
     })
     .await;
     let mut other = proxy.raw_logged_in().await;
@@ -147,6 +151,8 @@ async fn r11_a_value_that_is_none_is_refused_where_it_is_set() {
         ("SET pgsteer.max_lagg = '1s'", "42704", "pgsteer has target"),
         ("SET pgsteer.pins = 'x'", "55P02", "why the session is pinned"),
         ("SET LOCAL pgsteer.max_lag = '1s'", "0A000", "Use SET"),
+        ("SELECT set_config('pgsteer.max_lag', '1s', true)", "0A000", "Use SET"),
+        ("/* PGSTEER: Max_Lag=abc */ SELECT 1", "22023", "a list of name=value"),
         ("/* pgsteer: max_lag=abc */ SELECT 1", "22023", "a list of name=value"),
         ("/* pgsteer: targt=primary */ SELECT 1", "22023", "a list of name=value"),
     ] {
@@ -163,6 +169,16 @@ async fn r11_a_value_that_is_none_is_refused_where_it_is_set() {
     }
     let long = refused(&client.query(&format!("SET pgsteer.max_lag = '{}'", "9".repeat(100_000))).await);
     assert_eq!((long.0, long.1.len() < 300), (vec!["22023".to_owned()], true));
+    // Thousands of them in one text are as good as one.
+    let many = "SET pgsteer.max_lag = 'abc'; ".repeat(20_000);
+    assert_eq!(errors(&in_time("the refusal", client.query(&many)).await), ["22023"]);
+    let frames: Vec<Vec<u8>> = (0..2_000).map(|_| parse("", "SET pgsteer.max_lag = 'abc'")).collect();
+    assert_eq!(errors(&in_time("the refusal", client.extended(&frames)).await), ["22023"]);
+    // Of a text that is not looked into, the comment is.
+    let large = format!("/* pgsteer: max_lag=abc */ SELECT '{}'", "x".repeat(2 << 20));
+    assert_eq!(errors(&in_time("the refusal", client.query(&large)).await), ["22023"]);
+    let batch = [parse("", &large), bind("", "", &[]), execute("")];
+    assert_eq!(errors(&in_time("the refusal", client.extended(&batch)).await), ["22023"]);
     // One that only the server can read fails what follows.
     set(&mut client, "SET pgsteer.max_lag = E'a\\x62'").await;
     assert_eq!(errors(&client.query("SELECT 1").await), ["22023"]);
@@ -236,6 +252,36 @@ async fn r11_a_startup_packet_sets_them_too() {
         let parameters = [("user", "postgres"), ("database", "postgres"), ("options", options)];
         client.send(&startup(3 << 16, &parameters)).await;
         assert_eq!(errors(&client.read_to_end().await), [code], "{options}");
+    }
+}
+
+/// A token is looked at when it is known which cluster this is: its login waits for a primary as all do.
+#[tokio::test]
+async fn r11_a_token_in_a_startup_packet_waits_for_a_primary() {
+    let sandbox = sandbox(0).await;
+    let admin = sandbox.connect(0).await.unwrap();
+    let sql = "SELECT system_identifier || ':1:0/1' FROM pg_control_system()";
+    let token: String = admin.query_one(sql, &[]).await.unwrap().get(0);
+    sandbox.node(0).stop_fast().await.unwrap();
+    let proxy = Running::launch(&sandbox, &["--auth", "trust"], &ENVIRONMENT).await;
+    let mut logins = Vec::new();
+    for (token, code) in [(token, None), ("123:1:0/1".to_owned(), Some("22023"))] {
+        let mut client = proxy.raw().await;
+        let options = format!("-c pgsteer.token={token}");
+        let parameters = [("user", "postgres"), ("database", "postgres"), ("options", options.as_str())];
+        client.send(&startup(3 << 16, &parameters)).await;
+        logins.push((client, code));
+    }
+    for (client, _) in &mut logins {
+        let told = tokio::time::timeout(Duration::from_millis(200), client.stream.peek(&mut [0])).await;
+        assert!(told.is_err(), "it does not wait");
+    }
+    sandbox.node(0).start().await.unwrap();
+    for (mut client, code) in logins {
+        match code {
+            None => no_errors(&in_time("the login", client.read_until(b'Z')).await),
+            Some(code) => assert_eq!(errors(&in_time("the refusal", client.read_to_end()).await), [code]),
+        }
     }
 }
 
@@ -345,13 +391,7 @@ async fn r01_a_token_carries_what_was_written_to_other_sessions_and_processes() 
 /// R01: a token covers what is not flushed yet, too, whoever wrote it.
 #[tokio::test]
 async fn r01_a_token_covers_asynchronous_commits() {
-    let sandbox = Sandbox::builder()
-        .standbys(1)
-        .setting("wal_writer_delay", "10s")
-        .auth(Auth::Trust)
-        .start()
-        .await
-        .unwrap();
+    let sandbox = slow_to_flush().await;
     sandbox.connect(0).await.unwrap().batch_execute("CREATE TABLE t (n int)").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     let here = start(&sandbox, &["--max-lag", "1h"], &[]).await;

@@ -219,6 +219,7 @@ impl World {
                 terms: Terms::default(),
                 others_wrote_at: None,
                 freshness: &Freshness::default(),
+                prefer: pgsteer::route::Prefer::LessBusy,
                 excluded: &[],
                 load: &[],
                 snapshot: &snapshot,

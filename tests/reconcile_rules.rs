@@ -8,13 +8,22 @@ use std::time::{Duration, Instant};
 use pgsteer::topology::evidence::{
     Event, EventKind, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing, SuspectWhy,
 };
-use pgsteer::topology::model::{Epoch, Lsn, NodeAddress, NodeId, NodeView, Role, Snapshot, Timeline};
+use pgsteer::topology::model::{
+    Epoch, Lsn, NodeAddress, NodeId, NodeView, ReplayDelay, Role, Slot, Snapshot, StandbySettings, Timeline,
+};
 use pgsteer::topology::reconcile::{Reconciler, Settings};
 
 const CLUSTER: u64 = 7_000_000_000_000_000_001;
 const A: u16 = 0;
 const B: u16 = 1;
 const C: u16 = 2;
+
+/// Of a standby of which there is nothing to warn.
+const GOOD: StandbySettings = StandbySettings {
+    hot_standby_feedback: true,
+    max_standby_streaming_delay: ReplayDelay::Unlimited,
+    slot: Slot::Named,
+};
 
 struct Scenario {
     reconciler: Reconciler,
@@ -74,7 +83,7 @@ impl Scenario {
             system_id: self.system_id,
             started_us: self.started_us[usize::from(node)],
             standing,
-            server: ServerFacts { version_num: 150_006, hot_standby_feedback: true, wal_receiver_up: true },
+            server: ServerFacts { version_num: 150_006, standby: GOOD, wal_receiver_up: true },
         };
         self.on(Input::Observation { node: NodeId(node), sent_at, answered_at, result });
     }
@@ -554,6 +563,13 @@ fn a_gone_primary_freezes_staleness_and_a_hidden_node_forbids_it() {
         it.standby(C, 1, 1000);
     }
     assert_eq!(it.staleness_ms(B), Some(40));
+    // C is late, and may have been promoted since it was asked.
+    it.ms += 70;
+    it.fails(A, ProbeFailure::Refused);
+    it.standby(B, 1, 1000);
+    assert_eq!(it.staleness_ms(B), Some(110));
+    it.standby(C, 1, 1000);
+    assert_eq!(it.staleness_ms(B), Some(40));
     // C falls silent: it may have been promoted out of our sight.
     for _ in 0..11 {
         it.ms += 100;
@@ -562,7 +578,7 @@ fn a_gone_primary_freezes_staleness_and_a_hidden_node_forbids_it() {
         it.fails(C, ProbeFailure::TimedOut);
     }
     assert_eq!(it.snapshot().frozen_at, None);
-    assert_eq!(it.staleness_ms(B), Some(11_140));
+    assert_eq!(it.staleness_ms(B), Some(11_210));
 }
 
 #[test]

@@ -70,14 +70,6 @@ async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
         assert_eq!(number(&client, sql).await, 2, "{sql}");
         assert_eq!(number(&client, "SELECT i FROM t").await, 2, "time ran backwards after {sql}");
     }
-    // R04: what a transaction that may write reads before its first write is the primary's.
-    for (begin, expected) in [("BEGIN", 2), ("BEGIN READ ONLY", 1), ("START TRANSACTION READ ONLY", 1)] {
-        let client = proxy.client().await;
-        client.batch_execute(begin).await.unwrap();
-        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
-        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
-        client.batch_execute("COMMIT").await.unwrap();
-    }
     // G02: the session's default counts, until the transaction says otherwise.
     let client = proxy.client_with("-c default_transaction_read_only=yes").await;
     for (begin, expected) in [("BEGIN", 1), ("BEGIN READ WRITE", 2)] {
@@ -100,6 +92,114 @@ async fn reads_go_to_standbys_and_the_rest_to_the_primary() {
     let error = client.batch_execute("INSERT INTO t VALUES (9)").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "25006");
     client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+/// R04: what a transaction that may write reads before its first write is the primary's.
+#[tokio::test]
+async fn r04_what_is_read_before_a_write_is_the_primarys() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = start_apart(&sandbox).await;
+    let _direct = told_apart(&sandbox, "").await;
+    let client = proxy.client().await;
+    eventually("a standby qualifies", async || number(&client, "SELECT i FROM t").await == 1).await;
+    for (begin, expected) in [("BEGIN", 2), ("BEGIN READ ONLY", 1), ("START TRANSACTION READ ONLY", 1)] {
+        let client = proxy.client().await;
+        client.batch_execute(begin).await.unwrap();
+        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
+        assert_eq!(number(&client, "SELECT i FROM t").await, expected, "{begin}");
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+}
+
+/// R05: one standby and one snapshot for the whole of a READ ONLY transaction, whatever becomes of the standbys meanwhile.
+#[tokio::test]
+async fn r05_a_repeatable_read_stays_on_its_standby() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = start_apart(&sandbox).await;
+    let direct = told_apart(&sandbox, "").await;
+    for round in 0..3 {
+        // Another value on each of the standbys.
+        let base = 10 * round + 10;
+        direct.batch_execute(&format!("UPDATE t SET i = {base}")).await.unwrap();
+        for node in [1, 2].map(|index| sandbox.node(index)) {
+            node.resume_replay().await.unwrap();
+        }
+        sandbox.wait_caught_up().await.unwrap();
+        sandbox.node(1).pause_replay().await.unwrap();
+        direct.batch_execute(&format!("UPDATE t SET i = {}", base + 1)).await.unwrap();
+        let ahead = sandbox.connect(2).await.unwrap();
+        eventually("one is ahead", async || number(&ahead, "SELECT i FROM t").await == base + 1).await;
+        sandbox.node(2).pause_replay().await.unwrap();
+
+        let mut readers = Vec::new();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            let client = proxy.client().await;
+            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.unwrap();
+            let value = number(&client, "SELECT i FROM t").await;
+            assert!(value == base || value == base + 1, "{value}");
+            if !seen.contains(&value) {
+                seen.push(value);
+            }
+            readers.push((client, value));
+        }
+        for index in [1, 2] {
+            sandbox.node(index).resume_replay().await.unwrap();
+        }
+        direct.batch_execute(&format!("UPDATE t SET i = {}", base + 2)).await.unwrap();
+        sandbox.wait_caught_up().await.unwrap();
+        for (client, value) in readers {
+            for _ in 0..10 {
+                assert_eq!(number(&client, "SELECT i FROM t").await, value);
+            }
+            client.batch_execute("COMMIT").await.unwrap();
+        }
+    }
+}
+
+/// R10: a long fork. Two sessions see two commits in opposite orders, one on a standby and one on the primary: nobody is promised
+/// otherwise (P3 is about one session).
+#[tokio::test]
+async fn r10_two_sessions_may_see_two_commits_in_opposite_orders() {
+    let sandbox = Sandbox::builder().standbys(1).start().await.unwrap();
+    let proxy = start_apart(&sandbox).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    direct.batch_execute("CREATE TABLE first (n int); CREATE TABLE second (n int)").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let seen = "SELECT (SELECT count(*) FROM first) * 10 + (SELECT count(*) FROM second)";
+    let (on_standby, on_primary) = (proxy.client().await, proxy.client().await);
+    eventually("a standby answers", async || {
+        let before = to_standbys(&proxy).await;
+        number(&on_standby, seen).await == 0 && to_standbys(&proxy).await > before
+    })
+    .await;
+    // The first commit waits for somebody who never confirms it: standbys show it, the primary does not.
+    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
+        direct.batch_execute(sql).await.unwrap();
+    }
+    eventually("it is in force", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let waiting = sandbox.connect(0).await.unwrap();
+        tokio::spawn(async move { waiting.batch_execute("INSERT INTO first VALUES (1)").await });
+        eventually("it waits, or is done", async || {
+            number(&direct, sql).await > 0 || number(&direct, "SELECT count(*) FROM first").await > 0
+        })
+        .await;
+        let waits = number(&direct, sql).await > 0;
+        if !waits {
+            direct.batch_execute("TRUNCATE first").await.unwrap();
+        }
+        waits
+    })
+    .await;
+    eventually("the standby shows the first", async || number(&on_standby, seen).await == 10).await;
+    sandbox.node(1).pause_replay().await.unwrap();
+    direct.batch_execute("SET synchronous_commit = local; INSERT INTO second VALUES (1)").await.unwrap();
+    assert_eq!(number(&on_primary, &format!("/* pgsteer: target=primary */ {seen}")).await, 1);
+    assert_eq!(number(&on_standby, seen).await, 10);
+    for sql in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
+        direct.batch_execute(sql).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pgsteer::sandbox::{Auth, Sandbox};
+use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, Running, bind, eventually, execute, in_time, kinds, parse, query, status, values,
+    Message, RawClient, Running, bind, conflicting, eventually, execute, in_time, kinds, parse, query,
+    status, values, wait_readable,
 };
 use tokio::io::AsyncReadExt;
 
@@ -23,26 +24,14 @@ const LARGE: &str = "SELECT id, repeat('x', 1000) AS large FROM c, generate_seri
 const WIDE: &str = "SELECT id, repeat('x', 4000000) FROM c WHERE id <= 4";
 
 async fn cluster(args: &[&str], environment: &[(&str, &str)]) -> (Sandbox, Running) {
-    let sandbox = Sandbox::builder()
-        .auth(Auth::Trust)
-        .max_standby_streaming_delay(Some(Duration::ZERO))
-        .setting("autovacuum", "off")
-        .start()
-        .await
-        .unwrap();
+    let sandbox = conflicting(2, Some(Duration::ZERO)).await;
     let primary = sandbox.connect(0).await.unwrap();
-    primary.batch_execute("CREATE TABLE c (id int, v text); CREATE TABLE written (n int)").await.unwrap();
-    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
-    primary.batch_execute("VACUUM c").await.unwrap();
+    primary.batch_execute("CREATE TABLE written (n int)").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     // A budget that no loaded machine exceeds: these reads are to begin on a standby.
     let args = [&["--auth", "trust", "--max-lag", "1m", "--pool-size", "60"], args].concat();
     let proxy = Running::start_with(&sandbox, &args, environment).await;
-    eventually("both standbys may be read", async || {
-        let topology = proxy.topology().await;
-        [1, 2].iter().all(|&node| topology["nodes"][node]["staleness_ms"].is_u64())
-    })
-    .await;
+    wait_readable(&proxy, &sandbox).await;
     (sandbox, proxy)
 }
 

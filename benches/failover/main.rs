@@ -134,16 +134,33 @@ impl Libpq {
     }
 }
 
-/// Looks every millisecond; gives the moment at which the node can be written.
-async fn writable(node: &Node) -> Instant {
+/// The end of an outage as a direct client has it.
+struct Seen {
+    /// It was ordered.
+    ordered: Instant,
+    /// The node is out of recovery.
+    writable: Instant,
+    /// The client's own first write, sent at that moment, was answered: no proxy can be sooner.
+    wrote: Instant,
+}
+
+/// Looks every millisecond on one connection, and writes as soon as the node can be written. `None`: the connection is lost.
+async fn first_write(client: &tokio_postgres::Client, ordered: Instant) -> Option<Seen> {
+    while client.query_one("SELECT pg_is_in_recovery()", &[]).await.ok()?.get::<_, bool>(0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let writable = Instant::now();
+    client.batch_execute("INSERT INTO direct VALUES (1)").await.ok()?;
+    Some(Seen { ordered, writable, wrote: Instant::now() })
+}
+
+/// The same for a node that is starting.
+async fn first_write_behind_a_start(node: &Node, ordered: Instant) -> Seen {
     loop {
-        if let Ok(client) = node.connect().await {
-            while let Ok(row) = client.query_one("SELECT pg_is_in_recovery()", &[]).await {
-                if !row.get::<_, bool>(0) {
-                    return Instant::now();
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        if let Ok(client) = node.connect().await
+            && let Some(seen) = first_write(&client, ordered).await
+        {
+            return seen;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -152,6 +169,10 @@ async fn writable(node: &Node) -> Instant {
 /// What one run has shown.
 struct Shown {
     promotion: Duration,
+    /// Milliseconds of a direct client's write.
+    direct: f64,
+    /// From the doubt to the new primary's first probe, and to the end of the hold: what pgsteer itself tells.
+    told: String,
     /// In milliseconds; below zero when it was answered before the direct client had looked again.
     pgsteer: f64,
     libpq: Option<f64>,
@@ -161,7 +182,7 @@ struct Shown {
 async fn run(fault: Fault) -> Shown {
     let sandbox = Sandbox::builder().sync(Sync::Async).auth(Auth::Trust).fsync(false).start().await.unwrap();
     let direct = sandbox.connect(0).await.unwrap();
-    direct.batch_execute("CREATE TABLE ledger (id bigint)").await.unwrap();
+    direct.batch_execute("CREATE TABLE ledger (id bigint); CREATE TABLE direct (id bigint)").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     let mut nodes: Vec<SocketAddr> = sandbox.nodes().iter().map(Node::address).collect();
     let relay = Relay::start(nodes[0]).await;
@@ -178,8 +199,8 @@ async fn run(fault: Fault) -> Shown {
         eventually("nothing runs", async || proxy.get("/pause").await.unwrap().1.contains("\"paused\""))
             .await;
     }
-    let (ordered, seen) = strike(&sandbox, fault, &relay).await;
-    let after = |record: &Shared| first_after(record, ordered);
+    let seen = strike(&sandbox, fault, &relay).await;
+    let after = |record: &Shared| first_after(record, seen.ordered);
     eventually("writes go on", async || after(&through).is_some()).await;
     writing.abort();
     // A client whose server is silent waits for ever unless it has a limit of its own.
@@ -191,20 +212,28 @@ async fn run(fault: Fault) -> Shown {
     let _ = tokio::time::timeout(LIBPQ_LIMIT, libpq_wrote).await;
     let beyond = |record: &Shared| {
         let first = after(record)?;
-        let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
-        Some(if first > seen { millis(first - seen) } else { -millis(seen - first) })
+        Some(if first > seen.writable {
+            millis(first - seen.writable)
+        } else {
+            -millis(seen.writable - first)
+        })
     };
     let errors = through.lock().unwrap().errors.clone();
     Shown {
-        promotion: seen - ordered,
+        promotion: seen.writable - seen.ordered,
+        direct: millis(seen.wrote - seen.writable),
+        told: proxy.get("/topology/events").await.map(|it| it.1).unwrap_or_default(),
         pgsteer: beyond(&through).unwrap(),
         libpq: libpq.as_ref().and_then(|libpq| beyond(&libpq.record)),
         errors,
     }
 }
 
-/// Gives when the end of the outage was ordered, and when it was seen by the direct client.
-async fn strike(sandbox: &Sandbox, fault: Fault, relay: &Relay) -> (Instant, Instant) {
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+async fn strike(sandbox: &Sandbox, fault: Fault, relay: &Relay) -> Seen {
     let old = sandbox.primary();
     match fault {
         Fault::Kill9 | Fault::Restart => drop(old.kill9().await.unwrap()),
@@ -214,24 +243,16 @@ async fn strike(sandbox: &Sandbox, fault: Fault, relay: &Relay) -> (Instant, Ins
         Fault::Switchover | Fault::Pause => old.stop_fast().await.unwrap(),
     }
     if fault == Fault::Restart {
-        let ordered = Instant::now();
-        let (started, seen) = tokio::join!(old.start(), writable(old));
+        let (started, seen) = tokio::join!(old.start(), first_write_behind_a_start(old, Instant::now()));
         started.unwrap();
-        return (ordered, seen);
+        return seen;
     }
     let chosen = sandbox.most_advanced_standby().await.unwrap();
-    let watcher = tokio::spawn({
-        let client = sandbox.connect(chosen).await.unwrap();
-        async move {
-            while client.query_one("SELECT pg_is_in_recovery()", &[]).await.unwrap().get::<_, bool>(0) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Instant::now()
-        }
-    });
+    let client = sandbox.connect(chosen).await.unwrap();
     let ordered = Instant::now();
+    let watcher = tokio::spawn(async move { first_write(&client, ordered).await });
     sandbox.promote(chosen).unwrap();
-    (ordered, watcher.await.unwrap())
+    watcher.await.unwrap().expect("the new primary lives")
 }
 
 fn median_and_worst(values: &[f64]) -> String {
@@ -257,13 +278,13 @@ fn main() {
         "milliseconds from the end of recovery to the first acknowledged write, median / worst of {runs} runs\n"
     );
     println!(
-        "| fault | promotion or restart itself, ms | pgsteer, ms | libpq, ms | errors of pgsteer's client |"
+        "| fault | promotion or restart itself, ms | direct write, ms | pgsteer, ms | libpq, ms | errors of pgsteer's client |"
     );
-    println!("|---|---:|---:|---:|---|");
+    println!("|---|---:|---:|---:|---:|---|");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (name, fault) in Fault::ALL.into_iter().filter(|(name, _)| is_wanted(name)) {
         let shown: Vec<Shown> = (0..runs).map(|_| runtime.block_on(run(fault))).collect();
-        let promotions: Vec<f64> = shown.iter().map(|it| it.promotion.as_secs_f64() * 1000.0).collect();
+        let promotions: Vec<f64> = shown.iter().map(|it| millis(it.promotion)).collect();
         let pgsteer: Vec<f64> = shown.iter().map(|it| it.pgsteer).collect();
         let libpq: Vec<f64> = shown.iter().filter_map(|it| it.libpq).collect();
         let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
@@ -274,9 +295,19 @@ fn main() {
         let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
         let silent = shown.len() - libpq.len();
         let never = if silent > 0 { format!(" ({silent} runs without)") } else { String::new() };
+        if std::env::var_os("TRACE").is_some() {
+            for it in &shown {
+                let told: serde_json::Value = serde_json::from_str(&it.told).unwrap_or_default();
+                eprintln!(
+                    "direct {:.1} pgsteer {:.1} libpq {:?} {}",
+                    it.direct, it.pgsteer, it.libpq, told["failovers"]
+                );
+            }
+        }
         println!(
-            "| {name} | {} | {} | {}{never} | {errors} |",
+            "| {name} | {} | {} | {} | {}{never} | {errors} |",
             median_and_worst(&promotions),
+            median_and_worst(&shown.iter().map(|it| it.direct).collect::<Vec<f64>>()),
             median_and_worst(&pgsteer),
             median_and_worst(&libpq)
         );

@@ -75,7 +75,7 @@ pub const COMMANDS: [(&str, &str); 12] = [
     ("SHOW CLIENTS", "how many clients there are, and may be"),
     ("SHOW STATS", "all metrics but histograms"),
     ("SHOW FAILOVERS", "the last 50 failovers"),
-    ("SHOW LEARNED", "shapes of reads that standbys refuse"),
+    ("SHOW LEARNED", "shapes of reads that standbys refuse, or cancel again and again"),
     ("SHOW STATE", "whether pgsteer is paused, and what runs on the primary"),
     ("PAUSE [seconds]", "hold what would begin on the primary; wait so long (10) for what runs there to end"),
     ("RESUME", "end the pause"),
@@ -87,7 +87,7 @@ const PAUSE_WAIT_S: u64 = 10;
 /// The longest that it may be told to wait.
 const PAUSE_WAIT_S_MAX: u64 = 3600;
 
-const NODES: [&str; 13] = [
+const NODES: [&str; 17] = [
     "name",
     "address",
     "role",
@@ -101,8 +101,12 @@ const NODES: [&str; 13] = [
     "replay_stands_for_ms",
     "readers",
     "weight",
+    "hot_standby_feedback",
+    "max_standby_streaming_delay_ms",
+    "replication_slot",
+    "warned_of",
 ];
-const POOLS: [&str; 16] = [
+const POOLS: [&str; 17] = [
     "node",
     "database",
     "user",
@@ -116,6 +120,7 @@ const POOLS: [&str; 16] = [
     "max_db_connections",
     "user_open",
     "max_user_connections",
+    "moved_reads",
     "waiting",
     "longest_wait_ms",
     "limit_reached",
@@ -139,7 +144,17 @@ const FAILOVERS: [&str; 16] = [
     "statements",
     "errors",
 ];
-const LEARNED: [&str; 6] = ["database", "shape", "reason", "refused", "sent_to_primary", "tried_again_in_ms"];
+const LEARNED: [&str; 9] = [
+    "database",
+    "shape",
+    "reason",
+    "refused",
+    "sent_to_primary",
+    "conflicts",
+    "steered_to",
+    "steered",
+    "tried_again_in_ms",
+];
 const STATE: [&str; 4] = ["state", "on_primary", "until", "ends_in_ms"];
 
 /// Why a text is no command.
@@ -273,6 +288,7 @@ fn cell(value: &Value) -> Option<String> {
         Value::Null => None,
         Value::String(text) => Some(text.clone()),
         Value::Object(object) => Some(pairs(object)),
+        Value::Array(values) => Some(values.iter().filter_map(cell).collect::<Vec<_>>().join(", ")),
         other => Some(other.to_string()),
     }
 }

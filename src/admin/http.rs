@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use super::parameters;
 use crate::telemetry::prometheus;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -131,7 +132,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>, limits: Limit
 async fn exchange(stream: TcpStream, peer: SocketAddr, status: Arc<dyn Status>, limits: Limits) {
     let service = service_fn(|request: Request<Incoming>| {
         let status = Arc::clone(&status);
-        async move { Ok::<_, Infallible>(answer(&request, peer, &*status).await) }
+        async move { Ok::<_, Infallible>(answer(request, peer, &*status).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -147,13 +148,24 @@ async fn exchange(stream: TcpStream, peer: SocketAddr, status: Arc<dyn Status>, 
     }
 }
 
-async fn answer(request: &Request<Incoming>, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
-    let (method, path) = (request.method(), request.uri().path());
+async fn answer(request: Request<Incoming>, peer: SocketAddr, status: &dyn Status) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let (method, path) = (&head.method, head.uri.path());
     if method == Method::POST && matches!(path, "/pause" | "/resume" | "/hint") {
-        if request.headers().contains_key(ORIGIN) {
+        if head.headers.contains_key(ORIGIN) {
             return respond(StatusCode::FORBIDDEN, TEXT, "not for web pages\n".to_owned());
         }
-        return change(path, request.uri().query().unwrap_or_default(), peer, status).await;
+        let Ok(body) = Limited::new(body, parameters::BODY_BYTES_MAX).collect().await else {
+            return respond(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                TEXT,
+                "the body is too large, or broken\n".to_owned(),
+            );
+        };
+        return match parameters::joined(head.uri.query().unwrap_or_default(), &body.to_bytes()) {
+            Ok(query) => change(path, &query, peer, status).await,
+            Err(fault) => respond(StatusCode::BAD_REQUEST, TEXT, fault + "\n"),
+        };
     }
     if method != Method::GET && method != Method::HEAD {
         return not_allowed("only GET and HEAD, and POST for /pause, /resume and /hint\n", "GET, HEAD");

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::http::Readiness;
 use crate::telemetry::{ClusterGauges, NodeGauges};
-use crate::topology::model::{NodeId, NodeView, Role, Snapshot};
+use crate::topology::model::{
+    Advice, ConflictCounts, NodeId, NodeView, ReplayDelay, Role, Slot, Snapshot, StandbySettings,
+};
 
 /// Something that happened to the topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,10 +64,22 @@ fn node(snapshot: &Snapshot, view: &NodeView, names: &[String], now: Instant) ->
         "lag_bytes": view.lag_bytes,
         "replay_stands_for_ms": view.replay_stands_since.map(|since| age_ms(since, now)),
         "readers": view.readers.as_str(),
+        "hot_standby_feedback": view.settings.map(|it| it.hot_standby_feedback),
+        "max_standby_streaming_delay_ms": view.settings.map(|it| match it.max_standby_streaming_delay {
+            ReplayDelay::AtMost(delay) => i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
+            ReplayDelay::Unlimited => -1,
+        }),
+        "replication_slot": view.settings.map(|it| it.slot == Slot::Named),
+        "warnings": advice(view).map(Advice::as_str).collect::<Vec<_>>(),
+        "warned_of": advice(view).map(Advice::label).collect::<Vec<_>>(),
         "staleness_ms": snapshot.staleness(view, now).map(millis),
         "staleness_error_ms": snapshot.staleness_error(view, now).map(millis),
         "weight": view.weight,
     })
+}
+
+fn advice(view: &NodeView) -> impl Iterator<Item = Advice> {
+    view.settings.into_iter().flat_map(StandbySettings::advice)
 }
 
 /// The answer of `/readyz`.
@@ -97,6 +111,9 @@ pub fn gauges(snapshot: &Snapshot, names: &[String], now: Instant) -> ClusterGau
         lag_error_seconds: snapshot.staleness_error(view, now).map(|error| error.as_secs_f64()),
         lag_bytes: view.lag_bytes,
         timeline: view.timeline.map(|timeline| timeline.0),
+        conflicts: view
+            .conflicts
+            .map_or_else(Vec::new, |counts| ConflictCounts::KINDS.into_iter().zip(counts.0).collect()),
     };
     ClusterGauges {
         epoch: snapshot.epoch.0,

@@ -1,9 +1,10 @@
-//! What was learned of statements that standbys refuse, as JSON, for people who ask why a read goes to the primary.
+//! What was learned of statements that standbys refuse or cancel, as JSON, for people who ask why a read goes where it does.
 //!
 //! Invariant: pure; shapes only, no values. Must not know: HTTP, clocks, how it was learned.
 
 use serde_json::{Value, json};
 
+use super::json::millis;
 use crate::pool::DatabaseLessons;
 
 /// The answer of `/learned`.
@@ -16,9 +17,23 @@ pub fn learned(databases: &[DatabaseLessons]) -> Value {
                 "reason": lesson.refusal.as_str(),
                 "refused": lesson.refused,
                 "sent_to_primary": lesson.spared,
-                "tried_again_in_ms": u64::try_from(lesson.left.as_millis()).unwrap_or(u64::MAX),
+                "tried_again_in_ms": millis(lesson.left),
             })
         })
     });
+    let steered = databases.iter().flat_map(|of| {
+        of.steered.iter().map(|shape| {
+            json!({
+                "database": &*of.database,
+                "shape": shape.text,
+                "reason": "conflicts",
+                "conflicts": shape.conflicts,
+                "steered_to": shape.to.as_str(),
+                "steered": shape.steered,
+                "tried_again_in_ms": millis(shape.left),
+            })
+        })
+    });
+    let shapes = shapes.chain(steered);
     json!({ "learned": shapes.collect::<Vec<Value>>() })
 }

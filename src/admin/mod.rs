@@ -9,6 +9,7 @@ pub mod failovers;
 pub mod http;
 pub mod json;
 pub mod learned;
+mod parameters;
 pub mod pools;
 pub mod request;
 

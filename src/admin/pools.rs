@@ -40,6 +40,7 @@ fn pool(report: &PoolReport, names: &[String]) -> Value {
         "max_db_connections": limits.database_max,
         "user_open": report.user_open,
         "max_user_connections": limits.user_max,
+        "moved_reads": report.moved_reads,
         "waiting": report.waiting,
         "longest_wait_ms": report.longest_wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         "limit_reached": report.full.map(crate::pool::Limit::as_str),

@@ -248,6 +248,16 @@ impl<'a> ShardDoor<'a> {
         snapshot.primary.is_some() && !snapshot.nodes.iter().any(|node| node.role == Role::Standby)
     }
 
+    /// Waits until a primary has said which cluster this is, as long as a login waits for one.
+    async fn cluster_is_known(&self) {
+        let mut changes = self.shard.snapshot_changed.subscribe();
+        let known = async {
+            while self.shard.snapshot.borrow().system_id.is_none() && changes.changed().await.is_ok() {}
+        };
+        // Without it the check says so.
+        let _ = tokio::time::timeout(self.shard.shared.settings.hold_timeout, known).await;
+    }
+
     /// Whether the session is on a standby, as far as it is known before its first statement.
     fn in_hot_standby(&self) -> bool {
         match self.mode {
@@ -313,6 +323,9 @@ impl Door for ShardDoor<'_> {
             let report = Report::fatal(error.code(), error.to_string());
             denied(&error.hint().into_iter().fold(report, Report::hint))
         })?;
+        if own_settings::has_token(&pairs) {
+            self.asking(self.cluster_is_known()).await;
+        }
         own_settings::check_startup(&pairs, &self.shard.snapshot.borrow())
             .map_err(|error| denied(&own_settings::refused_at_login(&error)))?;
         // The server takes any bytes at its login, but not in a SET, by which a session's settings are brought to other servers.

@@ -110,6 +110,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         shutdown.clone(),
         registry,
         (Arc::clone(&seats), Pauser::new(commands.clone(), monitor.clone())),
+        Arc::clone(&shared.answer_bytes),
     ));
     let consoles = tokio::spawn(console::run(console_requests, Arc::clone(&status)));
     let http = match config.admin.address {
@@ -281,6 +282,8 @@ fn shared(config: &Config, monitor: &MonitorHandle, metrics: &Metrics, house: &A
             hold_count_max: usize::try_from(config.hold.max_count).unwrap_or(usize::MAX),
             hold_bytes_max: usize::try_from(config.hold.max_bytes).unwrap_or(usize::MAX),
             retry_attempts: usize::try_from(config.retry.attempts).unwrap_or(usize::MAX),
+            retry_primary_budget: pool::Budget { percent: count(config.retry.primary_budget) },
+            retry_steer_time: config.retry.steer_time,
             retry_hold_time: config.retry.hold_time,
             standby_stall_buffer_bytes: count(config.retry.standby_stall_buffer),
             standby_stall_timeout: config.retry.standby_stall_timeout,

@@ -35,6 +35,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often sessions are looked over for having become idle: what they keep is small, and so is what it costs anew.
 const COOL_INTERVAL: Duration = Duration::from_millis(250);
+/// In which time a standby's conflicts come to count for half.
+const CONFLICTS_HALVE_IN: Duration = Duration::from_secs(30);
 
 /// A connection that comes during the drain has so long to say what it wants: it may be a cancel request.
 const LATE_LIMIT: Duration = Duration::from_secs(1);
@@ -185,6 +187,7 @@ impl ShardThread {
         shard.publish(snapshot);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         let mut cool = tokio::time::interval(COOL_INTERVAL);
+        let mut age = tokio::time::interval(CONFLICTS_HALVE_IN);
         let mut is_closing = false;
         loop {
             tokio::select! {
@@ -202,6 +205,7 @@ impl ShardThread {
                 },
                 Some(mail) = self.mail.recv() => shard.pools.on_mail(mail),
                 _ = cool.tick() => shard.cool_down(),
+                _ = age.tick() => shard.age_conflicts(),
                 _ = sweep.tick() => {
                     shard.pools.sweep(Instant::now());
                     shard.pools.keep_ready(&shard.snapshot(), Instant::now());

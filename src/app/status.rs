@@ -17,8 +17,9 @@ use crate::admin::pools::{self, ClientReport};
 use crate::classify::PinReason;
 use crate::config::Config;
 use crate::pool::{Limit, Registry};
+use crate::relay::allowance::Allowance;
 use crate::route::Reason;
-use crate::session::RETRY_LABELS;
+use crate::session::{Interruption, RETRY_LABELS, RetryOutcome};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Labels, Metrics, PoolGauges};
 use crate::topology::evidence::EventKind;
@@ -35,6 +36,7 @@ pub(super) struct ProxyStatus {
     registry: Arc<Registry>,
     seats: Arc<Seats>,
     pauser: Arc<Pauser>,
+    answer_bytes: Arc<Allowance>,
 }
 
 fn names(config: &Config) -> Vec<String> {
@@ -46,6 +48,8 @@ pub(super) fn labels(config: &Config) -> Labels {
     Labels {
         route_reasons: Reason::ALL.iter().map(|reason| reason.as_str()).collect(),
         retry_causes: RETRY_LABELS.to_vec(),
+        interruptions: Interruption::LABELS.to_vec(),
+        retry_outcomes: RetryOutcome::LABELS.to_vec(),
         pin_reasons: PinReason::ALL.iter().map(|reason| reason.as_str()).collect(),
         roles: [Role::Primary, Role::Standby, Role::Unknown, Role::Quarantined, Role::Refused]
             .map(Role::as_str)
@@ -66,8 +70,9 @@ impl ProxyStatus {
         shutdown: Shutdown,
         registry: Arc<Registry>,
         (seats, pauser): (Arc<Seats>, Arc<Pauser>),
+        answer_bytes: Arc<Allowance>,
     ) -> Self {
-        Self { names: names(config), monitor, metrics, shutdown, registry, seats, pauser }
+        Self { names: names(config), monitor, metrics, shutdown, registry, seats, pauser, answer_bytes }
     }
 
     fn pool_gauges(&self) -> PoolGauges {
@@ -79,6 +84,8 @@ impl ProxyStatus {
             waiting: reports.iter().map(|pool| pool.waiting).sum(),
             full: Limit::ALL.map(full).to_vec(),
             clients: self.seats.taken(),
+            moved_reads: reports.iter().map(|pool| pool.moved_reads).sum(),
+            answer_bytes: self.answer_bytes.used_bytes(),
         }
     }
 }

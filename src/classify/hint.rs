@@ -1,11 +1,11 @@
 //! The leading comment `/* pgsteer: target=standby, max_lag=500ms */`.
 //!
-//! Invariant: only comments before the first token count; what stands inside a statement is never a hint. What is not understood is
+//! Invariant: upper and lower case are the same; only comments before the first token count; what stands inside a statement is never a hint. What is not understood is
 //! said to be amiss, not passed over.
 //! Must not know: what becomes of a hint.
 
-use super::Hint;
 use super::lex::{block_comment, line_comment};
+use super::{AskedTerms, Hint};
 
 const PREFIX: &str = "pgsteer:";
 
@@ -32,12 +32,16 @@ pub(super) fn leading(sql: &[u8]) -> Hint {
 }
 
 fn comment(text: &[u8]) -> Option<Hint> {
-    let list = text.trim_ascii().strip_prefix(PREFIX.as_bytes())?;
+    let (prefix, list) = text.trim_ascii().split_at_checked(PREFIX.len())?;
+    if !prefix.eq_ignore_ascii_case(PREFIX.as_bytes()) {
+        return None;
+    }
     let mut hint = Hint::default();
     let Ok(list) = std::str::from_utf8(list) else { return Some(Hint { amiss: true, ..hint }) };
     for item in list.split(',').filter(|item| !item.trim().is_empty()) {
         let taken = item.split_once('=').is_some_and(|(name, value)| {
-            !value.trim().is_empty() && hint.terms.set(name.trim(), value).is_ok()
+            let name = AskedTerms::name(name.trim()).unwrap_or_default();
+            !value.trim().is_empty() && hint.terms.set(name, value).is_ok()
         });
         hint.amiss |= !taken;
     }

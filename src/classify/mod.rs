@@ -28,6 +28,7 @@ mod scan;
 mod settings;
 mod shape;
 mod statement;
+mod steered;
 mod terms;
 mod transaction;
 mod words;
@@ -41,7 +42,10 @@ pub use model::*;
 pub use own_settings::{Assigned, OWN_PREFIX, OwnAssignment, own_assignments, own_shows};
 pub use resets::{Reset, named_settings, resets};
 pub use shape::{shape_hash, shape_text};
-pub use terms::{AskedTerms, Consistency, LagBytes, NoStandby, Shown, TermError};
+pub use steered::{Steer, SteeredReport, SteeredShapes};
+pub use terms::{
+    AskedTerms, Consistency, DURATION_MAX, LagBytes, NoStandby, Shown, TermError, bytes_in, micros_in,
+};
 
 use lex::Kind;
 use scan::Scanner;
@@ -166,6 +170,11 @@ pub fn explain(sql: &[u8], dialect: &Dialect<'_>) -> (Classification, Vec<Called
     read(&mut scan, sql);
     let called = scan.take_called();
     (scan.finish(hint::leading(sql)), called)
+}
+
+/// What the leading comment of a text asks for, of which the beginning is enough.
+pub fn leading_hint(beginning: &[u8]) -> Hint {
+    hint::leading(beginning)
 }
 
 /// Says what `sql` needs: the text of one Query or Parse message, without its terminating zero.

@@ -6,7 +6,7 @@ use super::builtins::Folded;
 use super::lex::{Kind, Token};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{PinReason, SessionEffect, Span};
+use super::{OWN_PREFIX, PinReason, SessionEffect, Span};
 
 /// Types whose modifiers are known to be harmless.
 pub(super) fn is_type(scan: &Scanner<'_>, token: Token, schema: Option<Token>, parts: u8) -> bool {
@@ -68,6 +68,33 @@ pub(super) fn set_config(scan: &Scanner<'_>) -> SessionEffect {
         }
         _ => SessionEffect::Unknown,
     }
+}
+
+/// Whether `set_config(` sets a setting `pgsteer.…`, by a plain name. The current token is the parenthesis.
+pub(super) fn sets_own(scan: &Scanner<'_>) -> bool {
+    let mut lexer = scan.ahead();
+    let name = lexer.next();
+    let start = lexer.text(name).get(1..=OWN_PREFIX.len());
+    name.kind == Kind::Text && start.is_some_and(|start| start.eq_ignore_ascii_case(OWN_PREFIX.as_bytes()))
+}
+
+/// Whether `set_config(` may set `synchronous_commit`: by its name, or by one that is put together. That of a parameter stands in
+/// the Bind. The current token is the parenthesis.
+pub(super) fn may_set_commit(scan: &Scanner<'_>) -> bool {
+    let mut lexer = scan.ahead();
+    let name = lexer.next();
+    if name.kind == Kind::Parameter {
+        return false;
+    }
+    if name.kind != Kind::Text || !matches!(lexer.next().kind, Kind::Comma | Kind::Cast) {
+        return true;
+    }
+    let text = lexer.text(name);
+    let content = text.strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'"));
+    content.is_none_or(|content| {
+        content.eq_ignore_ascii_case(b"synchronous_commit")
+            || content.iter().any(|byte| matches!(byte, b'\\' | b'\''))
+    })
 }
 
 /// What a function leaves behind in its session.

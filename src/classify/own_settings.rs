@@ -42,7 +42,8 @@ pub fn own_assignments(sql: &[u8], strings: StandardConformingStrings) -> Vec<Ow
     let whole = sql.as_ptr() as usize;
     let found = |statement: &[u8]| {
         let start = statement.as_ptr() as usize - whole;
-        assignment(statement, strings, start..start + statement.len())
+        let place = start..start + statement.len();
+        assignment(statement, strings, place.clone()).or_else(|| local_call(statement, strings, place))
     };
     statements(sql, strings).into_iter().filter_map(found).collect()
 }
@@ -85,6 +86,59 @@ fn assignment(
     let is_default = assigns && reader.is(begin, b"default");
     let value = if is_default { Assigned::Default } else { value(&mut reader, statement, begin) };
     Some(OwnAssignment { place, name, value, local })
+}
+
+/// The first `set_config('pgsteer.name', ..., true)` of a statement, by constants. One for the session is as good as a SET, and its value
+/// is asked of the server.
+fn local_call(
+    statement: &[u8],
+    strings: StandardConformingStrings,
+    place: Range<usize>,
+) -> Option<OwnAssignment> {
+    let mut lexer = Lexer::new(statement, strings);
+    loop {
+        let token = lexer.next();
+        let name = match token.kind {
+            Kind::End | Kind::Error => return None,
+            Kind::Word => lexer.text(token),
+            Kind::Quoted => {
+                lexer.text(token).get(1..).and_then(|text| text.strip_suffix(b"\"")).unwrap_or_default()
+            }
+            _ => continue,
+        };
+        if !name.eq_ignore_ascii_case(b"set_config") {
+            continue;
+        }
+        let mut call = lexer.clone();
+        if call.next().kind == Kind::Open
+            && let Some(name) = local_of_call(&mut call)
+        {
+            return Some(OwnAssignment { place, name, value: Assigned::NotRead, local: true });
+        }
+    }
+}
+
+/// The name that a call sets for its transaction, from behind its parenthesis on.
+fn local_of_call(call: &mut Lexer<'_>) -> Option<String> {
+    let name = call.next();
+    let name = plain_content(call.text(name)).filter(|_| name.kind == Kind::Text)?;
+    let name = own_name(String::from_utf8_lossy(name).to_lowercase())?;
+    let (mut depth, mut commas) = (0, 0);
+    loop {
+        let token = call.next();
+        match token.kind {
+            Kind::Open | Kind::OpenBracket => depth += 1,
+            Kind::Close | Kind::CloseBracket if depth > 0 => depth -= 1,
+            Kind::Comma if depth == 0 => commas += 1,
+            Kind::Close | Kind::End | Kind::Error => return None,
+            Kind::Word | Kind::Text if commas == 2 => {
+                let flag = call.text(token).to_ascii_lowercase();
+                let flag = flag.strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'")).unwrap_or(&flag);
+                return matches!(flag, b"true" | b"t" | b"on" | b"yes" | b"y" | b"1").then_some(name);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The value from its first token on: the content of a constant, or what stands there.
@@ -172,6 +226,34 @@ mod tests {
         let sql = b"BEGIN; SET pgsteer.x = 1 ; COMMIT";
         let place = own_assignments(sql, on).remove(0).place;
         assert_eq!(&sql[place], b"SET pgsteer.x = 1");
+    }
+
+    #[test]
+    fn calls_for_one_transaction_are_found() {
+        for sql in [
+            "SELECT set_config('pgsteer.max_lag', '1s', true)",
+            "select pg_catalog . \"set_config\" ( 'PGSTEER.Max_Lag' , concat('1', 's'), 't' )",
+            "SELECT set_config('a.b', 'c', true), set_config('pgsteer.max_lag', $1, true)",
+            "WITH x AS (SELECT set_config('pgsteer.max_lag', (SELECT 1)::text, true::bool)) SELECT 1",
+        ] {
+            let found = own_assignments(sql.as_bytes(), StandardConformingStrings::On);
+            let expected = OwnAssignment {
+                place: 0..sql.len(),
+                name: "max_lag".to_owned(),
+                value: Assigned::NotRead,
+                local: true,
+            };
+            assert_eq!(found, [expected], "{sql}");
+        }
+        for sql in [
+            "SELECT set_config('pgsteer.max_lag', '1s', false)",
+            "SELECT set_config('pgsteer.max_lag', 'true', $1)",
+            "SELECT 'set_config(''pgsteer.max_lag'', ''1s'', true)'",
+            "SELECT set_config('app.pgsteer.x', '1s', true)",
+            "SELECT set_config('pgsteer.max_lag'",
+        ] {
+            assert_eq!(own_assignments(sql.as_bytes(), StandardConformingStrings::On), [], "{sql}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::builtins::{self, Folded};
 use super::calls::{self, is_unsafe};
 use super::lex::{Kind, Token};
-use super::names::{is_type, pin_of, set_config};
+use super::names::{is_type, may_set_commit, pin_of, set_config, sets_own};
 use super::place::{Argument, Clause, LEVEL, Last, Level, Name, Opened, Paren, SettingsRule};
 use super::scan::Scanner;
 use super::words::Word;
@@ -539,6 +539,8 @@ impl Body {
         if scan.defines_only {
             // Nothing of it runs now.
         } else if function.is(b"set_config") {
+            scan.sets_commit |= may_set_commit(scan);
+            scan.sets_own |= sets_own(scan);
             let effect = set_config(scan);
             if effect != SessionEffect::None {
                 scan.session(effect);

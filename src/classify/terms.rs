@@ -85,7 +85,7 @@ pub enum TermError {
 }
 
 /// Longer than any lag or wait that makes sense, and what PostgreSQL's own settings of time can take (24 days).
-const DURATION_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+pub const DURATION_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
 const DURATION: &str = "a number from 0 and a unit (us, ms, s, min, h, d; without one: ms), at most 24 days";
 const BYTES: &str = "a whole number from 0 and a unit (B, kB, MB, GB, KiB, MiB, GiB; without one: B), or off";
@@ -106,6 +106,11 @@ impl AskedTerms {
         "no_standby",
         "retry_buffer",
     ];
+
+    /// A name as it stands above, however it is written.
+    pub fn name(written: &str) -> Option<&'static str> {
+        Self::NAMES.into_iter().find(|name| name.eq_ignore_ascii_case(written))
+    }
 
     /// Takes a value by its name, both as people write them. The empty value asks for nothing.
     ///
@@ -234,17 +239,36 @@ fn duration(text: &str) -> Option<Duration> {
         Some(rest) => fraction(rest)?,
         None => (0, rest),
     };
-    let micros: u64 = match unit {
+    let micros = if unit.is_empty() { 1_000 } else { micros_in(unit)? };
+    let micros = whole.checked_mul(micros)?.checked_add(parts.checked_mul(micros)? / MILLION)?;
+    Some(Duration::from_micros(micros)).filter(|it| *it <= DURATION_MAX)
+}
+
+/// Microseconds in a unit of time.
+pub fn micros_in(unit: &str) -> Option<u64> {
+    Some(match unit {
         "us" => 1,
-        "" | "ms" => 1_000,
+        "ms" => 1_000,
         "s" => 1_000_000,
         "m" | "min" => 60_000_000,
         "h" => 3_600_000_000,
         "d" => 86_400_000_000,
         _ => return None,
-    };
-    let micros = whole.checked_mul(micros)?.checked_add(parts.checked_mul(micros)? / MILLION)?;
-    Some(Duration::from_micros(micros)).filter(|it| *it <= DURATION_MAX)
+    })
+}
+
+/// Bytes in a unit of size.
+pub fn bytes_in(unit: &str) -> Option<u64> {
+    Some(match unit {
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    })
 }
 
 const MILLION: u64 = 1_000_000;
@@ -274,16 +298,7 @@ fn buffer(text: &str) -> Option<u32> {
 
 fn size(text: &str) -> Option<u64> {
     let (number, unit) = number(text)?;
-    let bytes: u64 = match unit {
-        "" | "B" => 1,
-        "kB" | "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
+    let bytes = if unit.is_empty() { 1 } else { bytes_in(unit)? };
     number.checked_mul(bytes)
 }
 

@@ -194,7 +194,7 @@ const ADDRESSES: &str = "IP:port, or a list of them, such as \"127.0.0.1:6432\""
 const FUNCTIONS: &str = "a list of functions' names, such as [\"app.report\", \"reports.*\"]; empty for none";
 
 /// Every key, in the order of the reference file.
-pub(super) const KEYS: [Key; 71] = [
+pub(super) const KEYS: [Key; 74] = [
     flagged(
         "listen.address",
         "--listen",
@@ -260,12 +260,16 @@ pub(super) const KEYS: [Key; 71] = [
     flagged(
         "routing.max_lag",
         "--max-lag",
-        Kind::Duration { zero: true, field: |c| &mut c.routing.terms.max_lag },
+        custom(units::TERM, |draft, given| term(&mut draft.config.routing.terms.max_lag, given)),
     ),
     key("routing.max_lag_bytes", custom(overrides::LAG_BYTES, max_lag_bytes)),
-    key("routing.wait_for_standby", or_none(|c| &mut c.routing.terms.wait_for_standby)),
+    key(
+        "routing.wait_for_standby",
+        custom(units::TERM, |draft, given| term(&mut draft.config.routing.terms.wait_for_standby, given)),
+    ),
     key("routing.no_standby", custom("\"primary\" or \"error\"", no_standby)),
     key("routing.primary_read_limit", custom("a whole number; 0 for no limit", primary_read_limit)),
+    key("routing.catch_up_wait", or_none(|c| &mut c.routing.catch_up_wait)),
     key("routing.recent_writes", or_none(|c| &mut c.routing.recent_writes)),
     key(
         "routing.read_functions",
@@ -297,6 +301,8 @@ pub(super) const KEYS: [Key; 71] = [
     key("retry.hold_time", Kind::Duration { zero: true, field: |c| &mut c.retry.hold_time }),
     key("retry.buffer_total", Kind::Size { zero: true, field: |c| &mut c.retry.buffer_total }),
     key("retry.attempts", Kind::Count { least: 0, field: |c| &mut c.retry.attempts }),
+    key("retry.primary_budget", custom("a share from \"0%\" to \"100%\"", primary_budget)),
+    key("retry.steer_time", or_none(|c| &mut c.retry.steer_time)),
     key("retry.standby_stall_timeout", duration(|c| &mut c.retry.standby_stall_timeout)),
     key(
         "retry.standby_stall_buffer",
@@ -413,6 +419,11 @@ fn no_standby(draft: &mut Draft, given: &Given) -> Option<()> {
     Some(())
 }
 
+fn term(field: &mut Duration, given: &Given) -> Option<()> {
+    *field = units::term(given.text()?)?;
+    Some(())
+}
+
 fn max_lag_bytes(draft: &mut Draft, given: &Given) -> Option<()> {
     draft.config.routing.terms.max_lag_bytes = overrides::lag_bytes(given.text()?)?;
     Some(())
@@ -421,6 +432,12 @@ fn max_lag_bytes(draft: &mut Draft, given: &Given) -> Option<()> {
 fn primary_read_limit(draft: &mut Draft, given: &Given) -> Option<()> {
     let limit = given.integer().filter(|limit| *limit <= COUNT_MAX)?;
     draft.config.routing.primary_read_limit = usize::try_from(limit).ok()?;
+    Some(())
+}
+
+fn primary_budget(draft: &mut Draft, given: &Given) -> Option<()> {
+    let percent: u64 = given.text()?.trim().strip_suffix('%')?.trim_end().parse().ok()?;
+    draft.config.retry.primary_budget = (percent <= 100).then_some(percent)?;
     Some(())
 }
 

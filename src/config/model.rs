@@ -251,7 +251,7 @@ impl Default for Topology {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
-            sample_interval: Duration::from_millis(10),
+            sample_interval: Duration::from_millis(2),
             probe_timeout: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),
             claim_ttl: Duration::from_secs(1),
@@ -372,6 +372,10 @@ pub struct Retry {
     pub buffer_total: u64,
     /// Most attempts after the first; 0 retries nothing.
     pub attempts: u64,
+    /// Percent of the connections of a pool on the primary that reads may have which standbys cancel.
+    pub primary_budget: u64,
+    /// How long a shape of reads that standbys cancel again and again is steered; zero: none is.
+    pub steer_time: Duration,
     /// How long reading from a standby may stop because its client does not take what was read.
     pub standby_stall_timeout: Duration,
     /// How much is read from a standby for a client that is behind.
@@ -385,6 +389,8 @@ impl Default for Retry {
             hold_time: Duration::from_millis(500),
             buffer_total: 64 * MIB,
             attempts: 3,
+            primary_budget: 50,
+            steer_time: Duration::from_secs(60),
             standby_stall_timeout: Duration::from_secs(1),
             standby_stall_buffer: MIB,
         }

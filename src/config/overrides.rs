@@ -145,8 +145,8 @@ pub(super) fn terms(table: &dyn TableLike, faults: &mut Vec<FieldFault>) -> Opti
         // Values have units here as everywhere in the file.
         let text = item.as_str().filter(|text| !text.is_empty());
         let expected = match field {
-            "max_lag" | "wait_for_standby" if text.is_none_or(|text| units::duration(text).is_none()) => {
-                Some(units::DURATION.to_owned())
+            "max_lag" | "wait_for_standby" if text.is_none_or(|text| units::term(text).is_none()) => {
+                Some(units::TERM.to_owned())
             }
             "max_lag_bytes" if text.is_none_or(|text| lag_bytes(text).is_none()) => {
                 Some(LAG_BYTES.to_owned())

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::classify::{DURATION_MAX, bytes_in, micros_in};
+
 /// What is expected of a duration.
 pub const DURATION: &str = "a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\"";
 /// What is expected of a size.
@@ -13,32 +15,22 @@ pub const SIZE: &str = "a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such 
 /// A whole number and a unit: "100ms", "5 s", "1m". `None` for anything else.
 pub fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
-    let nanos_per_unit: u64 = match unit {
-        "us" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" | "min" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        "d" => 86_400_000_000_000,
-        _ => return None,
-    };
-    number.checked_mul(nanos_per_unit).map(Duration::from_nanos)
+    number.checked_mul(micros_in(unit)?)?.checked_mul(1_000).map(Duration::from_nanos)
 }
 
 /// A whole number and a unit: "64KiB", "10 MB", "512B". `None` for anything else.
 pub fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
-    let bytes_per_unit: u64 = match unit {
-        "B" => 1,
-        "kB" | "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.checked_mul(bytes_per_unit)
+    number.checked_mul(bytes_in(unit)?)
+}
+
+/// What is expected of a lag or of a wait for a standby.
+pub const TERM: &str =
+    "a duration with a unit (us, ms, s, m or min, h, d), such as \"100ms\", at most 24 days";
+
+/// A lag or a wait for a standby: what a session's SET takes, too.
+pub fn term(text: &str) -> Option<Duration> {
+    duration(text).filter(|term| *term <= DURATION_MAX)
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -61,6 +53,14 @@ mod tests {
         assert_eq!(duration("250us"), Some(Duration::from_micros(250)));
         for bad in ["", "5", "s", "-5s", "1.5s", "5 parsecs", "99999999999d", " 5s", "5s "] {
             assert_eq!(duration(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn terms_are_what_a_session_can_set() {
+        assert_eq!(term("24d"), Some(Duration::from_secs(24 * 86_400)));
+        for bad in ["25d", "600h", "24", "1.5s"] {
+            assert_eq!(term(bad), None, "{bad:?}");
         }
     }
 

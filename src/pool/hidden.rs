@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
-use crate::classify::{Catalogue, CatalogueStamp, Learned};
+use crate::classify::{Catalogue, CatalogueStamp, Learned, SteeredShapes};
 use crate::topology::model::Epoch;
 
 /// How long it is believed: what is defined past pgsteer is seen after that.
@@ -41,29 +41,18 @@ pub struct Found {
 impl Found {
     /// In the order of the fields.
     pub fn from_bits(bits: [bool; 8]) -> Self {
-        let [
-            changes,
-            reads_change,
-            reads_keep,
-            asks,
-            asks_for_session,
-            reads_ask,
-            unnamed,
-            commits_asynchronously,
-        ] = bits;
-        Self {
-            changes,
-            reads_change,
-            reads_keep,
-            asks,
-            asks_for_session,
-            reads_ask,
-            unnamed,
-            commits_asynchronously,
+        let mut found = Self::default();
+        for (field, bit) in found.fields().into_iter().zip(bits) {
+            *field = bit;
         }
+        found
     }
 
-    fn bits(self) -> [bool; 8] {
+    fn bits(mut self) -> [bool; 8] {
+        self.fields().map(|field| *field)
+    }
+
+    fn fields(&mut self) -> [&mut bool; 8] {
         let Self {
             changes,
             reads_change,
@@ -110,6 +99,8 @@ pub struct Hidden {
     serials: Arc<AtomicU64>,
     /// What looks like a read, and standbys refuse.
     pub learned: Learned,
+    /// What standbys cancel again and again.
+    pub steered: SteeredShapes,
     /// Somebody asks.
     looking: AtomicBool,
     /// When a write was answered last; 0: none was.
@@ -132,6 +123,7 @@ impl Hidden {
     pub fn new(serials: &Arc<AtomicU64>) -> Self {
         Self {
             learned: Learned::default(),
+            steered: SteeredShapes::default(),
             catalogue: ArcSwapOption::empty(),
             serial: AtomicU64::new(0),
             serials: Arc::clone(serials),
@@ -240,6 +232,7 @@ impl Hidden {
 
     /// Nothing is known any more where nobody has asked for long: the next statement is not to go by it.
     pub fn expire(&self, now: Instant) {
+        self.steered.expire(now);
         if self.ms(now).saturating_sub(self.found_ms.load(Ordering::Relaxed)) > 2 * TTL_MS {
             self.found.store(0, Ordering::Release);
         }

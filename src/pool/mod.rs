@@ -4,12 +4,14 @@
 //! is dropped closes its connection. Idle ones are reused last-in first-out; waiters are served first come, first served.
 //! Must not know: sessions, routing, SQL.
 
+mod ahead;
 mod group;
 mod handover;
 mod hidden;
 pub mod keys;
 pub mod lease;
 pub mod limits;
+pub mod place;
 pub mod set;
 pub mod shared;
 pub mod state;
@@ -21,5 +23,6 @@ pub use hidden::{Definition, Found, Hidden};
 pub use keys::LoginKeys;
 pub use lease::{Lease, LeaseError};
 pub use limits::{Limits, Mode, OwnLimits, Settings};
+pub use place::{Budget, Place};
 pub use set::{Fit, Pools, Wanted};
 pub use shared::{DatabaseLessons, Limit, Mail, PoolKey, PoolReport, Registry};

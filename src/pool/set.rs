@@ -70,8 +70,8 @@ impl Fit {
 pub struct Pool {
     pub(super) shared: Arc<PoolShared>,
     pub(super) state: RefCell<PoolState<Box<Server>, oneshot::Sender<Grant>>>,
-    /// From when on connections may be opened to be kept ready.
-    pub(super) may_keep_from: Cell<Instant>,
+    /// From when on connections may be opened to be kept ready. `None`: at any time.
+    pub(super) may_keep_from: Cell<Option<Instant>>,
 }
 
 impl Pool {
@@ -106,6 +106,8 @@ pub struct Pools {
     groups: RefCell<Groups>,
     /// Every connection of this shard, leased or idle, for the fence. Those that are gone are swept out as it grows.
     links: RefCell<Vec<Weak<Link>>>,
+    /// Pools of which a node is being asked whether it has started anew.
+    pub(super) restarts_awaited: Cell<usize>,
 }
 
 impl Pools {
@@ -124,6 +126,7 @@ impl Pools {
             by_key: RefCell::default(),
             groups: RefCell::default(),
             links: RefCell::default(),
+            restarts_awaited: Cell::default(),
         })
     }
 
@@ -144,7 +147,7 @@ impl Pools {
         let pool = Rc::new(Pool {
             shared: self.registry.shared(key, &self.settings),
             state: RefCell::default(),
-            may_keep_from: Cell::new(Instant::now()),
+            may_keep_from: Cell::default(),
         });
         self.by_key.borrow_mut().insert(key.clone(), Rc::clone(&pool));
         pool

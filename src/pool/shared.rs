@@ -17,7 +17,7 @@ use super::handover::Parts;
 use super::hidden::Hidden;
 use super::keys::LoginKeys;
 use super::limits::{Limits, Settings};
-use crate::classify::LessonReport;
+use crate::classify::{LessonReport, SteeredReport};
 use crate::topology::model::NodeId;
 
 /// A connection given back goes to a session of its own pool, unless one of another pool that it could make room for has been
@@ -134,6 +134,8 @@ pub struct PoolShared {
     waiting_total: AtomicUsize,
     /// When a shard last had a session of the pool's database and user.
     wanted_us: AtomicU64,
+    /// Reads that are here, on the primary, because standbys cancel them.
+    pub(super) moved_reads: Arc<AtomicUsize>,
     database: Option<Arc<Tally>>,
     user: Option<Arc<Tally>>,
     clock: Instant,
@@ -424,6 +426,8 @@ pub struct PoolReport {
     pub waiting: usize,
     /// How long the first of them has been waiting.
     pub longest_wait: Option<Duration>,
+    /// Reads that are here, on the primary, because standbys cancel them.
+    pub moved_reads: usize,
     /// The limit that leaves no room for one more.
     pub full: Option<Limit>,
     /// Open connections of the node and database, where they are limited.
@@ -441,6 +445,8 @@ pub struct DatabaseLessons {
     pub database: Arc<str>,
     /// Statements that its standbys refuse.
     pub lessons: Vec<LessonReport>,
+    /// Statements that they cancel again and again.
+    pub steered: Vec<SteeredReport>,
 }
 
 /// All pools' shared parts, and the shards' mailboxes.
@@ -501,6 +507,7 @@ impl Registry {
             coming: counts(),
             waiting_total: AtomicUsize::new(0),
             wanted_us: AtomicU64::new(0),
+            moved_reads: Arc::default(),
             database,
             user,
             clock: self.clock,
@@ -557,9 +564,10 @@ impl Registry {
     /// What was learned of each database.
     pub fn lessons(&self, now: Instant) -> Vec<DatabaseLessons> {
         let by_database = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let lessons = by_database
-            .into_iter()
-            .map(|(database, hidden)| DatabaseLessons { database, lessons: hidden.learned.report(now) });
+        let lessons = by_database.into_iter().map(|(database, hidden)| {
+            let (lessons, steered) = (hidden.learned.report(now), hidden.steered.report(now));
+            DatabaseLessons { database, lessons, steered }
+        });
         let mut lessons: Vec<_> = lessons.collect();
         lessons.sort_by(|a, b| a.database.cmp(&b.database));
         lessons
@@ -582,6 +590,7 @@ impl Registry {
                 idle: pool.idle.iter().map(|idle| idle.load(Ordering::SeqCst)).sum(),
                 waiting: pool.waiting_total.load(Ordering::SeqCst),
                 longest_wait: since.map(|it| Duration::from_micros(pool.now_us().saturating_sub(it))),
+                moved_reads: pool.moved_reads.load(Ordering::Acquire),
                 full: pool.obstacle(Duration::ZERO),
                 database_open: open(&pool.database),
                 user_open: open(&pool.user),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::group::PoolGroup;
 use super::set::{Pool, Pools};
 use super::shared::{Limit, Mail, PoolKey};
 use super::wait::Room;
@@ -18,12 +19,17 @@ use crate::backend::{Endpoint, Server};
 use crate::topology::model::{Epoch, NodeId, NodeView, Role, Snapshot};
 
 /// After a connection that was to be kept ready could not be opened, the next try waits for so long.
-const KEEPING_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const KEEPING_PAUSE: Duration = Duration::from_secs(5);
 
 /// A pool is kept ready as long as a shard has said within this time that it has a session for it.
 const WANTED_FOR: Duration = Duration::from_secs(5);
 
 impl Pool {
+    /// Whether connections may be opened for which nobody waits.
+    pub(super) fn may_keep(&self, now: Instant) -> bool {
+        self.may_keep_from.get().is_none_or(|from| from <= now)
+    }
+
     /// How many connections `server_idle_timeout` leaves.
     fn kept_ready(&self) -> usize {
         if self.shared.was_wanted_within(WANTED_FOR) { self.shared.limits.min_size } else { 0 }
@@ -66,23 +72,27 @@ impl Pools {
             for view in snapshot.nodes.iter().filter(in_use) {
                 let pool = self.pool_of(&group, view.id);
                 pool.shared.is_wanted_now();
-                if pool.shared.open_count() >= group.limits().min_size || pool.may_keep_from.get() > now {
+                if pool.shared.open_count() >= group.limits().min_size || !pool.may_keep(now) {
                     continue;
                 }
                 // Until this round has ended nobody begins another one.
-                pool.may_keep_from.set(now + KEEPING_PAUSE);
-                let endpoint = Endpoint {
-                    node: view.id,
-                    address: Arc::clone(&view.address),
-                    epoch: snapshot.epoch,
-                    user: Arc::clone(group.user()),
-                    database: Arc::clone(group.database()),
-                    secret: self.registry().keys.newest_of(group.user()),
-                    parameters: Vec::new(),
-                    timeout: self.settings().connect_timeout,
-                };
+                pool.may_keep_from.set(Some(now + KEEPING_PAUSE));
+                let endpoint = self.endpoint_of(&group, view, snapshot.epoch);
                 tokio::task::spawn_local(Rc::clone(self).fill_up(pool, group.limits().min_size, endpoint));
             }
+        }
+    }
+
+    pub(super) fn endpoint_of(&self, group: &PoolGroup, view: &NodeView, epoch: Epoch) -> Endpoint {
+        Endpoint {
+            node: view.id,
+            address: Arc::clone(&view.address),
+            epoch,
+            user: Arc::clone(group.user()),
+            database: Arc::clone(group.database()),
+            secret: self.registry().keys.newest_of(group.user()),
+            parameters: Vec::new(),
+            timeout: self.settings().connect_timeout,
         }
     }
 
@@ -105,7 +115,7 @@ impl Pools {
                 }
             }
         }
-        pool.may_keep_from.set(Instant::now());
+        pool.may_keep_from.set(None);
     }
 
     /// Closes all idle connections to a database, on every node and shard: DROP DATABASE and kin fail while anybody else is

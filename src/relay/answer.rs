@@ -420,11 +420,7 @@ impl Answer {
             self.passage.keep_back(frame_bytes);
             return None;
         }
-        if self.discarding {
-            self.passage.keep_back(frame_bytes);
-            return None;
-        }
-        if self.muted {
+        if self.muted && !self.discarding {
             self.expected.skip_to_sync();
             self.passage.keep_back(frame_bytes);
             return None;

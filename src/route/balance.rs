@@ -1,7 +1,10 @@
-//! Which of several standbys that all qualify: the better of two drawn at random.
+//! Which of several standbys that all qualify: the better of two drawn at random; of a read that conflicts with replay, among those
+//! that are least likely to cancel it.
 //!
 //! Invariant: only candidates are chosen; a node of twice the weight is drawn twice as often and bears twice the load before
 //! it looks as busy. Must not know: why a node is a candidate, sockets, a source of randomness (dice are an argument).
+
+use std::cmp::Reverse;
 
 use super::NodeLoad;
 use crate::topology::model::{NodeId, NodeView};
@@ -42,6 +45,22 @@ pub fn choose(candidates: Candidates, nodes: &[NodeView], load: &[NodeLoad], dic
     let first = draw(candidates, nodes, dice & 0xffff_ffff)?;
     let Some(second) = draw(candidates.without(first), nodes, dice >> 32) else { return Some(first) };
     Some(if cost(second, nodes, load) < cost(first, nodes, load) { second } else { first })
+}
+
+/// Those of the candidates that are least likely to cancel a read: `hot_standby_feedback` comes before a longer
+/// `max_standby_streaming_delay`, since it makes conflicts rare and the delay only later, and that before what was seen lately. A
+/// standby that has not told its settings yet is taken for PostgreSQL's own.
+pub fn calmest(candidates: Candidates, nodes: &[NodeView], load: &[NodeLoad]) -> Candidates {
+    let calm = |id: NodeId| {
+        let settings = nodes.get(id.index()).and_then(|node| node.settings).unwrap_or_default();
+        let conflicts = load.get(id.index()).map_or(0, |load| load.recent_conflicts);
+        (settings.hot_standby_feedback, settings.max_standby_streaming_delay, Reverse(conflicts))
+    };
+    let mut best = Candidates::default();
+    if let Some(most) = candidates.iter().map(calm).max() {
+        candidates.iter().filter(|id| calm(*id) == most).for_each(|id| best.insert(id));
+    }
+    best
 }
 
 /// Weighted draw; `dice` has 32 random bits.

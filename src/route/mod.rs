@@ -35,6 +35,20 @@ pub struct NodeLoad {
     pub in_flight: u32,
     /// Smoothed time from sending to the end of the answer, microseconds.
     pub latency_us: u32,
+    /// Statements that it has cancelled for the sake of its replay, the older ones counted for less.
+    pub recent_conflicts: u32,
+}
+
+/// Which of the nodes within all bounds a read is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefer {
+    /// The standby with less to do.
+    #[default]
+    LessBusy,
+    /// The standby that is least likely to cancel it.
+    FewerConflicts,
+    /// The primary, where it never is cancelled; without one, that standby.
+    Primary,
 }
 
 /// What an endpoint is for.
@@ -74,6 +88,9 @@ pub struct Settings {
     pub own: OwnTerms,
     /// At most so many reads at a time run on the primary for want of a standby; 0: no limit.
     pub primary_read_limit: usize,
+    /// So long a read waits for a standby that has what its session, or another one lately, has written, before it goes to the
+    /// primary; zero: it goes there at once. Where `terms` have a wait of their own that one holds.
+    pub catch_up_wait: Duration,
     /// For so long after a write of any session the others are to see it; zero: never.
     pub recent_writes: Duration,
     /// Functions that are reads or writes whatever the catalogue says.
@@ -87,6 +104,7 @@ impl Default for Settings {
             terms: Terms::default(),
             own: OwnTerms::default(),
             primary_read_limit: 0,
+            catch_up_wait: Duration::from_millis(20),
             recent_writes: Duration::from_secs(1),
             functions: Overrides::default(),
         }
@@ -106,6 +124,8 @@ pub struct Question<'a> {
     pub freshness: &'a freshness::Freshness,
     /// Nodes that this statement already failed on: not chosen again.
     pub excluded: &'a [NodeId],
+    /// Which of the others a read is to have.
+    pub prefer: Prefer,
     /// Load of each node, as this shard sees it.
     pub load: &'a [NodeLoad],
     /// The topology.
@@ -142,11 +162,13 @@ pub enum Reason {
     ReplayStands,
     /// There is no attested primary now.
     NoPrimary,
+    /// Standbys cancel it (conflicts with recovery).
+    Conflicts,
 }
 
 impl Reason {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NeedsPrimary,
         Self::StandbyWithinBudget,
         Self::Asked,
@@ -158,6 +180,7 @@ impl Reason {
         Self::Excluded,
         Self::ReplayStands,
         Self::NoPrimary,
+        Self::Conflicts,
     ];
 
     /// A read has no standby that may answer it, though others of its kind would have one.
@@ -187,6 +210,7 @@ impl Reason {
             Self::Excluded => "excluded",
             Self::ReplayStands => "replay_stands",
             Self::NoPrimary => "no_primary",
+            Self::Conflicts => "conflicts",
         }
     }
 }

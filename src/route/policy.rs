@@ -5,7 +5,7 @@
 
 use super::balance::{self, Candidates};
 use super::freshness::Lacking;
-use super::{Decision, Destination, Need, Question, Reason};
+use super::{Decision, Destination, Need, Prefer, Question, Reason};
 use crate::classify::{Consistency, Target};
 use crate::topology::model::{NodeView, Readers, Role};
 
@@ -37,6 +37,13 @@ fn primary(question: &Question<'_>, reason: Reason) -> Decision {
 }
 
 fn read(question: &Question<'_>) -> Decision {
+    if question.prefer == Prefer::Primary
+        && let Decision { destination: Destination::Primary(id), reason } =
+            primary(question, Reason::Conflicts)
+        && !question.excluded.contains(&id)
+    {
+        return Decision { destination: Destination::Primary(id), reason };
+    }
     standby(question).unwrap_or_else(|obstacle| fall_back(question, obstacle.reason()))
 }
 
@@ -49,6 +56,9 @@ fn standby(question: &Question<'_>) -> Result<Decision, Obstacle> {
             None => candidates.insert(node.id),
             Some(other) => obstacle = obstacle.max(other),
         }
+    }
+    if question.prefer != Prefer::LessBusy {
+        candidates = balance::calmest(candidates, &question.snapshot.nodes, question.load);
     }
     let chosen = balance::choose(candidates, &question.snapshot.nodes, question.load, question.dice);
     match chosen {

@@ -8,7 +8,9 @@ use super::freshness::{Commits, Freshness};
 use super::token::Bound;
 use super::*;
 use crate::classify::{Consistency, Target};
-use crate::topology::model::{Epoch, Lsn, NodeAddress, PrimaryView, Readers, Role, Timeline};
+use crate::topology::model::{
+    Epoch, Lsn, NodeAddress, PrimaryView, Readers, ReplayDelay, Role, StandbySettings, Timeline,
+};
 
 const A: NodeId = NodeId(0);
 const B: NodeId = NodeId(1);
@@ -20,6 +22,7 @@ struct Cluster {
     snapshot: Snapshot,
     freshness: Freshness,
     excluded: Vec<NodeId>,
+    prefer: Prefer,
     load: [NodeLoad; 3],
     terms: Terms,
     others_wrote_at: Option<Instant>,
@@ -37,6 +40,7 @@ impl Cluster {
             snapshot: Snapshot::unknown(&addresses),
             freshness: Freshness::default(),
             excluded: Vec::new(),
+            prefer: Prefer::LessBusy,
             load: [NodeLoad::default(); 3],
             terms: Terms::default(),
             others_wrote_at: None,
@@ -83,6 +87,7 @@ impl Cluster {
             others_wrote_at: self.others_wrote_at,
             freshness: &self.freshness,
             excluded: &self.excluded,
+            prefer: self.prefer,
             load: &self.load,
             snapshot: &self.snapshot,
             now: self.now,
@@ -179,9 +184,16 @@ fn p2_while_frozen_reads_go_on() {
     it.snapshot.primary = None;
     it.snapshot.frozen_at = Some(it.start + Duration::from_millis(20));
     it.at(60_000);
+    it.snapshot.vacant_as_of = Some(it.now);
     assert_eq!(it.read().1, Reason::StandbyWithinBudget);
     assert_eq!(it.ask(Need::Primary, 0).destination, Destination::Hold);
     it.terms.max_lag = Duration::from_millis(19);
+    assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
+    // Since all nodes were asked last one of them may have been promoted.
+    it.terms.max_lag = Duration::from_millis(30);
+    it.at(60_010);
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
+    it.at(60_011);
     assert_eq!(it.read(), (Destination::Hold, Reason::NoPrimary));
 }
 
@@ -429,14 +441,66 @@ fn a_session_that_has_seen_nothing_is_bound_by_nothing() {
 
 /// R12: what there is of it: load and weights (0, as in `reasons_name_the_bound_that_failed`, takes a node out).
 #[test]
-fn balance_follows_load_and_weights() {
+fn r12_balance_follows_load_and_weights() {
     let mut it = Cluster::healthy();
-    it.load[1] = NodeLoad { in_flight: 9, latency_us: 100 };
-    it.load[2] = NodeLoad { in_flight: 2, latency_us: 100 };
+    it.load[1] = NodeLoad { in_flight: 9, latency_us: 100, ..NodeLoad::default() };
+    it.load[2] = NodeLoad { in_flight: 2, latency_us: 100, ..NodeLoad::default() };
     for dice in 0..200u64 {
         let dice = dice.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         assert_eq!(it.ask(Need::Read, dice).destination, Destination::Standby(C), "the better of the two");
     }
     it.snapshot.nodes[1].weight = 100;
     assert_eq!(it.read().0, Destination::Standby(B), "ten times the load on a hundred times the weight");
+}
+
+/// C07, C08: a read that conflicts goes to the standby that is least likely to cancel it, whatever that has to do.
+#[test]
+fn a_read_that_conflicts_prefers_the_calmest_standby() {
+    let standby = |hot_standby_feedback, delay| {
+        Some(StandbySettings {
+            hot_standby_feedback,
+            max_standby_streaming_delay: delay,
+            ..Default::default()
+        })
+    };
+    let short = ReplayDelay::AtMost(Duration::from_secs(1));
+    let long = ReplayDelay::AtMost(Duration::from_secs(300));
+    let chosen = |of_b, of_c, conflicts: [u32; 2]| {
+        let mut it = Cluster::healthy();
+        (it.snapshot.nodes[1].settings, it.snapshot.nodes[2].settings) = (of_b, of_c);
+        it.load[1] = NodeLoad { in_flight: 90, recent_conflicts: conflicts[0], ..NodeLoad::default() };
+        it.load[2] = NodeLoad { recent_conflicts: conflicts[1], ..NodeLoad::default() };
+        assert_eq!(it.read().0, Destination::Standby(C), "otherwise load decides");
+        it.prefer = Prefer::FewerConflicts;
+        let chosen = it.read();
+        it.excluded.push(B);
+        assert_eq!(it.read().0, Destination::Standby(C), "what has failed is not chosen again");
+        chosen
+    };
+    let b = (Destination::Standby(B), Reason::StandbyWithinBudget);
+    let c = (Destination::Standby(C), Reason::StandbyWithinBudget);
+    assert_eq!(chosen(standby(true, short), standby(false, ReplayDelay::Unlimited), [9, 0]), b);
+    assert_eq!(chosen(standby(false, ReplayDelay::Unlimited), standby(false, long), [9, 0]), b);
+    assert_eq!(chosen(standby(true, long), standby(true, short), [9, 0]), b);
+    assert_eq!(chosen(standby(true, long), standby(true, long), [1, 2]), b);
+    assert_eq!(chosen(standby(true, long), standby(true, long), [2, 2]), c, "load decides among equals");
+    assert_eq!(chosen(standby(false, long), None, [9, 0]), b, "taken for PostgreSQL's own, 30 s");
+}
+
+/// C07: the primary cancels nothing; where there is none, standbys go on.
+#[test]
+fn a_read_that_prefers_the_primary_falls_back_on_standbys() {
+    let mut it = Cluster::healthy();
+    it.prefer = Prefer::Primary;
+    assert_eq!(it.read(), (Destination::Primary(A), Reason::Conflicts));
+    assert_eq!(
+        it.ask(Need::Standby, 7).reason,
+        Reason::StandbyWithinBudget,
+        "standbys alone are standbys alone"
+    );
+    it.excluded.push(A);
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
+    it.excluded.clear();
+    it.snapshot.primary = None;
+    assert_eq!(it.read().1, Reason::StandbyWithinBudget);
 }

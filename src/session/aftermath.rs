@@ -31,6 +31,9 @@ use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
+/// Why a read is not run again, where nothing else bars it.
+const NOT_AGAIN: &str = "its standby did not complete its answer in time";
+
 impl Session {
     /// Draws the consequences of an exchange.
     pub(super) async fn after(
@@ -97,6 +100,7 @@ impl Session {
                     }
                     Parting::Unexplained => self.shard.suspect(attached.node, SuspectCause::ConnectionLost),
                     Parting::Before => sent.any = false,
+                    // That it can do so says that it is well.
                     Parting::Conflict(_) => {}
                 }
                 let (node, side, owed) = (attached.node, attached.side, attached.inspect);
@@ -144,12 +148,19 @@ impl Session {
             task.bytes == 0 && !sent.fresh && answer.is_settled() && unsent.bytes.is_empty();
         self.shard.buffers.give_answer(answer);
         let (node, side, owed) = (attached.node, attached.side, attached.inspect);
+        if side == Side::Standby && why == Leaving::NodeSilent {
+            task.excluded.push(node);
+        }
         // Replay is let go before the client is waited for.
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
         let loss = match why {
             Leaving::ReplayStands => Loss::left_for_replay(),
             Leaving::ClientStalled => self.stalled(node),
+            Leaving::NodeSilent => {
+                Loss::of_server("Nothing was heard of the standby for some seconds".to_owned())
+            }
+            Leaving::Overdue => Loss::overdue(),
         };
         let loss = Loss { nothing_awaited, ..loss };
         if sent.inside_frame {
@@ -160,7 +171,9 @@ impl Session {
         drop(unsent);
         let lost = self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed));
         Ok(match lost.await? {
-            Tried::Again(RetryCause::ServerLost) => Tried::Again(RetryCause::ReplayStands),
+            Tried::Again(RetryCause::ServerLost) if why == Leaving::ReplayStands => {
+                Tried::Again(RetryCause::ReplayStands)
+            }
             tried => tried,
         })
     }
@@ -180,12 +193,11 @@ impl Session {
         self.completed(task, &mut attached, &mut answer, &mut journal);
         let rows = answer.shapes().last().and_then(|(_, shape)| shape.rows);
         self.shard.buffers.give_answer(answer);
-        self.sets_commit |= task.needs.sets_commit;
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
         self.note_transaction(task, attached.side, (&sent, status), rows);
         task.window.consume(task.bytes);
-        self.sets_commit &= self.transaction.is_on_server();
+        self.own_commits.note(&task.needs, self.transaction.is_on_server());
         if !self.altered_databases.is_empty() {
             self.settle_databases();
         }
@@ -291,6 +303,7 @@ impl Session {
         self.so_far = None;
         self.note_state(task, &mut attached);
         self.commit_bound |= task.needs.commits || task.needs.rolls_back;
+        self.own_commits.note(&task.needs, true);
         let Needs { commits, rolls_back, repeatable, .. } = task.needs;
         attached.batch = Some(Box::new(Batch {
             answer,
@@ -378,32 +391,16 @@ impl Session {
 
     /// How what the primary has just answered is committed, as far as it is known.
     fn commits(&self, needs: &Needs, now: Instant) -> Commits {
-        let found = self.group.hidden.known();
-        let is_by_default = match self.asynchronous_commit {
-            Some(asynchronous) => Some(asynchronous),
-            None => self.group.hidden.primary_commits_asynchronously(self.shard.snapshot.borrow().epoch),
-        };
-        let is_known = needs.sets_commit
-            || self.sets_commit
-            || self.group.hidden.has_altered_commits()
-            || is_by_default == Some(true)
-            || found.is_some_and(|found| found.commits_asynchronously);
-        if is_known && !needs.repeatable {
-            self.group.hidden.note_asynchronous_commit(now);
-        }
-        if is_known || is_by_default.is_none() || found.is_none() {
-            Commits::Asynchronous
-        } else {
-            Commits::Synchronous
-        }
+        let epoch = self.shard.snapshot.borrow().epoch;
+        self.own_commits.of_answer(needs, &self.group.hidden, epoch, now)
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.
     pub(super) fn keep_or_release(&mut self, mut attached: Attached, now: Instant) {
         let stays = self.transaction.is_on_server() || !self.pins.is_empty();
-        if !self.pins.is_empty() {
+        if !self.transaction.is_on_server() || !self.pins.is_empty() {
             // Who stays for other reasons does not take a place from reads.
-            attached._on_primary = None;
+            (attached._on_primary, attached._place) = (None, None);
         }
         let is_fit = attached.side == Side::Primary && !attached.spoiled;
         if stays || (is_fit && self.is_to_be_signalled(now)) {
@@ -537,6 +534,19 @@ impl Session {
             self.begin_anew();
             let is_conflict = loss.conflict.is_some();
             return Ok(Tried::Again(if is_conflict { RetryCause::Conflict } else { RetryCause::ServerLost }));
+        }
+        if begins
+            && whole
+            && ends
+            && repeatable
+            && !sent.delivered
+            && !loss.nothing_awaited
+            && task.interrupted.conflict.is_some()
+        {
+            // It has ended its session there, not the client's.
+            journal.undo(&mut self.names);
+            let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
+            return self.pass_on_conflict(task, why).await.map(|_| Tried::Over);
         }
         if whole
             && ends

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::conflict::{self, RetryOutcome};
 use super::driver::{Attached, End, Flow, Session};
 use super::hold::Hold;
 use super::inspect::Inspect;
@@ -23,7 +24,7 @@ use crate::pool::{Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
-use crate::topology::model::{Epoch, NodeId, Readers};
+use crate::topology::model::{Epoch, NodeId, Readers, Snapshot};
 use crate::wire::reply::Report;
 use crate::wire::sqlstate;
 
@@ -37,6 +38,8 @@ enum Choice {
     WaitForStandby(Instant),
     /// No standby may, and the primary is not to.
     Refuse,
+    /// Standbys have cancelled it, and the primary has no place for it.
+    PassOn,
 }
 
 /// What became of a lease that was got.
@@ -57,6 +60,10 @@ enum Waited {
     Outdated,
     /// The client cancelled.
     GivenUp(Box<Report>),
+}
+
+fn is_standby(decision: &route::Decision) -> bool {
+    matches!(decision.destination, Destination::Standby(_))
 }
 
 impl Session {
@@ -94,6 +101,7 @@ impl Session {
                     Accepted::Taken => {
                         if let Some(attached) = self.attached.as_mut() {
                             attached._on_primary = task.on_primary.take();
+                            attached._place = task.interrupted.place.take();
                         }
                         return Ok(self.released(hold.as_ref()));
                     }
@@ -162,6 +170,14 @@ impl Session {
                 Choice::Node(node, side, epoch) => return Ok(Some((node, side, epoch))),
                 Choice::Hold => self.hold(hold, task).await?,
                 Choice::WaitForStandby(until) => self.wait_for_standby(task, until).await?,
+                Choice::PassOn => {
+                    self.note_retried(task, Some(RetryOutcome::NoPlace));
+                    task.interrupted.times = 0;
+                    self.pass_on_conflict(task, conflict::NO_PLACE).await?
+                }
+                Choice::Refuse if task.interrupted.conflict.is_some() => {
+                    self.pass_on_conflict(task, conflict::NO_STANDBY).await?
+                }
                 Choice::Refuse => {
                     let report = outcome::no_standby_within_bounds(task.waited_for_standby);
                     self.refuse(task, &report).await?
@@ -259,7 +275,13 @@ impl Session {
     pub(super) async fn hold(&mut self, hold: &mut Option<Hold>, task: &mut Task<'_>) -> Flow<bool> {
         if hold.is_none() {
             match Hold::enter(&self.shard, task.bytes, task.now, (self.mode, self.statement_limit)) {
-                Ok(entered) => *hold = Some(entered),
+                Ok(entered) => {
+                    *hold = Some(entered);
+                    if self.mode != Mode::Standby {
+                        let snapshot = self.shard.snapshot();
+                        self.shard.pools.open_ahead(&self.group, &snapshot, task.now);
+                    }
+                }
                 Err(report) => return self.refuse(task, &report).await,
             }
         }
@@ -295,10 +317,11 @@ impl Session {
         let free = matches!(self.transaction, Transaction::None)
             || (self.transaction.is_deferred_read_only() && task.needs.pin.is_none());
         let need = self.need_at_endpoint(if whole && free { task.needs.need } else { Need::Primary });
-        let excluded = task.excluded.as_slice();
         let mut terms = self.terms(&task.needs);
         terms.target = terms.target.filter(|_| !self.is_for_standbys());
         terms.consistency = self.consistency_at_endpoint(terms.consistency);
+        let prefer = self.preference(task, need, &terms, &snapshot);
+        let excluded = task.excluded.as_slice();
         let load = self.shard.load.borrow();
         let dice = fastrand::u64(..);
         let decide = |others_wrote_at| {
@@ -308,24 +331,33 @@ impl Session {
                 others_wrote_at,
                 freshness: &self.freshness,
                 excluded,
+                prefer,
                 load: &load,
                 snapshot: &snapshot,
                 now: task.now,
                 dice,
             })
         };
-        // What others have just written is to be seen, as long as that costs little and nobody waits for it.
-        let recent = self.shard.shared.settings.routing.recent_writes;
         let is_split = need == Need::Read && self.mode == Mode::Split;
-        let others = (is_split && !recent.is_zero()).then(|| self.group.hidden.last_write());
-        let others = others.flatten().filter(|at| task.now.saturating_duration_since(*at) < recent);
-        let mut decision = decide(others);
-        let is_spared = match decision.reason {
-            Reason::OthersWrites => self.shard.spare.take(task.now),
-            _ => decision.destination != Destination::Hold,
+        let others = match task.others_wrote_at {
+            Some(decided) => decided,
+            None if is_split => self.others_wrote_at(task.now),
+            None => None,
         };
-        if others.is_some() && !is_spared {
-            decision = decide(None);
+        let mut decision = decide(others);
+        if others.is_some() && !is_standby(&decision) {
+            let alone = decide(None);
+            // What others have written is to be seen, as long as that costs little and nobody is held for it.
+            let is_kept_from_it = is_standby(&alone);
+            let is_spared = is_kept_from_it
+                && decision.destination != Destination::Hold
+                && (task.others_wrote_at.is_some() || self.shard.spare.take(task.now));
+            if !is_spared {
+                decision = alone;
+            }
+            if is_kept_from_it {
+                task.others_wrote_at = Some(others.filter(|_| is_spared));
+            }
         }
         let has_primary = self.mode != Mode::Standby;
         let wants_standby = match decision.reason {
@@ -334,16 +366,18 @@ impl Session {
             reason if has_primary => reason.is_want_of_standby() && need == Need::Read,
             _ => decision.destination == Destination::Hold && terms.limits_wait(),
         };
-        if matches!(decision.reason, Reason::OwnWrites | Reason::Monotonic | Reason::OthersWrites) {
+        let is_behind =
+            matches!(decision.reason, Reason::OwnWrites | Reason::OthersWrites | Reason::Monotonic);
+        if is_behind {
             (self.shard.shared.want_sample)();
         }
-        if decision.reason != Reason::OwnWrites {
-            self.catch_up.clear();
-        } else if is_split && terms.wait_for_standby.is_zero() {
-            task.catches_up_until = task.catches_up_until.or_else(|| self.catch_up.wait_until(task.now));
-            if let Some(until) = task.catches_up_until.filter(|until| task.now < *until) {
-                return Choice::WaitForStandby(until);
-            }
+        if !is_behind {
+            self.caught_up(task);
+        } else if is_split
+            && terms.wait_for_standby.is_zero()
+            && let Some(until) = self.catches_up_until(task)
+        {
+            return Choice::WaitForStandby(until);
         }
         if wants_standby {
             if !has_primary {
@@ -355,18 +389,37 @@ impl Session {
                 WithoutStandby::Refuse => return Choice::Refuse,
             }
         }
+        self.place(task, need, &decision, &snapshot)
+    }
+
+    /// What the policy's answer comes to.
+    fn place(
+        &self,
+        task: &mut Task<'_>,
+        need: Need,
+        decision: &route::Decision,
+        snapshot: &Snapshot,
+    ) -> Choice {
         let (node, side) = match decision.destination {
-            Destination::Primary(node)
-                if self.shard.is_paused() || self.shard.is_doubted(node, &snapshot) =>
-            {
+            Destination::Primary(node) if self.shard.is_paused() || self.shard.is_doubted(node, snapshot) => {
                 return Choice::Hold;
             }
             Destination::Primary(node) => (node, Side::Primary),
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };
+        if !self.may_run_at(task, (node, side), need) {
+            return Choice::PassOn;
+        }
         self.shard.counters.routed(side, decision.reason as usize).inc();
         Choice::Node(node, side, snapshot.epoch)
+    }
+
+    /// When another session last wrote, where reads of now are to see that.
+    fn others_wrote_at(&self, now: Instant) -> Option<Instant> {
+        let recent = self.shard.shared.settings.routing.recent_writes;
+        let wrote_at = if recent.is_zero() { None } else { self.group.hidden.last_write() };
+        wrote_at.filter(|at| now.saturating_duration_since(*at) < recent)
     }
 
     fn endpoint(&self, node: NodeId, epoch: Epoch) -> Option<Endpoint> {
@@ -432,6 +485,7 @@ impl Session {
             may_unpin: false,
             unlisted: false,
             _on_primary: None,
+            _place: None,
         });
         Accepted::Taken
     }

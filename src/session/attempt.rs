@@ -3,7 +3,7 @@
 //! Invariant: what is held back of the answer is what a further try would need. Must not know: whether there will be one.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
@@ -23,8 +23,11 @@ use crate::classify::Dialect;
 use crate::relay::answer::{Answer, Expect};
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::{extended, frame, reply};
 
+/// A server whose statement's time is over ends it by itself, and has so long to say so.
+const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 /// Why a read that could be run again is not.
 pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
 
@@ -61,6 +64,8 @@ pub(super) struct Sent {
     pub(super) fresh: bool,
     /// An error was passed on.
     pub(super) failed: bool,
+    /// The first error that was passed on, or that by which the server has ended the connection.
+    pub(super) code: Option<SqlState>,
     /// The server said goodbye behind its answer.
     pub(super) server_ended: bool,
     /// See `Exchange::forgetful`.
@@ -131,6 +136,7 @@ impl Sent {
             beyond: task.beyond,
             fresh: true,
             failed: false,
+            code: None,
             server_ended: false,
             forgetful: false,
             copies_ended: 0,
@@ -155,6 +161,7 @@ impl Sent {
             beyond: if let Through::Frame { left } = exchange.through { left } else { 0 },
             fresh,
             failed: exchange.failed.is_some(),
+            code: exchange.ended_by.or(exchange.failed),
             server_ended: exchange.server_ended,
             forgetful: exchange.forgetful,
             copies_ended: exchange.copies_ended,
@@ -202,8 +209,13 @@ impl Session {
             Kind::Partial if part.out.is_empty() => Goal::Drained,
             Kind::Partial => Goal::Sent,
         };
+        let began = task.now;
         let (ended, sent) = self.exchange(task, &mut attached, &mut part, rules, goal).await;
+        self.note_interruption(task, &attached, began, (&ended, &sent));
         self.shard.give_scratch(part.out);
+        if part.own_error.is_some() {
+            task.interrupted.conflict = part.own_error.take();
+        }
         self.after(task, attached, (part.answer, part.journal), ended, sent).await
     }
 
@@ -304,10 +316,7 @@ impl Session {
         });
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
-        exchange.silence_limit = self.silence_limit(between);
-        exchange.cut = Some(&self.control.cut);
-        exchange.leaves = (side == Side::Standby).then_some(&self.control.leaves);
-        exchange.sought = Some(&self.control.sought);
+        self.bound(&mut exchange, (side, between), task.began);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -331,6 +340,19 @@ impl Session {
             self.told = self.shard.intern_told(news);
         }
         (ended, sent)
+    }
+
+    /// What ends an exchange before its end.
+    fn bound<'a>(&'a self, exchange: &mut Exchange<'a>, (side, between): (Side, bool), began: Instant) {
+        exchange.silence_limit = self.silence_limit(between);
+        exchange.cut = Some(&self.control.cut);
+        exchange.sought = Some(&self.control.sought);
+        if side == Side::Standby {
+            exchange.leaves = Some(&self.control.leaves);
+            exchange.is_silent = Some(&self.control.is_silent);
+            let limit = self.statement_limit.filter(|_| exchange.rules.hold_back());
+            exchange.overdue_at = limit.map(|limit| began + limit + OVERDUE_AFTER);
+        }
     }
 
     /// Whoever is notified by this server process is told that this session did it.
@@ -374,7 +396,12 @@ impl Session {
     pub(super) fn bar_to_retry(&self, task: &Task<'_>) -> Option<&'static str> {
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced) && task.beyond == 0;
         if task.tries >= self.shard.shared.settings.retry_attempts {
-            Some("retry.attempts are used up")
+            Some(match task.interrupted.without_place {
+                false => "retry.attempts are used up",
+                true => {
+                    "retry.attempts are used up, and the primary had no place for it (retry.primary_budget)"
+                }
+            })
         } else if !self.has_told_nothing() {
             Some("the answers to earlier statements of its transaction had been passed on")
         } else if !self.pins.is_empty() {

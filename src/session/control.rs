@@ -76,6 +76,8 @@ pub struct Control {
     pub cooling: Cell<bool>,
     /// The server connection held now is given up, so that replay on its standby can go on.
     pub leaves: Cell<bool>,
+    /// Nothing has been heard of its node for long.
+    pub is_silent: Cell<bool>,
     /// That connection.
     server: RefCell<Weak<Link>>,
     /// Wakes the session.
@@ -107,6 +109,7 @@ impl Control {
             active: Cell::new(false),
             cooling: Cell::new(false),
             leaves: Cell::new(false),
+            is_silent: Cell::new(false),
             server: RefCell::default(),
             waker: RefCell::default(),
         })
@@ -182,6 +185,16 @@ impl Control {
         *self.server.borrow_mut() = Rc::downgrade(link);
         self.cancel_sent.set(false);
         self.leaves.set(false);
+        self.is_silent.set(false);
+    }
+
+    /// Nothing has been heard of this node for long: what can be run elsewhere need not wait for it. `true`: it runs there.
+    pub fn node_is_silent(&self, node: NodeId) -> bool {
+        let is_there = self.runs_at.borrow().as_ref().is_some_and(|key| key.node == node);
+        if is_there && !self.is_silent.replace(true) {
+            self.wake();
+        }
+        is_there
     }
 
     /// Has the session give up what it does on this node, unless it does nothing there or has been told so already; gives by what the

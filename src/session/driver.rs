@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::commits::OwnCommits;
 use super::control::Control;
 use super::inspect::Inspect;
 use super::journal::Journal;
@@ -21,14 +22,14 @@ use super::setting_names::Mentioned;
 use super::settings::{Order, Touched};
 use super::shard::Shard;
 use super::so_far::SoFar;
-use super::standby_wait::{CatchUp, ReadOnPrimary};
+use super::standby_wait::ReadOnPrimary;
 use super::transaction::Transaction;
 use super::unit::{self, Front, Kind, Needs};
 use crate::auth::{RoleOid, Secret, Users};
 use crate::backend::{Reported, SettingValues};
 use crate::classify::{Catalogue, CatalogueStamp, PinReason, StandardConformingStrings, TransactionEffect};
 use crate::net;
-use crate::pool::{Definition, Lease, PoolGroup};
+use crate::pool::{Definition, Lease, Place, PoolGroup};
 use crate::relay::answer::Answer;
 use crate::relay::buffer::Window;
 use crate::route::freshness::Freshness;
@@ -107,6 +108,8 @@ pub(super) struct Attached {
     pub(super) unlisted: bool,
     /// The place that its read has among those on the primary for want of a standby.
     pub(super) _on_primary: Option<ReadOnPrimary>,
+    /// The place that its read has among those on the primary because standbys cancel them.
+    pub(super) _place: Option<Place>,
 }
 
 /// An extended batch under way.
@@ -156,8 +159,8 @@ pub struct Session {
     pub(super) read_only: bool,
     /// Transactions are SERIALIZABLE unless they say otherwise, as far as it is known: a standby refuses that.
     pub(super) serializable: bool,
-    /// Whether `synchronous_commit` is off, where the session has set it.
-    pub(super) asynchronous_commit: Option<bool>,
+    /// How its transactions are committed.
+    pub(super) own_commits: OwnCommits,
     /// `idle_session_timeout`, for while no server is held that would look at it.
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
@@ -194,7 +197,6 @@ pub struct Session {
     /// An error that the client is to have when it sends something: what it is for was lost while it waited for nothing.
     pub(super) owed: Option<Box<[u8]>>,
     pub(super) freshness: Freshness,
-    pub(super) catch_up: CatchUp,
     pub(super) pins: Vec<PinReason>,
     /// Channels that are listened to.
     pub(super) channels: Vec<String>,
@@ -210,8 +212,6 @@ pub struct Session {
     pub(super) asked_at: Option<Instant>,
     /// As whom its settings could be made the last time.
     pub(super) settings_order: Order,
-    /// This transaction may be committed asynchronously by what it has set itself.
-    pub(super) sets_commit: bool,
     /// Something was defined in this transaction that may run code beside other statements.
     pub(super) definition: Option<Definition>,
     /// Databases that were altered in this transaction.
@@ -257,7 +257,7 @@ impl Session {
             set_by_text: None,
             read_only: identity.read_only,
             serializable: false,
-            asynchronous_commit: None,
+            own_commits: OwnCommits::default(),
             idle_limit: None,
             statement_limit: None,
             idle_in_transaction_limit: None,
@@ -274,7 +274,6 @@ impl Session {
             so_far: None,
             owed: None,
             freshness: Freshness::default(),
-            catch_up: CatchUp::default(),
             pins: Vec::new(),
             channels: Vec::new(),
             attached: None,
@@ -285,7 +284,6 @@ impl Session {
             asked_at: None,
             settings_order: Order::default(),
             may_have_savepoints: false,
-            sets_commit: false,
             definition: None,
             altered_databases: Vec::new(),
             altered_roles: None,

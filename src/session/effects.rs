@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use super::commits;
 use super::driver::Session;
 use super::setting_names::{Mentioned, Place};
 use super::settings::{self, Touched};
@@ -11,7 +12,7 @@ use super::transaction::Transaction;
 use super::unit::{self, Needs};
 use crate::auth::Users;
 use crate::classify::{
-    self, InReadOnly, Refusal, Reset, SessionEffect, StandardConformingStrings, TransactionEffect,
+    self, InReadOnly, Refusal, Reset, SessionEffect, StandardConformingStrings, Steer, TransactionEffect,
 };
 use crate::route::{Mode, Need};
 use crate::wire::{extended, startup, text};
@@ -23,7 +24,7 @@ const DEFAULT_TEMPLATE: &[u8] = b"template1";
 const COMMIT_SETTING: &[u8] = b"synchronous_commit";
 
 /// Bytes of a shape that `/learned` shows.
-const SHAPE_BYTES_MAX: usize = 400;
+pub(super) const SHAPE_BYTES_MAX: usize = 400;
 
 impl Session {
     pub(super) fn needs(&self, unit: &[u8]) -> Needs {
@@ -40,6 +41,9 @@ impl Session {
         {
             needs.need = Need::Primary;
             needs.repeatable = false;
+        }
+        if needs.need == Need::Read && !self.group.hidden.steered.is_empty() {
+            needs.steer = self.steer(unit);
         }
         if needs.earlier_portal {
             needs.need = Need::Primary;
@@ -77,6 +81,13 @@ impl Session {
             || self.texts(unit).any(|text| learned.keeps(classify::shape_hash(text), now))
     }
 
+    /// Where a read goes whose like standbys cancel again and again: of several texts, as the first that is steered.
+    fn steer(&self, unit: &[u8]) -> Steer {
+        let (steered, now) = (&self.group.hidden.steered, Instant::now());
+        let mut steers = self.texts(unit).map(|text| steered.steer(classify::shape_hash(text), now));
+        steers.find(|steer| *steer != Steer::Not).unwrap_or_default()
+    }
+
     /// A standby has refused the unit.
     pub(super) fn learn(&self, unit: &[u8], refusal: Refusal, now: Instant) {
         for text in self.texts(unit) {
@@ -91,11 +102,7 @@ impl Session {
             text.windows(COMMIT_SETTING.len()).any(|part| part.eq_ignore_ascii_case(COMMIT_SETTING))
         };
         // The values of a Bind are in the unit itself. What is put together at run time may be anything.
-        let may_put_together = |text: &[u8]| {
-            let has = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
-            has(b"execute") && has(b"set")
-        };
-        mentions(unit) || self.texts(unit).any(|text| mentions(text) || may_put_together(text))
+        mentions(unit) || self.texts(unit).any(|text| mentions(text) || commits::puts_names_together(text))
     }
 
     /// Notes what a unit may do to the session's settings. Rare, so it reads the texts once more.

@@ -7,7 +7,8 @@ use super::driver::{End, Flow, Session};
 use super::hold::Hold;
 use super::outcome;
 use super::run::Task;
-use crate::classify::Consistency;
+use super::standby_wait::WithoutStandby;
+use crate::classify::{Consistency, NoStandby};
 use crate::route::{Mode, Need, Terms};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{NodeId, Readers, Role};
@@ -59,7 +60,13 @@ impl Session {
             match self.standing(node, task) {
                 Standing::Good => return Ok(true),
                 Standing::Stale => {
-                    if !self.hold_attached(&mut hold, task).await? {
+                    let terms = Terms { no_standby: NoStandby::Error, ..self.terms(&task.needs) };
+                    let goes_on = if self.terms(&task.needs).limits_wait() {
+                        self.wait_for_own_standby(task, &terms).await?
+                    } else {
+                        self.hold_attached(&mut hold, task).await?
+                    };
+                    if !goes_on {
                         return Ok(false);
                     }
                 }
@@ -71,6 +78,23 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// The wait of a session that stays on a standby for just that one, as long as its terms say.
+    async fn wait_for_own_standby(&mut self, task: &mut Task<'_>, terms: &Terms) -> Flow<bool> {
+        // As in a hold: nothing of the unit has been sent.
+        self.control.begin_pending.set(true);
+        let goes_on = match self.without_standby(task, terms) {
+            WithoutStandby::Wait(until) => self.wait_for_standby(task, until).await?,
+            WithoutStandby::Primary | WithoutStandby::Refuse => {
+                let report = outcome::no_standby_within_bounds(task.waited_for_standby);
+                self.refuse(task, &report).await?
+            }
+        };
+        if !goes_on {
+            self.control.begin_pending.set(false);
+        }
+        Ok(goes_on)
     }
 
     /// A pause holds those, too, that stay on the primary: its end may be the end of what keeps them there.

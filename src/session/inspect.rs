@@ -385,7 +385,7 @@ impl Session {
         self.read_only =
             value("default_transaction_read_only").map_or(self.first.read_only, settings::is_true);
         // As PostgreSQL reads it: what is true is `on`, what is false `off`.
-        self.asynchronous_commit = value("synchronous_commit").map(|it| it == "off");
+        self.own_commits.asynchronous = value("synchronous_commit").map(|it| it == "off");
         self.statement_limit = value("statement_timeout").and_then(settings::time_limit);
         self.idle_limit = value("idle_session_timeout").and_then(settings::time_limit);
         self.idle_in_transaction_limit =

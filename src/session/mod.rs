@@ -8,6 +8,8 @@ mod aftermath;
 mod attach;
 mod attempt;
 mod begin_anew;
+mod commits;
+mod conflict;
 pub mod control;
 pub mod driver;
 mod effects;
@@ -46,6 +48,10 @@ mod wait;
 
 use std::time::Duration;
 
+use crate::pool::Budget;
+
+pub use conflict::RetryOutcome;
+pub use exchange::Interruption;
 pub use hidden::CATALOGUE as CATALOGUE_QUERY;
 
 /// A server that does not do what pgsteer itself asks of it in this time is closed.
@@ -66,6 +72,10 @@ pub struct Settings {
     pub hold_bytes_max: usize,
     /// How often a read is run again; the last time on the primary.
     pub retry_attempts: usize,
+    /// How much of the primary they may have.
+    pub retry_primary_budget: Budget,
+    /// How long shapes of reads that standbys cancel again and again are steered; zero: not at all.
+    pub retry_steer_time: Duration,
     /// How long a retriable answer is held back.
     pub retry_hold_time: Duration,
     /// How long reading from a standby may stop because the client does not take what was read.
@@ -83,6 +93,8 @@ impl Default for Settings {
             hold_count_max: 10_000,
             hold_bytes_max: 64 * 1024 * 1024,
             retry_attempts: 3,
+            retry_primary_budget: Budget { percent: 50 },
+            retry_steer_time: Duration::from_secs(60),
             retry_hold_time: Duration::from_millis(500),
             standby_stall_timeout: Duration::from_secs(1),
             standby_stall_buffer_bytes: 1024 * 1024,

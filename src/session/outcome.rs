@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::classify::PinReason;
 use crate::wire::reply::{Report, Severity};
-use crate::wire::sqlstate as state;
+use crate::wire::sqlstate::{self as state, SqlState};
 
 /// A transaction whose server is gone and whose COMMIT was never sent.
 pub fn transaction_lost(cause: &str) -> Report {
@@ -29,24 +29,11 @@ pub fn outcome_unknown(cause: &str) -> Report {
     .hint("Look whether its effect is there before running it again.")
 }
 
-/// A read that was lost after part of its answer had been passed on.
+/// A read that was lost and is not run again.
 pub fn read_interrupted(loss: &Loss) -> Report {
-    Report::error(
-        state::SERIALIZATION_FAILURE,
-        "pgsteer: the read was cut off after part of its answer had been sent",
-    )
-    .detail(format!("{}. The statement only read.", loss.cause))
-    .hint(loss.hint)
-}
-
-/// A read that standbys cancelled as often as it is run again, in a pause.
-pub fn conflicts_in_pause() -> Report {
-    Report::error(
-        state::SERIALIZATION_FAILURE,
-        "pgsteer: standbys cancelled the read (conflicts with recovery), and nothing begins on the primary now",
-    )
-    .detail("pgsteer is paused. The statement only read.")
-    .hint("Run it again.")
+    Report::error(loss.code, loss.message)
+        .detail(format!("{}. The statement only read.", loss.cause))
+        .hint(loss.hint)
 }
 
 /// Why a server connection to a standby was given up.
@@ -62,6 +49,10 @@ pub struct Loss {
     pub hint: &'static str,
     /// A read of which nothing was delivered may run on another server.
     pub may_run_again: bool,
+    /// What is told of a read that does not.
+    pub code: SqlState,
+    /// The same for people.
+    pub message: &'static str,
     /// The frame of the error by which a standby ended it for the sake of its replay.
     pub conflict: Option<Vec<u8>>,
     /// The client waits for no answer: it is told when it sends something.
@@ -71,7 +62,25 @@ pub struct Loss {
 impl Loss {
     /// The server has ended it.
     pub fn of_server(cause: String) -> Self {
-        Self { cause, hint: "Run it again.", may_run_again: true, conflict: None, nothing_awaited: false }
+        Self {
+            cause,
+            hint: "Run it again.",
+            may_run_again: true,
+            code: state::SERIALIZATION_FAILURE,
+            message: "pgsteer: the read was cut off after part of its answer had been sent",
+            conflict: None,
+            nothing_awaited: false,
+        }
+    }
+
+    /// Its statement's time was over, and it did not end it.
+    pub fn overdue() -> Self {
+        Self {
+            may_run_again: false,
+            code: state::QUERY_CANCELED,
+            message: "canceling statement due to statement timeout",
+            ..Self::of_server("pgsteer ended it: the standby's answer had stopped, and it did not end the statement in time".to_owned())
+        }
     }
 
     /// pgsteer gave it up because a promotion may wait for it.
@@ -89,8 +98,7 @@ impl Loss {
             hint: "Take answers as they come, fetch them in parts by a cursor, or read on the primary: \
                    /* pgsteer: target=primary */.",
             may_run_again: false,
-            conflict: None,
-            nothing_awaited: false,
+            ..Self::of_server(String::new())
         }
     }
 }

@@ -144,6 +144,11 @@ pub fn check_startup(pairs: &[(String, String)], snapshot: &Snapshot) -> Result<
     own(pairs).try_for_each(|(name, value)| check(name, value, snapshot))
 }
 
+/// Whether a token is among them: it can only be looked at when it is known which cluster this is.
+pub fn has_token(pairs: &[(String, String)]) -> bool {
+    own(pairs).any(|(name, value)| name == TOKEN && !value.is_empty())
+}
+
 fn own(pairs: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
     pairs.iter().filter_map(|(name, value)| Some((name.strip_prefix(OWN_PREFIX)?, value.as_str())))
 }

@@ -6,15 +6,18 @@
 
 use std::time::{Duration, Instant};
 
+use super::conflict::{self, Interrupted, RetryOutcome};
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
-use super::standby_wait::ReadOnPrimary;
+use super::own_settings::OwnSettingError;
+use super::standby_wait::{CatchingUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
-use crate::classify::PinReason;
+use crate::classify::{self, Hint, PinReason};
 use crate::relay::buffer::Window;
-use crate::route::{Mode, Need};
+use crate::route::Mode;
 use crate::topology::model::NodeId;
+use crate::wire::frame;
 use crate::wire::reply::Report;
 
 /// A unit whose servers are lost one after the other before anything is sent is given up after so many.
@@ -60,14 +63,18 @@ pub(super) struct Task<'w> {
     pub(super) excluded: Vec<NodeId>,
     /// Since when it has found no standby that may answer it.
     pub(super) without_standby_since: Option<Instant>,
-    /// Until when it waits for one that has what the session wrote or saw.
-    pub(super) catches_up_until: Option<Instant>,
+    /// Whether it waits for one that has what was written before it.
+    pub(super) catching_up: CatchingUp,
+    /// What others have written that it is to see, once that was decided: their last write, or nothing.
+    pub(super) others_wrote_at: Option<Option<Instant>>,
     /// How long it has waited for one.
     pub(super) waited_for_standby: Duration,
     /// Its place among the reads that may be on the primary for want of a standby.
     pub(super) on_primary: Option<ReadOnPrimary>,
     /// How often it has been run again.
     pub(super) tries: usize,
+    /// What standbys have done to it.
+    pub(super) interrupted: Interrupted,
     /// When it came.
     pub(super) began: Instant,
 }
@@ -86,10 +93,12 @@ impl<'w> Task<'w> {
             now,
             excluded: Vec::new(),
             without_standby_since: None,
-            catches_up_until: None,
+            catching_up: CatchingUp::Not,
+            others_wrote_at: None,
             waited_for_standby: Duration::ZERO,
             on_primary: None,
             tries: 0,
+            interrupted: Interrupted::default(),
             began: now,
         }
     }
@@ -160,9 +169,18 @@ impl Session {
         if matches!(kind, b'Q' | b'P') {
             self.note_code(window.filled().get(..here).unwrap_or_default());
         }
-        let needs = Needs { pin: (kind == b'P').then_some(PinReason::LargeStatement), ..Needs::unknown() };
+        let hint = leading_hint(kind, window.filled().get(..here).unwrap_or_default());
+        let pin = (kind == b'P').then_some(PinReason::LargeStatement);
+        let needs = Needs { pin, terms: hint.terms, ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
-        self.run_task(Task::new(window, kind, frame_bytes, needs, Instant::now())).await
+        let mut task = Task::new(window, kind, frame_bytes, needs, Instant::now());
+        // In a transaction nothing but the server could fail it.
+        if hint.amiss && !self.transaction.is_on_server() && !self.is_in_batch() {
+            let error = OwnSettingError::Hint;
+            let report = Report::error(error.code(), error.to_string()).hint(error.hint());
+            return self.refuse(&mut task, &report).await.map(|_| ());
+        }
+        self.run_task(task).await
     }
 
     /// A frame larger than its buffer in a transaction whose server was lost: none of it may run anywhere.
@@ -191,6 +209,7 @@ impl Session {
                 Some(_) => self.may_go_on(&mut task).await?,
             };
             if !ready {
+                self.note_retried(&task, Some(RetryOutcome::GivenUp));
                 return Ok(());
             }
             if self.control.begin_pending.replace(false) && self.control.cancel_waiting.replace(false) {
@@ -198,6 +217,7 @@ impl Session {
                 if let Some(attached) = self.attached.take() {
                     self.keep_or_release(attached, task.now);
                 }
+                self.note_retried(&task, Some(RetryOutcome::GivenUp));
                 return self.refuse(&mut task, &outcome::cancelled()).await.map(|_| ());
             }
             if task.needs.names_processes && !task.needs.processes_resolved {
@@ -209,34 +229,43 @@ impl Session {
                 return self.refuse(&mut task, &outcome::no_state_on_standby()).await.map(|_| ());
             }
             match self.try_once(&mut task).await? {
-                Tried::Over => return Ok(()),
+                Tried::Over => {
+                    self.note_retried(&task, task.interrupted.outcome);
+                    return Ok(());
+                }
                 Tried::Again(cause) => {
-                    task.tries += 1;
-                    self.shard.counters.retries.at(cause as usize).inc();
-                    if task.tries >= self.shard.shared.settings.retry_attempts
-                        && cause == RetryCause::Conflict
-                    {
-                        if self.shard.is_paused() && self.mode != Mode::Standby {
-                            // The primary is all that is left, and it may not be asked for a long time.
-                            return self.refuse(&mut task, &outcome::conflicts_in_pause()).await.map(|_| ());
-                        }
-                        task.needs.need = Need::Primary;
-                    }
-                    let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
-                    if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
-                        return self
-                            .refuse(&mut task, &outcome::statement_timed_out_again())
-                            .await
-                            .map(|_| ());
-                    }
-                    if task.tries > TRIES_MAX {
-                        let report =
-                            outcome::no_server_connection("Every server that was tried was lost at once");
-                        return self.refuse(&mut task, &report).await.map(|_| ());
+                    if !self.goes_on(&mut task, cause).await? {
+                        self.note_retried(&task, Some(RetryOutcome::GivenUp));
+                        return Ok(());
                     }
                 }
             }
         }
+    }
+
+    /// Whether the task is tried once more; `false` when the client has been told why not.
+    async fn goes_on(&mut self, task: &mut Task<'_>, cause: RetryCause) -> Flow<bool> {
+        task.tries += 1;
+        self.shard.counters.retries.at(cause as usize).inc();
+        if matches!(cause, RetryCause::Conflict | RetryCause::ServerLost | RetryCause::ReplayStands) {
+            task.interrupted.times += 1;
+            task.interrupted.again_at = Some(Instant::now());
+        }
+        let is_last = task.tries >= self.shard.shared.settings.retry_attempts;
+        let is_cancelled = task.interrupted.conflict.is_some();
+        if is_last && is_cancelled && self.shard.is_paused() && self.mode != Mode::Standby {
+            // The primary is all that is left, and it may not be asked for a long time.
+            return self.pass_on_conflict(task, conflict::PAUSED).await;
+        }
+        let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
+        if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
+            return self.refuse(task, &outcome::statement_timed_out_again()).await;
+        }
+        if task.tries > TRIES_MAX {
+            let report = outcome::no_server_connection("Every server that was tried was lost at once");
+            return self.refuse(task, &report).await;
+        }
+        Ok(true)
     }
 
     /// Answers a unit that was not run with an error. Gives `false`: there is nothing to go on with.
@@ -266,5 +295,16 @@ impl Session {
             Kind::Flushed | Kind::Partial => self.skip_to_sync = true,
         }
         self.send_client(&out).await
+    }
+}
+
+/// What the leading comment of a frame's text asks for, of which the beginning is here.
+fn leading_hint(kind: u8, frame: &[u8]) -> Hint {
+    let body = frame.get(frame::HEADER_BYTES..).unwrap_or_default();
+    match kind {
+        b'Q' => classify::leading_hint(body),
+        // Behind the name.
+        b'P' => classify::leading_hint(body.splitn(2, |byte| *byte == 0).nth(1).unwrap_or_default()),
+        _ => Hint::default(),
     }
 }

@@ -16,6 +16,7 @@ use super::control::{Answered, Control, Taken};
 use super::prepared::Table;
 use super::settings::Pairs;
 use super::spare::Spare;
+use super::standby_wait::CatchUp;
 use super::{Settings, outcome};
 use crate::auth::Users;
 use crate::backend::cancel::cancel;
@@ -36,6 +37,8 @@ const SETTINGS_SWEEP_AT: usize = 1024;
 
 /// Held sessions look at an unchanged picture at most this often.
 const BELL_INTERVAL: Duration = Duration::from_millis(50);
+/// A node that has had no role for so long, its last answer having expired before, may hang for ever.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// Tells the monitor that a node is doubted, and why.
 pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
@@ -132,6 +135,8 @@ pub struct Shard {
     scratch: RefCell<Vec<Vec<u8>>>,
     /// Reads that may go to the primary because of what others wrote.
     pub(super) spare: Spare,
+    /// Whether reads wait for standbys to catch up.
+    pub(super) catch_up: CatchUp,
     /// When the log was last told of a session that is pinned, by reason.
     pub(super) pins_told_at: [Cell<Option<Instant>>; PinReason::ALL.len()],
 }
@@ -172,6 +177,7 @@ impl Shard {
             told: RefCell::default(),
             scratch: RefCell::default(),
             spare: Spare::new(Instant::now()),
+            catch_up: CatchUp::default(),
             pins_told_at: Default::default(),
         })
     }
@@ -202,6 +208,7 @@ impl Shard {
                 || before.nodes.iter().map(admission).ne(now.nodes.iter().map(admission))
         };
         self.clear_the_way();
+        self.leave_silent_nodes();
         let cleared = self.doubt.get().is_some() && !self.is_doubted_anywhere();
         if cleared {
             self.doubt.set(None);
@@ -235,6 +242,21 @@ impl Shard {
                     );
                     self.cancel_at(&key);
                 }
+            }
+        }
+    }
+
+    /// Has reads that can be run elsewhere leave nodes of which nothing has been heard for long. What has an end is heard of: this is
+    /// for those that hang, whose sockets stay open.
+    fn leave_silent_nodes(&self) {
+        let (snapshot, now) = (self.snapshot.borrow(), Instant::now());
+        let is_silent = |node: &&NodeView| {
+            let since = node.role_since.filter(|_| node.role == Role::Unknown);
+            since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT_FOR)
+        };
+        for node in snapshot.nodes.iter().filter(is_silent) {
+            for control in self.sessions.borrow().values() {
+                control.node_is_silent(node.id);
             }
         }
     }
@@ -498,6 +520,18 @@ impl Shard {
         if let Some(gauge) = self.counters.in_flight(node.index()) {
             gauge.inc();
         }
+    }
+
+    /// A standby has cancelled a statement.
+    pub fn note_conflict(&self, node: NodeId) {
+        if let Some(load) = self.load.borrow_mut().get_mut(node.index()) {
+            load.recent_conflicts = load.recent_conflicts.saturating_add(1);
+        }
+    }
+
+    /// What was cancelled counts for half of what it did. To be called regularly.
+    pub fn age_conflicts(&self) {
+        self.load.borrow_mut().iter_mut().for_each(|load| load.recent_conflicts /= 2);
     }
 
     /// Its answer is complete, or will never be.

@@ -3,6 +3,7 @@
 //! Invariant: what waits has been sent nowhere, and no bound of it is widened by waiting. Must not know: how nodes are judged, what the
 //! statement is.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,38 +46,52 @@ impl Drop for ReadOnPrimary {
     }
 }
 
-/// How long a session's reads follow its own writes to the primary before one of them waits.
-const CATCH_UP_AFTER: Duration = Duration::from_millis(50);
-/// How long that one waits: for a sample of positions or two.
-const CATCH_UP_WITHIN: Duration = Duration::from_millis(30);
-/// After so many waits in vain, each twice as long after the one before, the time between them grows no longer (6.4 s).
-const CATCH_UPS_MAX: u32 = 7;
+/// Behind a wait in vain no read waits for so long, twice as long behind each further one.
+const PAUSE_IN_VAIN: Duration = Duration::from_millis(50);
+/// After so many waits in vain the pause grows no longer (6.4 s).
+const IN_VAIN_MAX: u32 = 8;
 
-/// Reads that go to the primary since no standby is known to have what their session wrote or saw. What the primary answers is seen as
-/// well, so that a session which reads without a pause would stay there for ever: one read waits until a standby is known to have
-/// what was answered before it.
-#[derive(Debug, Clone, Copy, Default)]
+/// Whether reads wait for a standby to have what was written before them. It mostly takes some milliseconds: a sample of positions or
+/// two. Where it does not (standbys that lag by more, commits that are not flushed yet), waiting would only make reads late, and few do.
+#[derive(Debug, Default)]
 pub(super) struct CatchUp {
-    since: Option<Instant>,
-    in_vain: u32,
+    in_vain: Cell<u32>,
+    paused_until: Cell<Option<Instant>>,
 }
 
 impl CatchUp {
-    /// A write, or a read that had a standby.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
+    /// Whether a read of now is to wait.
+    fn is_worth_it(&self, now: Instant) -> bool {
+        self.paused_until.get().is_none_or(|until| until <= now)
     }
 
-    /// Until when this read, one more of them, is to wait.
-    pub(super) fn wait_until(&mut self, now: Instant) -> Option<Instant> {
-        let since = *self.since.get_or_insert(now);
-        let is_due = now.saturating_duration_since(since) >= CATCH_UP_AFTER * (1 << self.in_vain);
-        is_due.then(|| {
-            self.in_vain = CATCH_UPS_MAX.min(self.in_vain + 1);
-            self.since = Some(now);
-            now + CATCH_UP_WITHIN
-        })
+    /// A read waited, and a standby had it then.
+    fn succeeded(&self) {
+        self.in_vain.set(0);
+        self.paused_until.set(None);
     }
+
+    /// A read waited, and went to the primary.
+    fn failed(&self, now: Instant) {
+        // Those that waited beside one another count as one.
+        if self.is_worth_it(now) {
+            let pause = PAUSE_IN_VAIN * (1 << self.in_vain.get().min(IN_VAIN_MAX - 1));
+            self.in_vain.set(self.in_vain.get() + 1);
+            self.paused_until.set(Some(now + pause));
+        }
+    }
+}
+
+/// Of one read: whether it waits for standbys to catch up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum CatchingUp {
+    /// It has not come to that.
+    #[default]
+    Not,
+    /// Until then.
+    Until(Instant),
+    /// No longer, or never.
+    Over,
 }
 
 /// A session that waits, as the shard counts them.
@@ -116,6 +131,33 @@ fn decide(
 }
 
 impl Session {
+    /// Until when a read waits for a standby that has what was written before it, if it is to wait on.
+    pub(super) fn catches_up_until(&self, task: &mut Task<'_>) -> Option<Instant> {
+        let catch_up = &self.shard.catch_up;
+        let wait = self.shard.shared.settings.routing.catch_up_wait;
+        if task.catching_up == CatchingUp::Not {
+            let waits = !wait.is_zero() && catch_up.is_worth_it(task.now);
+            task.catching_up = if waits { CatchingUp::Until(task.now + wait) } else { CatchingUp::Over };
+        }
+        match task.catching_up {
+            CatchingUp::Until(until) if task.now < until => Some(until),
+            CatchingUp::Until(_) => {
+                catch_up.failed(task.now);
+                task.catching_up = CatchingUp::Over;
+                None
+            }
+            CatchingUp::Not | CatchingUp::Over => None,
+        }
+    }
+
+    /// A standby was found.
+    pub(super) fn caught_up(&self, task: &mut Task<'_>) {
+        if matches!(task.catching_up, CatchingUp::Until(_)) {
+            self.shard.catch_up.succeeded();
+            task.catching_up = CatchingUp::Over;
+        }
+    }
+
     /// What becomes of a read that no standby may answer now.
     pub(super) fn without_standby(&self, task: &mut Task<'_>, terms: &Terms) -> WithoutStandby {
         let shared = &self.shard.shared;
@@ -198,20 +240,25 @@ mod tests {
     }
 
     #[test]
-    fn reads_that_follow_one_another_wait_once_and_then_ever_more_rarely() {
+    fn waits_in_vain_get_rare_until_one_is_not() {
         let start = Instant::now();
-        let mut catch_up = CatchUp::default();
+        let at = |ms| start + Duration::from_millis(ms);
+        let catch_up = CatchUp::default();
         let mut waits = Vec::new();
         for ms in 0..60_000u64 {
-            if let Some(until) = catch_up.wait_until(start + Duration::from_millis(ms)) {
-                assert_eq!(until, start + Duration::from_millis(ms) + CATCH_UP_WITHIN);
+            if catch_up.is_worth_it(at(ms)) {
                 waits.push(ms);
+                // Many at once.
+                catch_up.failed(at(ms));
+                catch_up.failed(at(ms));
             }
         }
-        assert_eq!(waits.get(..4), Some([50, 150, 350, 750].as_slice()));
+        assert_eq!(waits.get(..4), Some([0, 50, 150, 350].as_slice()));
         assert!(waits.len() < 20, "{waits:?}");
-        catch_up.clear();
-        assert_eq!(catch_up.wait_until(start), None);
+        catch_up.succeeded();
+        assert!(catch_up.is_worth_it(start));
+        catch_up.failed(start);
+        assert!(!catch_up.is_worth_it(at(49)) && catch_up.is_worth_it(at(50)));
     }
 
     #[test]

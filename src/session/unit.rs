@@ -5,7 +5,7 @@
 use super::prepared::Names;
 use crate::classify::{
     self, Access, AskedTerms, Classification, Dialect, InReadOnly, PinReason, Reason, Resets, SessionEffect,
-    TransactionEffect,
+    Steer, TransactionEffect,
 };
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
@@ -180,6 +180,8 @@ pub struct Needs {
     pub(super) is_mixed: bool,
     /// Number of Execute messages or simple statements.
     pub statements: usize,
+    /// Where it goes because standbys cancel its like again and again.
+    pub steer: Steer,
     /// What its leading comments ask for.
     pub terms: AskedTerms,
     /// What that of the first statement did.
@@ -215,6 +217,7 @@ impl Default for Needs {
             in_read_only: InReadOnly::AsIs,
             is_mixed: false,
             statements: 0,
+            steer: Steer::Not,
             terms: AskedTerms::default(),
             hinted: None,
         }

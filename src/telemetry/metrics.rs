@@ -11,6 +11,7 @@ use std::time::Duration;
 use self::failovers::{Failovers, Holds};
 use super::counter::{Counter, Family, Gauge};
 use super::prometheus::{Kind, Text};
+use super::retries::{self, INTERRUPTIONS_MAX, OUTCOMES_MAX, Retries};
 use super::staleness::{self, StalenessServed};
 
 pub use self::failovers::HoldTally;
@@ -43,6 +44,10 @@ pub struct Labels {
     pub route_reasons: Vec<&'static str>,
     /// Why a statement was run again.
     pub retry_causes: Vec<&'static str>,
+    /// How a standby interrupts statements.
+    pub interruptions: Vec<&'static str>,
+    /// What becomes of reads that are run again because of that.
+    pub retry_outcomes: Vec<&'static str>,
     /// Why a session was pinned.
     pub pin_reasons: Vec<&'static str>,
     /// All roles a node can have.
@@ -81,6 +86,8 @@ pub struct ShardCounters {
     pub hold_nanos_total: Counter,
     /// Statements run again, by cause.
     pub retries: Family<RETRY_CAUSES_MAX>,
+    /// What standbys cancelled and lost, and what became of it.
+    pub retried_reads: Retries,
     /// Sessions pinned, by reason.
     pub pins: Family<PIN_REASONS_MAX>,
     /// Server connections opened.
@@ -120,7 +127,8 @@ pub struct ShardCounters {
 
 impl ShardCounters {
     fn new(nodes: usize) -> Self {
-        Self { in_flight: (0..nodes).map(|_| Gauge::default()).collect(), ..Self::default() }
+        let in_flight = (0..nodes).map(|_| Gauge::default()).collect();
+        Self { in_flight, retried_reads: Retries::new(nodes), ..Self::default() }
     }
 
     /// Statements routed to one side for one reason (the index is the reason's discriminant).
@@ -176,6 +184,8 @@ pub struct NodeGauges {
     pub lag_bytes: Option<u64>,
     /// Its timeline.
     pub timeline: Option<u32>,
+    /// What it has cancelled by its own count, by kind; empty: it was not asked.
+    pub conflicts: Vec<(&'static str, u64)>,
 }
 
 /// The pools at the moment of rendering, given by the caller.
@@ -191,6 +201,10 @@ pub struct PoolGauges {
     pub full: Vec<usize>,
     /// Clients that are in, and how many may be.
     pub clients: (usize, usize),
+    /// Reads that are on the primary because standbys cancel them.
+    pub moved_reads: usize,
+    /// Bytes of answers that sessions keep beyond their relay buffers.
+    pub answer_bytes: usize,
 }
 
 /// The registry. Clones share it.
@@ -234,6 +248,8 @@ impl Metrics {
         for (family, labels, slots) in [
             ("route_reasons", labels.route_reasons.len(), ROUTE_REASONS_MAX),
             ("retry_causes", labels.retry_causes.len(), RETRY_CAUSES_MAX),
+            ("interruptions", labels.interruptions.len(), INTERRUPTIONS_MAX),
+            ("retry_outcomes", labels.retry_outcomes.len(), OUTCOMES_MAX),
             ("pin_reasons", labels.pin_reasons.len(), PIN_REASONS_MAX),
             ("limits", labels.limits.len(), LIMITS_MAX),
             ("client_limits", labels.client_limits.len(), LIMITS_MAX),
@@ -291,6 +307,9 @@ impl Metrics {
         self.render_plain(&mut text);
         self.render_families(&mut text);
         self.render_limits(&mut text, pools);
+        let retried = || self.inner.shards.iter().map(|shard| &shard.retried_reads);
+        let words = (&*self.labels().interruptions, &*self.labels().retry_outcomes);
+        retries::render(&mut text, retried, &self.labels().nodes, words);
         staleness::render(&mut text, self.inner.shards.iter().map(|shard| &shard.staleness_served));
         self.render_holds(&mut text);
         self.render_failovers(&mut text);
@@ -359,6 +378,16 @@ impl Metrics {
             ("pgsteer_sessions_waiting", "Sessions that wait for a server connection.", pools.waiting),
             ("pgsteer_clients_seated", "Clients counted for max_client_conn.", pools.clients.0),
             ("pgsteer_clients_max", "The limit max_client_conn.", pools.clients.1),
+            (
+                "pgsteer_moved_reads",
+                "Reads on the primary because standbys cancel them (retry.primary_budget).",
+                pools.moved_reads,
+            ),
+            (
+                "pgsteer_answer_bytes",
+                "Bytes of answers kept beyond the relay buffers, held back or for clients that are behind (retry.buffer_total).",
+                pools.answer_bytes,
+            ),
         ] {
             text.metric(name, Kind::Gauge, help);
             text.sample(name, &[], value);
@@ -389,6 +418,16 @@ impl Metrics {
             for role in &self.labels().roles {
                 let labels = [("node", &*node.name), ("address", &*node.address), ("role", *role)];
                 text.sample(name, &labels, u8::from(node.role == *role));
+            }
+        }
+        let name = "pgsteer_node_recovery_conflicts_total";
+        let help = "Statements that a standby has cancelled for the sake of its replay, whoever sent them, by kind \
+                    (pg_stat_database_conflicts).";
+        text.metric(name, Kind::Counter, help);
+        for node in &cluster.nodes {
+            for (kind, count) in &node.conflicts {
+                let labels = [("node", &*node.name), ("address", &*node.address), ("kind", *kind)];
+                text.sample(name, &labels, count);
             }
         }
         for (name, help, read) in NODE_GAUGES {

@@ -4,9 +4,11 @@
 //! on a shard costs a load and a store. Must not know: any other module; label words are passed in by `app`.
 
 pub mod counter;
+pub mod histogram;
 pub mod log;
 pub mod metrics;
 pub mod prometheus;
+pub mod retries;
 pub mod staleness;
 
 pub use counter::{Counter, Family, Gauge};

@@ -1,83 +1,15 @@
 //! How stale the standbys were that answered reads.
 //!
-//! Invariant: one writer each, as of all counters; a read costs a few comparisons and two additions. What is counted is the upper bound,
-//! the error of its measurement included. Must not know: how staleness is measured.
+//! Invariant: what is counted is the upper bound, the error of its measurement included. Must not know: how staleness is measured.
 
-use std::time::Duration;
-
-use super::counter::{Counter, Family};
-use super::prometheus::{Kind, Text};
-
-/// Upper bounds of the buckets, milliseconds; the last bucket has none.
-const BUCKETS_MS: [u64; 13] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000];
+use super::histogram::{self, Histogram};
+use super::prometheus::Text;
 
 /// One shard's.
-#[derive(Debug, Default)]
-pub struct StalenessServed {
-    buckets: Family<{ BUCKETS_MS.len() + 1 }>,
-    sum_us: Counter,
-}
-
-impl StalenessServed {
-    /// A standby has answered that was at most so stale.
-    #[inline]
-    pub fn record(&self, staleness: Duration) {
-        let us = u64::try_from(staleness.as_micros()).unwrap_or(u64::MAX);
-        self.buckets.at(BUCKETS_MS.partition_point(|bound| bound * 1_000 < us)).inc();
-        self.sum_us.add(us);
-    }
-}
+pub type StalenessServed = Histogram;
 
 /// The histogram over all shards.
 pub fn render<'a>(text: &mut Text, shards: impl Iterator<Item = &'a StalenessServed>) {
-    let mut counts = [0; BUCKETS_MS.len() + 1];
-    let mut sum = Duration::ZERO;
-    for shard in shards {
-        for (count, counter) in counts.iter_mut().zip(shard.buckets.slots()) {
-            *count += counter.value();
-        }
-        sum += Duration::from_micros(shard.sum_us.value());
-    }
-    let name = "pgsteer_staleness_served_seconds";
-    text.metric(
-        name,
-        Kind::Histogram,
-        "Upper bound of the staleness of the standby, for each answer of one.",
-    );
-    let bucket = format!("{name}_bucket");
-    let mut total: u64 = 0;
-    let bounds = BUCKETS_MS.iter().map(|bound| Duration::from_millis(*bound).as_secs_f64().to_string());
-    for (count, bound) in counts.iter().zip(bounds.chain(["+Inf".to_owned()])) {
-        total += count;
-        text.sample(&bucket, &[("le", &bound)], total);
-    }
-    text.sample(&format!("{name}_sum"), &[], sum.as_secs_f64());
-    text.sample(&format!("{name}_count"), &[], total);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_in_the_buckets_from_its_staleness_on() {
-        let shards = [StalenessServed::default(), StalenessServed::default()];
-        shards[0].record(Duration::from_millis(5));
-        shards[1].record(Duration::from_micros(5_001));
-        shards[1].record(Duration::from_secs(3_600));
-        let mut text = Text::default();
-        render(&mut text, shards.iter());
-        let text = text.finish();
-        for line in [
-            "_bucket{le=\"0.002\"} 0",
-            "_bucket{le=\"0.005\"} 1",
-            "_bucket{le=\"0.01\"} 2",
-            "_bucket{le=\"60\"} 2",
-            "_bucket{le=\"+Inf\"} 3",
-            "_sum 3600.010001",
-            "_count 3",
-        ] {
-            assert!(text.contains(&format!("pgsteer_staleness_served_seconds{line}\n")), "{line}: {text}");
-        }
-    }
+    let help = "Upper bound of the staleness of the standby, for each answer of one.";
+    histogram::render(text, ("pgsteer_staleness_served_seconds", help), shards);
 }

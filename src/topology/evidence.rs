@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::model::{Lsn, NodeAddress, NodeId, Timeline};
+use super::model::{ConflictCounts, Lsn, NodeAddress, NodeId, StandbySettings, Timeline};
 
 /// One node of the cluster as configured or discovered: that it exists, and nothing about its health.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,8 +86,8 @@ pub enum ReplayWait {
 pub struct ServerFacts {
     /// `server_version_num`, such as 150006.
     pub version_num: i32,
-    /// `hot_standby_feedback`; off means more recovery conflicts.
-    pub hot_standby_feedback: bool,
+    /// What decides how often it cancels reads while it is a standby.
+    pub standby: StandbySettings,
     /// A WAL receiver runs (standbys only).
     pub wal_receiver_up: bool,
 }
@@ -220,6 +220,13 @@ pub enum Input {
         answered_at: Instant,
         /// What it said.
         result: ProbeResult,
+    },
+    /// A standby has told what it has cancelled so far.
+    ConflictsCounted {
+        /// Who.
+        node: NodeId,
+        /// What.
+        counts: ConflictCounts,
     },
     /// A node did not answer.
     ProbeFailed {

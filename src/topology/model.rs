@@ -142,6 +142,102 @@ impl Readers {
     }
 }
 
+/// How long replay on a standby waits for reads that are in its way (`max_standby_streaming_delay`). The greater the better for
+/// reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReplayDelay {
+    /// So long after it got the WAL; then it cancels them.
+    AtMost(Duration),
+    /// For ever (-1).
+    Unlimited,
+}
+
+/// Whether a standby streams by way of a replication slot (`primary_slot_name`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// It has one: its primary remembers what it needs, connected or not.
+    Named,
+    /// It has none.
+    None,
+}
+
+/// What a standby is set to that decides how often it cancels reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StandbySettings {
+    /// `hot_standby_feedback`: its primary keeps the row versions that reads here may see.
+    pub hot_standby_feedback: bool,
+    /// `max_standby_streaming_delay`
+    pub max_standby_streaming_delay: ReplayDelay,
+    /// `primary_slot_name`
+    pub slot: Slot,
+}
+
+impl Default for StandbySettings {
+    /// PostgreSQL's own.
+    fn default() -> Self {
+        Self {
+            hot_standby_feedback: false,
+            max_standby_streaming_delay: ReplayDelay::AtMost(Duration::from_secs(30)),
+            slot: Slot::None,
+        }
+    }
+}
+
+impl StandbySettings {
+    /// What should be otherwise.
+    pub fn advice(self) -> impl Iterator<Item = Advice> {
+        let feedback = (!self.hot_standby_feedback).then_some(Advice::Feedback);
+        let slot = (self.slot == Slot::None).then_some(Advice::Slot);
+        feedback.into_iter().chain(slot)
+    }
+}
+
+/// How many statements a standby has cancelled, by kind, since its statistics were reset (`pg_stat_database_conflicts`, all databases).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConflictCounts(pub [u64; ConflictCounts::KINDS.len()]);
+
+impl ConflictCounts {
+    /// The kinds, in order: the names of the columns behind `confl_`.
+    pub const KINDS: [&'static str; 6] =
+        ["tablespace", "lock", "snapshot", "bufferpin", "deadlock", "active_logicalslot"];
+}
+
+/// What should be otherwise on a standby so that reads there are rarely cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// `hot_standby_feedback` is off.
+    Feedback,
+    /// It has no replication slot.
+    Slot,
+}
+
+impl Advice {
+    /// What is wrong with it, what comes of that, and what to do.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Feedback => {
+                "hot_standby_feedback is off: the primary removes row versions that reads on this standby still need, and \
+                 these are cancelled. Set hot_standby_feedback = on there and reload; VACUUM then keeps what the \
+                 longest read on a standby may see"
+            }
+            Self::Slot => {
+                "primary_slot_name is empty: without a replication slot the primary forgets what reads on this standby need \
+                 (hot_standby_feedback) whenever the connection between them breaks, and may remove WAL that it has not got yet. \
+                 Run SELECT pg_create_physical_replication_slot('name') on the node that it follows, set primary_slot_name = \
+                 'name' on the standby and reload; max_slot_wal_keep_size bounds the WAL that is kept"
+            }
+        }
+    }
+
+    /// The same in a word, for a table.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Feedback => "hot_standby_feedback is off",
+            Self::Slot => "no replication slot",
+        }
+    }
+}
+
 /// One node as routing sees it.
 #[derive(Debug, Clone)]
 pub struct NodeView {
@@ -176,6 +272,10 @@ pub struct NodeView {
     pub replay_stands_since: Option<Instant>,
     /// Standby: whether reads may stay there.
     pub readers: Readers,
+    /// Standby: what decides how often it cancels reads.
+    pub settings: Option<StandbySettings>,
+    /// Standby: what it has cancelled, as far as it was asked.
+    pub conflicts: Option<ConflictCounts>,
     /// Relative share of reads; 0 means none.
     pub weight: u32,
 }
@@ -198,6 +298,8 @@ impl NodeView {
             lag_bytes: None,
             replay_stands_since: None,
             readers: Readers::MayStay,
+            settings: None,
+            conflicts: None,
             weight: 1,
         }
     }
@@ -236,6 +338,9 @@ pub struct Snapshot {
     /// Since when there has been no primary: no commit can be acknowledged, so the staleness of standbys is frozen.
     /// `None` while there is one, and also when the primary is merely out of reach and may live.
     pub frozen_at: Option<Instant>,
+    /// Up to when there was none, as far as all nodes have said: since then one of them may have become the primary, so that staleness
+    /// grows from there.
+    pub vacant_as_of: Option<Instant>,
     /// The last word of a primary that is out of reach and may live: it may go on acknowledging commits of others. `None` while there
     /// is a primary, and when there is provably none.
     pub unreachable_since: Option<Instant>,
@@ -260,6 +365,7 @@ impl Snapshot {
             primary: None,
             suspected: false,
             frozen_at: None,
+            vacant_as_of: None,
             unreachable_since: None,
             on_unreachable: OnUnreachable::Hold,
             nodes,
@@ -304,6 +410,10 @@ impl Snapshot {
             OnUnreachable::Hold => None,
             OnUnreachable::StaleReads => self.unreachable_since,
         };
-        self.frozen_at.or(last_word).unwrap_or(now)
+        let frozen = self.frozen_at.map(|since| {
+            let known = self.vacant_as_of.map_or(since, |vacant| vacant.max(since));
+            since + now.saturating_duration_since(known)
+        });
+        frozen.or(last_word).unwrap_or(now)
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::chronicle::Chronicle;
-use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, SuspectWhy};
+use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::failover::Failover;
 use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection, ProbeError};
@@ -34,6 +34,8 @@ pub const EVENTS_KEPT: usize = 200;
 pub const FAILOVERS_KEPT: usize = 50;
 /// Set where there is a hint, beside a node's number.
 const HINTED: u32 = 1 << 16;
+/// How often a standby is asked what it has cancelled.
+const CONFLICTS_EVERY: Duration = Duration::from_secs(5);
 /// Answers under way from the nodes' tasks to the judge.
 const INPUTS_QUEUED: usize = 256;
 
@@ -173,6 +175,7 @@ impl Monitor {
                 rounds: rounds.subscribe(),
                 pulse: Arc::clone(pulse),
                 inputs: inputs_in.clone(),
+                conflicts_due: Instant::now(),
             };
             probes.spawn(worker.run());
         }
@@ -193,12 +196,33 @@ impl Monitor {
             snapshots: snapshots_in,
             current: Arc::clone(&current),
             events: Arc::clone(&events),
-            awaited: vec![false; nodes.len()],
+            answers: vec![Answer::Here; nodes.len()],
             round_began: Instant::now(),
             _probes: probes,
         };
         let running = Arc::new(Running(tokio::spawn(coordinator.run())));
         MonitorHandle { snapshots, current, suspicions, demand, events, failovers, _running: running }
+    }
+}
+
+/// A node's answer to the round under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The round is not over without it.
+    Awaited,
+    /// It was not there when the round before this one ended: nobody waits for it any more, or one node that hangs would keep the
+    /// positions of all others from being known.
+    Overdue,
+    /// It is there.
+    Here,
+}
+
+impl Answer {
+    fn in_next_round(self) -> Self {
+        match self {
+            Self::Here => Self::Awaited,
+            Self::Awaited | Self::Overdue => Self::Overdue,
+        }
     }
 }
 
@@ -223,8 +247,8 @@ struct Coordinator {
     snapshots: watch::Sender<Arc<Snapshot>>,
     current: Arc<ArcSwap<Snapshot>>,
     events: Arc<Mutex<VecDeque<Event>>>,
-    /// Who has not answered in this round.
-    awaited: Vec<bool>,
+    /// Whose answers this round still needs.
+    answers: Vec<Answer>,
     round_began: Instant,
     /// Dropped with the coordinator, which ends the nodes' tasks.
     _probes: JoinSet<()>,
@@ -284,7 +308,9 @@ impl Coordinator {
         // What is asked for from now on is for the round behind this one.
         self.demand.wanted.store(false, Ordering::Release);
         self.round_began = Instant::now();
-        self.awaited.fill(true);
+        for answer in &mut self.answers {
+            *answer = answer.in_next_round();
+        }
         self.rounds.send_modify(|round| *round += 1);
         self.chronicle.round();
         self.judge(Input::RoundStarted).await;
@@ -307,9 +333,9 @@ impl Coordinator {
 
     async fn take(&mut self, input: Input) {
         if let Input::Observation { node, .. } | Input::ProbeFailed { node, .. } = &input
-            && let Some(awaited) = self.awaited.get_mut(node.index())
+            && let Some(answer) = self.answers.get_mut(node.index())
         {
-            *awaited = false;
+            *answer = Answer::Here;
         }
         let is_promotion = matches!(input, Input::Promoted { .. });
         self.judge(input).await;
@@ -320,7 +346,7 @@ impl Coordinator {
 
     async fn judge(&mut self, input: Input) {
         let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
-            && !self.awaited.contains(&true);
+            && !self.answers.contains(&Answer::Awaited);
         let now = Instant::now();
         let events = self.reconciler.on(input, now);
         let reconciler = &self.reconciler;
@@ -409,6 +435,8 @@ struct Worker {
     rounds: watch::Receiver<u64>,
     pulse: Arc<Notify>,
     inputs: mpsc::Sender<Input>,
+    /// When to ask next what the node has cancelled.
+    conflicts_due: Instant,
 }
 
 /// What a node's task has to do.
@@ -454,9 +482,31 @@ impl Worker {
                     None => continue,
                 },
             };
+            let is_standby = matches!(
+                &input,
+                Input::Observation { result, .. } if matches!(result.standing, Standing::InRecovery { .. })
+            );
             if self.inputs.send(input).await.is_err() {
                 return;
             }
+            if is_standby && self.conflicts_due <= Instant::now() {
+                self.count_conflicts(&mut connection).await;
+            }
+        }
+    }
+
+    /// Asks a standby what it has cancelled. Behind its answer to a probe, which is not to be late.
+    async fn count_conflicts(&mut self, connection: &mut Option<ProbeConnection>) {
+        self.conflicts_due = Instant::now() + CONFLICTS_EVERY;
+        let Some(open) = connection.take() else { return };
+        match open.conflicts(self.settings.probe_timeout).await {
+            Ok(counts) => {
+                *connection = Some(open);
+                // Nobody listens any more: the next input finds that out.
+                let _ = self.inputs.send(Input::ConflictsCounted { node: self.id, counts }).await;
+            }
+            // The next round connects anew, and says so if that fails.
+            Err(error) => tracing::debug!(node = %self.address, "conflicts not counted: {error}"),
         }
     }
 
@@ -557,7 +607,7 @@ mod tests {
             snapshots,
             current: Arc::new(ArcSwap::new(first)),
             events: Arc::default(),
-            awaited: Vec::new(),
+            answers: Vec::new(),
             round_began: Instant::now(),
             _probes: JoinSet::new(),
         };

@@ -17,9 +17,10 @@ use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket, Statement};
 
 use super::evidence::{ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing};
-use super::model::{Lsn, NodeAddress, Timeline};
+use super::model::{ConflictCounts, Lsn, NodeAddress, ReplayDelay, Slot, StandbySettings, Timeline};
 
-/// The statement. LSNs come as text, numbers as `int8`, so that no type depends on the server's version.
+/// The statement. LSNs come as text, numbers as `int8`, so that no type depends on the server's version. It calls functions, since views
+/// of them cost a server that has just started several milliseconds more the first time.
 pub const PROBE_SQL: &str = "\
 SELECT r.rec AS in_recovery,
   (SELECT system_identifier FROM pg_catalog.pg_control_system())::int8 AS system_id,
@@ -37,12 +38,21 @@ SELECT r.rec AS in_recovery,
   CASE WHEN r.rec AND pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()
        THEN (SELECT coalesce(a.wait_event_type = 'Activity'
                              OR a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryApplyDelay', 'RecoveryPause'), false)
-             FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'startup' LIMIT 1) END AS replay_is_idle,
+             FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.backend_type = 'startup' LIMIT 1) END AS replay_is_idle,
   w.pid IS NOT NULL AS wal_receiver_up,
   current_setting('hot_standby_feedback') = 'on' AS hot_standby_feedback,
+  current_setting('max_standby_streaming_delay') AS max_standby_streaming_delay,
+  current_setting('primary_slot_name') <> '' AS has_slot,
   current_setting('server_version_num')::int8 AS version_num,
   (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_us
-FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r LEFT JOIN pg_catalog.pg_stat_wal_receiver w ON true";
+FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r LEFT JOIN pg_catalog.pg_stat_get_wal_receiver() w ON true";
+
+/// What a standby has cancelled, in the order of [`ConflictCounts::KINDS`]; logical slots have conflicts from version 16 on.
+const CONFLICTS_SQL: &str = "\
+SELECT coalesce(sum(confl_tablespace), 0)::int8, coalesce(sum(confl_lock), 0)::int8, coalesce(sum(confl_snapshot), 0)::int8,
+  coalesce(sum(confl_bufferpin), 0)::int8, coalesce(sum(confl_deadlock), 0)::int8,
+  coalesce(sum((to_jsonb(c) ->> 'confl_active_logicalslot')::int8), 0)::int8
+FROM pg_catalog.pg_stat_database_conflicts c";
 
 /// Times that a probe is sent again because a promotion landed inside it.
 const TRIES_DURING_PROMOTION: u32 = 5;
@@ -205,6 +215,24 @@ impl ProbeConnection {
         })
     }
 
+    /// Asks a standby what it has cancelled so far, within `timeout`. After an error the connection is of no further use.
+    ///
+    /// # Errors
+    ///
+    /// `ProbeError` with the kind of failure.
+    pub async fn conflicts(&self, timeout: Duration) -> Result<ConflictCounts, ProbeError> {
+        let row = match tokio::time::timeout(timeout, self.client.query_one(CONFLICTS_SQL, &[])).await {
+            Ok(answer) => answer.map_err(|error| ProbeError::from_postgres(&error))?,
+            Err(_) => return Err(ProbeError::new(ProbeFailure::TimedOut, "no answer within probe_timeout")),
+        };
+        let mut counts = ConflictCounts::default();
+        for (column, count) in counts.0.iter_mut().enumerate() {
+            let value: i64 = row.try_get(column).map_err(|error| ProbeError::from_postgres(&error))?;
+            *count = value.max(0).unsigned_abs();
+        }
+        Ok(counts)
+    }
+
     /// Asks whether it is there, within `timeout`, by an empty statement. After an error the connection is of no further use.
     ///
     /// # Errors
@@ -321,10 +349,41 @@ fn parse(row: &Row) -> Result<ProbeResult, ProbeError> {
         standing,
         server: ServerFacts {
             version_num: i32::try_from(required::<i64>(row, "version_num")?).unwrap_or(i32::MAX),
-            hot_standby_feedback: required(row, "hot_standby_feedback")?,
+            standby: standby_settings(row)?,
             wal_receiver_up: required(row, "wal_receiver_up")?,
         },
     })
+}
+
+fn standby_settings(row: &Row) -> Result<StandbySettings, ProbeError> {
+    let delay: &str = required(row, "max_standby_streaming_delay")?;
+    Ok(StandbySettings {
+        hot_standby_feedback: required(row, "hot_standby_feedback")?,
+        max_standby_streaming_delay: replay_delay(delay).ok_or_else(|| {
+            let detail = format!("max_standby_streaming_delay: {delay:?} is no time");
+            ProbeError::new(ProbeFailure::Unintelligible, detail)
+        })?,
+        slot: if required(row, "has_slot")? { Slot::Named } else { Slot::None },
+    })
+}
+
+/// As SHOW gives it: in the largest unit that it is a whole number of.
+fn replay_delay(shown: &str) -> Option<ReplayDelay> {
+    if shown == "-1" {
+        return Some(ReplayDelay::Unlimited);
+    }
+    let digits = shown.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = shown.split_at_checked(digits)?;
+    let unit_ms = match unit {
+        "ms" | "" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let ms = number.parse::<u64>().ok()?.checked_mul(unit_ms)?;
+    Some(ReplayDelay::AtMost(Duration::from_millis(ms)))
 }
 
 fn timeline(number: i64) -> Result<Timeline, ProbeError> {
@@ -369,6 +428,28 @@ mod tests {
         let credentials =
             Credentials { user: "postgres".to_owned(), password: None, dbname: "postgres".to_owned() };
         ProbeConnection::open(&address, &credentials, LIMIT).await.expect_err("nothing to connect to")
+    }
+
+    /// C08: as SHOW gives it, in whatever unit.
+    #[test]
+    fn a_replay_delay_is_read_in_each_unit() {
+        let ms = |ms| Some(ReplayDelay::AtMost(Duration::from_millis(ms)));
+        for (shown, delay) in [
+            ("-1", Some(ReplayDelay::Unlimited)),
+            ("0", ms(0)),
+            ("600ms", ms(600)),
+            ("30s", ms(30_000)),
+            ("5min", ms(300_000)),
+            ("2h", ms(7_200_000)),
+            ("1d", ms(86_400_000)),
+            ("", None),
+            ("30 s", None),
+            ("-2", None),
+            ("99999999999999999999s", None),
+        ] {
+            assert_eq!(replay_delay(shown), delay, "{shown}");
+        }
+        assert!(ms(7_200_000) < Some(ReplayDelay::Unlimited));
     }
 
     #[tokio::test]

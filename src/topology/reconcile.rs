@@ -14,6 +14,7 @@
 //! old primary was provably gone, it held no WAL beyond the point where the new timeline began: then all it holds is shared,
 //! and nobody but the new primary's side can feed it. Otherwise it gets no reads until its timeline shows.
 
+mod advice;
 mod doubt;
 mod node;
 mod promotion;
@@ -63,7 +64,7 @@ impl Default for Settings {
         Self {
             probe_interval: Duration::from_millis(100),
             rapid_interval: Duration::from_millis(5),
-            sample_interval: Duration::from_millis(10),
+            sample_interval: Duration::from_millis(2),
             probe_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             claim_ttl: Duration::from_secs(1),
@@ -104,6 +105,7 @@ pub struct Reconciler {
     /// Why there is no primary.
     vacancy: &'static str,
     frozen_at: Option<Instant>,
+    vacant_as_of: Option<Instant>,
     unreachable_since: Option<Instant>,
     suspicion: Option<Suspicion>,
     /// Somebody said that the primary changes, and nothing has come of it yet.
@@ -114,6 +116,8 @@ pub struct Reconciler {
     unattested_since: Option<Instant>,
     /// Since when rapid rounds run without a break.
     rapid_since: Option<Instant>,
+    /// In which epoch a standby has last told of its promotion, and when.
+    promotion_told: Option<(Epoch, Instant)>,
     first_input_at: Option<Instant>,
     looked_at_all: bool,
     newer_timeline_seen: Timeline,
@@ -142,12 +146,14 @@ impl Reconciler {
             primary: None,
             vacancy: "no node has been probed yet",
             frozen_at: None,
+            vacant_as_of: None,
             unreachable_since: None,
             suspicion: None,
             hint: None,
             late_since: None,
             unattested_since: None,
             rapid_since: None,
+            promotion_told: None,
             first_input_at: None,
             looked_at_all: false,
             newer_timeline_seen: Timeline(0),
@@ -173,6 +179,7 @@ impl Reconciler {
                     state.answered(sent_at, answered_at, result);
                 }
             }
+            Input::ConflictsCounted { node, counts } => self.count_conflicts(node, counts),
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
             Input::Hint { expects } => self.hinted(expects, now),
@@ -204,18 +211,6 @@ impl Reconciler {
         if state.failed(sent_at, at, why) && self.reign.is_some_and(|reign| reign.node == node) {
             self.suspect(node, SuspectWhy::ProbeFailed, now);
         }
-    }
-
-    fn advise(&mut self, node: NodeId, result: &super::evidence::ProbeResult, now: Instant) {
-        let in_recovery = matches!(result.standing, Standing::InRecovery { .. });
-        let Some(state) = self.nodes.get_mut(node.index()) else { return };
-        if !in_recovery || state.advised_at.is_some() || result.server.hot_standby_feedback {
-            return;
-        }
-        state.advised_at = Some(now);
-        let text =
-            format!("{}: hot_standby_feedback is off; long reads there will be cancelled", state.address);
-        self.event(EventKind::Advice, Some(node), text, now);
     }
 
     fn judge(&mut self, now: Instant) {
@@ -497,6 +492,8 @@ impl Reconciler {
             Some(since) if self.primary.is_none() && nobody_else => Some(self.frozen_at.unwrap_or(since)),
             _ => None,
         };
+        let asked = self.nodes.iter().map(|node| node.asked_at).min().flatten();
+        self.vacant_as_of = asked.filter(|_| self.frozen_at.is_some());
         // It says nothing, and nothing proves that it is gone.
         let silent = self.reign.and_then(|reign| self.nodes.get(reign.node.index()));
         self.unreachable_since = silent
@@ -529,6 +526,7 @@ impl Reconciler {
             primary: self.primary,
             suspected: self.suspicion.is_some() || self.primary.is_none(),
             frozen_at: self.frozen_at,
+            vacant_as_of: self.vacant_as_of,
             unreachable_since: self.unreachable_since,
             on_unreachable: self.settings.on_unreachable,
             nodes: views,
@@ -556,6 +554,8 @@ impl Reconciler {
                 view.timeline = Some(received_timeline.map_or(timeline, |received| received.max(timeline)));
                 view.position = Some(replay_lsn);
                 view.receive_lsn = receive_lsn;
+                view.settings = Some(answer.result.server.standby);
+                view.conflicts = node.conflicts;
                 let live = node.live(now, self.settings.claim_ttl).is_some() && node.role == Role::Standby;
                 if live && self.reign.is_some_and(|reign| self.follows(node, reign)) {
                     let reached = self.clock.reached(replay_lsn);

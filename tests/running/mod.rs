@@ -64,6 +64,34 @@ pub async fn single(args: &[&str]) -> (Sandbox, Running) {
     (sandbox, proxy)
 }
 
+/// A cluster with a table `c` of 400 rows for reads that conflict with what is vacuumed there; replay waits so long for them (`None`:
+/// for ever).
+pub async fn conflicting(standbys: usize, delay: Option<Duration>) -> Sandbox {
+    let builder = Sandbox::builder().standbys(standbys).auth(Auth::Trust).max_standby_streaming_delay(delay);
+    let sandbox = builder.setting("autovacuum", "off").start().await.unwrap();
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE TABLE c (id int, v text)").await.unwrap();
+    primary.batch_execute("INSERT INTO c SELECT g, 'x' FROM generate_series(1, 400) g").await.unwrap();
+    primary.batch_execute("VACUUM c").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    sandbox
+}
+
+/// A cluster of two whose primary flushes an asynchronous commit by itself only after a long while.
+pub async fn slow_to_flush() -> Sandbox {
+    let builder = Sandbox::builder().standbys(1).setting("wal_writer_delay", "10s");
+    builder.auth(Auth::Trust).start().await.unwrap()
+}
+
+/// Waits until it is known of all standbys how stale they are.
+pub async fn wait_readable(proxy: &Running, sandbox: &Sandbox) {
+    eventually("all standbys may be read", async || {
+        let topology = proxy.topology().await;
+        (1..sandbox.nodes().len()).all(|node| topology["nodes"][node]["staleness_ms"].is_u64())
+    })
+    .await;
+}
+
 /// Promotes the best standby and makes the others follow it; gives it, and when it had become the primary.
 pub async fn promote(sandbox: &Sandbox) -> (usize, Instant) {
     let old = sandbox.primary().index();

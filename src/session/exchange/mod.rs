@@ -7,11 +7,13 @@
 //! is only given complete frames. Must not know: routing, names, pools.
 
 mod backlog;
+mod interruption;
 mod pass;
 mod rules;
 mod said;
 mod through;
 
+pub use interruption::Interruption;
 pub use pass::{Standby, Unsent};
 pub use rules::{Ended, Goal, Leaving, Parting, Rules};
 pub use through::Through;
@@ -107,7 +109,9 @@ pub struct Exchange<'a> {
     is_full: bool,
     /// The client is given up, and the end of a message that it has begun to read is waited for until then.
     last_frame: Option<Instant>,
-    /// The error of pgsteer's own question, whole.
+    /// The error by which the server ended the connection.
+    pub ended_by: Option<SqlState>,
+    /// The error of pgsteer's own question, or the conflict by which a standby has cancelled the unit, whole.
     pub own_error: Option<Vec<u8>>,
     client_ended: bool,
     /// COPY data was passed through.
@@ -118,7 +122,7 @@ pub struct Exchange<'a> {
     finishing: Option<TransactionStatus>,
     /// The server said goodbye behind its answer.
     pub server_ended: bool,
-    /// It does not have a statement that was taken to be there.
+    /// It does not have a statement that was taken to be there, or can't count its answers: it is not used again.
     pub forgetful: bool,
     /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
     pub on_begun: Option<&'a dyn Fn()>,
@@ -126,6 +130,10 @@ pub struct Exchange<'a> {
     pub cut: Option<&'a Cell<bool>>,
     /// Set when the server is given up so that replay there can go on.
     pub leaves: Option<&'a Cell<bool>>,
+    /// Set when nothing has been heard of the server's node for long.
+    pub is_silent: Option<&'a Cell<bool>>,
+    /// When the server should have ended the unit by itself, which is a read on a standby, and has had time to say so.
+    pub overdue_at: Option<Instant>,
 }
 
 impl<'a> Exchange<'a> {
@@ -173,6 +181,7 @@ impl<'a> Exchange<'a> {
             share: None,
             is_full: false,
             last_frame: None,
+            ended_by: None,
             own_error: None,
             client_ended: false,
             copied: false,
@@ -183,6 +192,8 @@ impl<'a> Exchange<'a> {
             on_begun: None,
             cut: None,
             leaves: None,
+            is_silent: None,
+            overdue_at: None,
         }
     }
 
@@ -200,6 +211,15 @@ impl<'a> Exchange<'a> {
 
     fn leaves(&self) -> bool {
         self.leaves.is_some_and(Cell::get)
+    }
+
+    /// Nothing is heard of the node any more, and the unit can be run elsewhere as if it had never been there.
+    fn is_forsaken(&self) -> bool {
+        self.is_silent.is_some_and(Cell::get)
+            && self.rules.hold_back()
+            && !self.delivered
+            && self.finishing.is_none()
+            && self.through == Through::Nothing
     }
 
     /// The server is gone: by itself, or because it was given up.
@@ -222,6 +242,9 @@ impl<'a> Exchange<'a> {
             }
             if self.leaves() && self.finishing.is_none() {
                 return self.left(Leaving::ReplayStands);
+            }
+            if self.is_forsaken() {
+                return self.left(Leaving::NodeSilent);
             }
             let mut moved = false;
             match self.push() {
@@ -337,6 +360,7 @@ impl<'a> Exchange<'a> {
             match event {
                 Event::NeedMore => break,
                 Event::Error(fields) if fields.ends_session && self.dismisses(fields.code) => {
+                    self.ended_by = Some(fields.code);
                     self.answer.accept();
                     self.flush().await?;
                     return Err(Ended::Dismissed);
@@ -451,7 +475,7 @@ impl<'a> Exchange<'a> {
         let want_client = !self.input.spare().is_empty() && self.out.len() < OUT_HIGH_WATER;
         let (want_server, is_behind) = (!self.is_full, self.is_behind());
         poll_fn(|context| {
-            let mut ready = self.is_cut() || self.leaves();
+            let mut ready = self.is_cut() || self.leaves() || self.is_forsaken();
             if want_server {
                 ready |= server.poll_read_ready(context).is_ready();
             }

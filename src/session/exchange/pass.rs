@@ -54,6 +54,8 @@ pub(super) enum Patience {
     Holding,
     /// Until the client takes what was read for it.
     Reading,
+    /// Until the server should have ended the statement.
+    Overdue,
 }
 
 impl Exchange<'_> {
@@ -163,6 +165,16 @@ impl Exchange<'_> {
 
     /// How long to wait, and for whom; `None`: for as long as it takes.
     pub(super) fn patience(&mut self) -> Option<(Duration, Patience)> {
+        let other = self.patience_with_peers();
+        let Some(at) = self.overdue_at else { return other };
+        let left = at.saturating_duration_since(Instant::now());
+        match other {
+            Some((limit, _)) if limit < left => other,
+            _ => Some((left, Patience::Overdue)),
+        }
+    }
+
+    fn patience_with_peers(&mut self) -> Option<(Duration, Patience)> {
         if (self.is_full || self.last_frame.is_some())
             && let Some(backlog) = &self.backlog
         {
@@ -191,6 +203,7 @@ impl Exchange<'_> {
                 Ok(())
             }
             Patience::Reading => self.judge_client(),
+            Patience::Overdue => Err(self.left(Leaving::Overdue)),
         }
     }
 

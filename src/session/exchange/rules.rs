@@ -60,6 +60,10 @@ pub enum Leaving {
     ReplayStands,
     /// The client does not take its answer.
     ClientStalled,
+    /// Nothing has been heard of its node for long.
+    NodeSilent,
+    /// The time for the statement is over, and it has not ended it.
+    Overdue,
 }
 
 /// How it ended.
@@ -114,7 +118,7 @@ impl Goal {
 
 impl Rules {
     /// Whether the answer is held back for as long as that is possible.
-    pub(super) fn hold_back(self) -> bool {
+    pub fn hold_back(self) -> bool {
         matches!(self, Self::ReadOnStandby | Self::ReadForStandbys)
     }
 

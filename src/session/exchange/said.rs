@@ -26,6 +26,7 @@ impl Exchange<'_> {
     pub(super) async fn notice(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
         if matches!(fields.code, sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
             self.end_frame().await?;
+            self.ended_by = Some(fields.code);
             let cause = format!("The server said: {}", reply::error_message(self.answer.body()));
             return Err(Ended::ServerLost { cause, parting: Parting::Announced });
         }
@@ -80,7 +81,11 @@ impl Exchange<'_> {
     pub(super) fn error(&mut self, fields: reply::ErrorFields) -> Result<(), Ended> {
         if fields.ends_session {
             let message = reply::error_message(self.answer.body());
+            self.ended_by = Some(fields.code);
             let is_conflict = self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code);
+            if is_conflict {
+                self.own_error = Some(reply::as_error(&self.answer.frame()));
+            }
             let untouched = self.answer.last_status().is_none() && !self.answer.has_results();
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
@@ -91,6 +96,12 @@ impl Exchange<'_> {
                 },
             });
         }
+        if self.answer.is_discarding() {
+            // One that can't count its answers is not to be trusted with the next. Nothing of this one has been passed on.
+            let cause = "The server sent a second error in one answer".to_owned();
+            return Err(Ended::ServerLost { cause, parting: Parting::Unexplained });
+        }
+        self.forgetful |= self.failed.is_some();
         // Another session has closed what it never prepared (DEALLOCATE ALL in a function): the server has less than is believed.
         let missing = fields.code == sqlstate::INVALID_SQL_STATEMENT_NAME && self.answer.tells_own_name();
         self.forgetful |= missing;
@@ -98,7 +109,7 @@ impl Exchange<'_> {
             self.plan_changed = true;
             self.answer.discard();
         } else if !self.delivered && self.rules.is_refusal(fields.code, self.answer.has_results()) {
-            if self.rules == Rules::Own {
+            if self.rules == Rules::Own || sqlstate::is_recovery_conflict(fields.code) {
                 let mut frame = Vec::new();
                 frame::put(&mut frame, b'E', &[self.answer.body()]);
                 self.own_error = Some(frame);

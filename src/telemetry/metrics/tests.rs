@@ -8,6 +8,8 @@ fn registry() -> Metrics {
     let labels = Labels {
         route_reasons: vec!["needs_primary", "standby_within_budget"],
         retry_causes: vec!["conflict"],
+        interruptions: vec!["40001", "none"],
+        retry_outcomes: vec!["answered", "failed"],
         pin_reasons: vec!["temp_table", "listen"],
         roles: vec!["primary", "standby", "unknown"],
         nodes: vec!["n1".to_owned(), "n\"2".to_owned()],
@@ -29,6 +31,7 @@ fn cluster() -> ClusterGauges {
         lag_error_seconds: lag,
         lag_bytes: lag.map(|_| 4096),
         timeline: Some(3),
+        conflicts: vec![("snapshot", 7)],
     };
     let nodes = vec![node("n1", "primary", None), node("n\"2", "standby", Some(0.125))];
     ClusterGauges { epoch: 3, primary_known: true, suspected: false, unreachable_seconds: 0.0, nodes }

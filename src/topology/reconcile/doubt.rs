@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::Reconciler;
+use super::promotion::ROUND_BEHIND_PROMOTION;
 use crate::topology::evidence::{EventKind, Standing, SuspectWhy};
 use crate::topology::model::{NodeId, Role};
 
@@ -38,6 +39,9 @@ pub(super) struct Hint {
 impl Reconciler {
     /// Time between two rounds, as things stand. `sample_wanted`: sessions wait to know how far standbys are.
     pub fn round_interval(&self, sample_wanted: bool, now: Instant) -> Duration {
+        if self.is_promotion_under_way(now) {
+            return ROUND_BEHIND_PROMOTION.min(self.settings.rapid_interval);
+        }
         match self.rapid_since {
             Some(since) if now.saturating_duration_since(since) < RAPID_LASTS => self.settings.rapid_interval,
             _ if sample_wanted => self.settings.sample_interval.min(self.settings.probe_interval),

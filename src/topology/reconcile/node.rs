@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::topology::evidence::{Node, ProbeFailure, ProbeResult, Standing};
-use crate::topology::model::{Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
+use crate::topology::model::{Advice, ConflictCounts, Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
 
 use super::pulse::Pulse;
 use super::stall::Stall;
@@ -41,6 +41,8 @@ pub(super) struct NodeState {
     pub(super) weight: u32,
     /// When it last answered or failed to.
     pub(super) heard_at: Option<Instant>,
+    /// When it was asked for that.
+    pub(super) asked_at: Option<Instant>,
     /// Kept after it expired: positions stay readable.
     pub(super) answer: Option<Answer>,
     /// The last failure, unless an answer came after it.
@@ -56,8 +58,10 @@ pub(super) struct NodeState {
     pub(super) role: Role,
     pub(super) role_since: Option<Instant>,
     pub(super) reason: &'static str,
-    /// When people were told of its settings.
-    pub(super) advised_at: Option<Instant>,
+    /// What people were told of its settings.
+    pub(super) advised: Vec<Advice>,
+    /// What it has cancelled.
+    pub(super) conflicts: Option<ConflictCounts>,
     pub(super) pulse: Pulse,
     pub(super) stall: Stall,
     pub(super) readers: Readers,
@@ -73,6 +77,7 @@ impl NodeState {
             address: node.address,
             weight: node.weight,
             heard_at: None,
+            asked_at: None,
             answer: None,
             failure: None,
             powerless_since: None,
@@ -82,7 +87,8 @@ impl NodeState {
             role: Role::Unknown,
             role_since: None,
             reason: "not probed yet",
-            advised_at: None,
+            advised: Vec::new(),
+            conflicts: None,
             pulse: Pulse::default(),
             stall: Stall::default(),
             readers: Readers::MayStay,
@@ -108,7 +114,7 @@ impl NodeState {
             Standing::OutOfRecovery { .. } => self.powerless_since = None,
         }
         self.stall.observed(&result, answered_at);
-        self.heard_at = Some(answered_at);
+        (self.heard_at, self.asked_at) = (Some(answered_at), Some(sent_at));
         self.failure = None;
         self.answer = Some(Answer { sent_at, answered_at, result, withdrawn: false });
         true
@@ -131,7 +137,7 @@ impl NodeState {
             // It was gone; now it is merely silent, and may have come back out of our sight.
             self.powerless_since = None;
         }
-        self.heard_at = Some(at);
+        (self.heard_at, self.asked_at) = (Some(at), Some(sent_at));
         self.failure = Some(why);
         true
     }

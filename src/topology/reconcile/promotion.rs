@@ -12,6 +12,13 @@ use crate::topology::model::{Lsn, NodeId, Role, Timeline};
 /// A primary that lives answers a doubt sooner, and no promotion is complete by then: opening connections can wait so long.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
 
+/// A standby that has told of its promotion is out of recovery some milliseconds later. Rounds until then; a node that takes longer to
+/// answer is asked as soon as it has.
+pub(super) const ROUND_BEHIND_PROMOTION: Duration = Duration::from_millis(1);
+
+/// As long as that.
+const PROMOTION_LASTS: Duration = Duration::from_millis(500);
+
 impl Reconciler {
     /// Whether this node is to be watched for its promotion: a standby, while the primary is doubted and does not answer, or its answer
     /// is late, or somebody said that it changes.
@@ -30,6 +37,14 @@ impl Reconciler {
         self.unattested_since.into_iter().chain(self.late_since).min()
     }
 
+    /// Whether somebody has just told of a promotion, and no epoch has begun since then.
+    pub(super) fn is_promotion_under_way(&self, now: Instant) -> bool {
+        self.promotion_told.is_some_and(|(epoch, at)| {
+            now.saturating_duration_since(at) < PROMOTION_LASTS
+                && self.reign.is_some_and(|reign| reign.epoch == epoch)
+        })
+    }
+
     pub(super) fn promoted(&mut self, node: NodeId, told: Option<(Timeline, Lsn)>, at: Instant) {
         let Some(reign) = self.reign else { return };
         let name = self.name(node);
@@ -37,6 +52,7 @@ impl Reconciler {
         // Of the one that is the primary by now it says nothing new.
         let is_news = state.promoted_in.replace(reign.epoch) != Some(reign.epoch) && reign.node != node;
         if is_news {
+            self.promotion_told = Some((reign.epoch, at));
             self.event(
                 EventKind::Promoted,
                 Some(node),
@@ -149,7 +165,20 @@ mod tests {
         let mut it = Story::new();
         it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
         assert!(it.snapshot().suspected);
+        assert_eq!(it.judge.round_interval(false, it.now), ROUND_BEHIND_PROMOTION);
+        it.wait(500);
         assert_eq!(it.judge.round_interval(false, it.now), Settings::default().rapid_interval);
+    }
+
+    #[test]
+    fn a_promotion_is_looked_for_in_the_shortest_rounds_until_it_is_seen() {
+        let mut it = Story::new();
+        it.dies();
+        it.wait(20);
+        it.on(Input::Promoted { node: STANDBY, told: None, at: it.now });
+        assert_eq!(it.judge.round_interval(false, it.now), ROUND_BEHIND_PROMOTION);
+        it.out_of_recovery(STANDBY, 2, 0);
+        assert!(it.judge.round_interval(false, it.now) > ROUND_BEHIND_PROMOTION);
     }
 
     /// A probe may have found it before.

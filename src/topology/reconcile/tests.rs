@@ -7,7 +7,7 @@ use super::{Reconciler, Settings};
 use crate::topology::evidence::{
     Event, EventKind, Input, Node, ProbeFailure, ProbeResult, ReplayWait, ServerFacts, Standing,
 };
-use crate::topology::model::{Lsn, NodeAddress, NodeId, Snapshot, Timeline};
+use crate::topology::model::{Lsn, NodeAddress, NodeId, Slot, Snapshot, StandbySettings, Timeline};
 
 pub(super) const PRIMARY: NodeId = NodeId(0);
 pub(super) const STANDBY: NodeId = NodeId(1);
@@ -16,6 +16,8 @@ pub(super) struct Story {
     pub(super) judge: Reconciler,
     pub(super) now: Instant,
     pub(super) events: Vec<Event>,
+    /// Of whoever answers.
+    pub(super) settings: StandbySettings,
 }
 
 impl Story {
@@ -26,7 +28,9 @@ impl Story {
     pub(super) fn with(settings: Settings) -> Self {
         let node = |n| Node::new(NodeAddress { host: format!("pg{n}"), port: 5432 });
         let judge = Reconciler::new(settings, vec![node(0), node(1)]);
-        let mut it = Self { judge, now: Instant::now(), events: Vec::new() };
+        let settings =
+            StandbySettings { hot_standby_feedback: true, slot: Slot::Named, ..StandbySettings::default() };
+        let mut it = Self { judge, now: Instant::now(), events: Vec::new(), settings };
         it.primary();
         it.standby(1000, 1000, ReplayWait::Unknown);
         it
@@ -42,7 +46,7 @@ impl Story {
     }
 
     fn answers(&mut self, node: NodeId, sent_at: Instant, standing: Standing) {
-        let server = ServerFacts { hot_standby_feedback: true, ..ServerFacts::default() };
+        let server = ServerFacts { standby: self.settings, ..ServerFacts::default() };
         let result = ProbeResult { system_id: 1, started_us: 1, standing, server };
         self.on(Input::Observation { node, sent_at, answered_at: self.now, result });
     }
