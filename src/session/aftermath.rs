@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use super::attempt::{PARTLY_TOLD, Sent, Told};
+use super::attempt::Sent;
 use super::control::NextStatement;
 use super::driver::{Attached, Batch, End, Flow, Session};
 use super::exchange::{Ended, Leaving, Parting, Unsent};
@@ -20,9 +20,8 @@ use super::shard::SuspectCause;
 use super::transaction::Transaction;
 use super::unit;
 use super::unit::{Kind, Needs};
-use crate::backend::carried::Carried;
-use crate::classify::{PinReason, Refusal, TransactionEffect};
-use crate::relay::answer::{Answer, Unkept};
+use crate::classify::{PinReason, Refusal};
+use crate::relay::answer::Answer;
 use crate::route::Need;
 use crate::route::freshness::Commits;
 use crate::telemetry::metrics::Side;
@@ -30,9 +29,6 @@ use crate::topology::model::NodeId;
 use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
-
-/// Why a read is not run again, where nothing else bars it.
-const NOT_AGAIN: &str = "its standby did not complete its answer in time";
 
 impl Session {
     /// Draws the consequences of an exchange.
@@ -390,7 +386,7 @@ impl Session {
     }
 
     /// How what the primary has just answered is committed, as far as it is known.
-    fn commits(&self, needs: &Needs, now: Instant) -> Commits {
+    pub(super) fn commits(&self, needs: &Needs, now: Instant) -> Commits {
         let epoch = self.shard.snapshot.borrow().epoch;
         self.own_commits.of_answer(needs, &self.group.hidden, epoch, now)
     }
@@ -484,142 +480,6 @@ impl Session {
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
         self.learn(unit, refusal, task.now);
         RetryCause::Refused
-    }
-
-    async fn server_lost(
-        &mut self,
-        task: &mut Task<'_>,
-        (journal, unkept): (&mut Journal, &Unkept),
-        loss: Loss,
-        (side, sent, owed): (Side, Sent, Inspect),
-    ) -> Flow<Tried> {
-        let cause = &loss.cause;
-        if sent.inside_frame {
-            // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
-            return Err(End::Client);
-        }
-        if !self.pins.is_empty() {
-            let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed)
-                && !task.needs.commits
-            {
-                "The open transaction was rolled back"
-            } else {
-                "The statement in flight may have been carried out and committed"
-            };
-            let cause = format!("{cause}. {fate}");
-            return Err(End::Told(Box::new(outcome::pinned_server_lost(&self.pins, &cause))));
-        }
-        let only_read = side == Side::Standby && task.needs.repeatable && !sent.delivered;
-        if !only_read {
-            // Whatever the lost statement did or told must be seen by the session's next look.
-            let now = Instant::now();
-            let commits = self.commits(&task.needs, now);
-            self.freshness.on_primary_answer(now, commits);
-        }
-        let begun = self.transaction.is_on_server();
-        let whole = task.bytes > 0 && sent.fresh;
-        if !sent.any && !begun && whole {
-            journal.undo(&mut self.names);
-            return Ok(Tried::Again(RetryCause::Unsent));
-        }
-        let alone = matches!(self.transaction, Transaction::None);
-        let begins = self.has_told_nothing() && task.needs.only_reads();
-        let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
-        let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
-        // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
-        // over a volatile function, an operator): what was sent there is not sent again.
-        let repeatable = side == Side::Standby && task.needs.repeatable;
-        if begins && whole && ends && again && repeatable && !sent.delivered {
-            journal.undo(&mut self.names);
-            self.begin_anew();
-            let is_conflict = loss.conflict.is_some();
-            return Ok(Tried::Again(if is_conflict { RetryCause::Conflict } else { RetryCause::ServerLost }));
-        }
-        if begins
-            && whole
-            && ends
-            && repeatable
-            && !sent.delivered
-            && !loss.nothing_awaited
-            && task.interrupted.conflict.is_some()
-        {
-            // It has ended its session there, not the client's.
-            journal.undo(&mut self.names);
-            let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
-            return self.pass_on_conflict(task, why).await.map(|_| Tried::Over);
-        }
-        if whole
-            && ends
-            && !sent.delivered
-            && self.has_only_read(side)
-            && let Some(out) = self.end_in_its_stead(task, journal)
-        {
-            self.end_unit(task, out).await?;
-            return Ok(Tried::Over);
-        }
-        let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
-        let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
-            self.transaction = transaction;
-            None
-        } else if alone && repeatable {
-            Some(outcome::read_interrupted(&loss))
-        } else if alone || task.needs.commits {
-            self.transaction = Transaction::None;
-            Some(outcome::outcome_unknown(cause))
-        } else {
-            self.transaction = Transaction::LOST_AND_TOLD;
-            Some(outcome::transaction_lost(cause))
-        };
-        journal.settle(unkept, &mut self.names, &mut Carried::default());
-        let out = report.map(|report| self.told_of(&loss, &report, not_run_again)).unwrap_or_default();
-        if loss.nothing_awaited {
-            // Whoever waits for nothing would not know what an error is for.
-            self.owed = Some(out.into_boxed_slice());
-            self.skip_to_sync = true;
-            return Ok(Tried::Over);
-        }
-        task.beyond = sent.beyond;
-        if sent.copying && task.kind == Kind::Synced {
-            // The client still sends its data, then a Sync.
-            task.kind = Kind::Flushed;
-        }
-        self.end_unit(task, out).await?;
-        Ok(Tried::Over)
-    }
-
-    /// Where the transaction stands when the client has been told already what became of the unit, so that only ReadyForQuery is
-    /// missing: a Query has committed when its only statement is completed, a COMMIT in any case, and behind an error nothing runs.
-    fn already_told(&self, task: &Task<'_>, sent: &Sent, owed: Inspect) -> Option<Transaction> {
-        let Needs { transaction, commits, .. } = task.needs;
-        if !sent.fresh || !matches!(task.kind, Kind::Simple | Kind::Synced) {
-            return None;
-        }
-        let alone = matches!(self.transaction, Transaction::None);
-        let single = task.needs.statements == 1 && !task.needs.earlier_portal;
-        let ends = matches!(transaction, TransactionEffect::Commit | TransactionEffect::Rollback) && single;
-        let plain = transaction == TransactionEffect::None && !commits && !task.needs.rolls_back;
-        match sent.told {
-            // In a batch it may have been another message than the COMMIT.
-            Told::Failed if alone && (ends || plain) => Some(Transaction::None),
-            Told::Failed if ends && task.kind == Kind::Simple => Some(Transaction::None),
-            Told::Failed if ends || plain => Some(Transaction::LOST_AND_TOLD),
-            // The session's state would be asked for now.
-            Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
-            Told::Completed if ends => Some(Transaction::None),
-            Told::Completed if plain && alone && single && task.kind == Kind::Simple => {
-                Some(Transaction::None)
-            }
-            Told::Failed | Told::Completed | Told::Nothing => None,
-        }
-    }
-
-    /// What the unit left in its session would have to be asked for.
-    fn owes_questions(&self, needs: &Needs, now: Instant, owed: Inspect) -> bool {
-        let visible = needs.pin.is_some() || needs.session || needs.unseen;
-        // Of what is asked as a precaution there is most likely nothing to be told.
-        let is_owed = !matches!(owed, Inspect::Nothing | Inspect::Precaution);
-        let hidden = is_owed || self.hidden_effects(needs, now) == Inspect::All;
-        self.touched != Touched::Nothing || visible || hidden
     }
 
     /// The attached server is gone while nothing was under way; `why` it is suspected then, if it is.

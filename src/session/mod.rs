@@ -32,6 +32,7 @@ pub mod prepared;
 pub mod replication;
 mod row_shapes;
 mod run;
+mod server_lost;
 pub mod setting_names;
 pub mod settings;
 pub mod shard;
