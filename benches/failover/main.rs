@@ -171,8 +171,10 @@ struct Shown {
     promotion: Duration,
     /// Milliseconds of a direct client's write.
     direct: f64,
-    /// From the doubt to the new primary's first probe, and to the end of the hold: what pgsteer itself tells.
-    told: String,
+    /// The same from the first doubt on, where that came later: what its detection is not part of.
+    behind_doubt: f64,
+    /// The record of the failover, as pgsteer has it.
+    told: serde_json::Value,
     /// In milliseconds; below zero when it was answered before the direct client had looked again.
     pgsteer: f64,
     libpq: Option<f64>,
@@ -219,14 +221,25 @@ async fn run(fault: Fault) -> Shown {
         })
     };
     let errors = through.lock().unwrap().errors.clone();
+    let told = proxy.get("/topology/events").await.map(|it| it.1).unwrap_or_default();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+    let behind_doubt = millis(after(&through).unwrap().saturating_duration_since(doubted_at(&told)));
     Shown {
         promotion: seen.writable - seen.ordered,
         direct: millis(seen.wrote - seen.writable),
-        told: proxy.get("/topology/events").await.map(|it| it.1).unwrap_or_default(),
+        behind_doubt: beyond(&through).unwrap().min(behind_doubt),
+        told,
         pgsteer: beyond(&through).unwrap(),
         libpq: libpq.as_ref().and_then(|libpq| beyond(&libpq.record)),
         errors,
     }
+}
+
+/// When the last failover's primary was first doubted, to a millisecond.
+fn doubted_at(told: &serde_json::Value) -> Instant {
+    let last = told["failovers"].as_array().and_then(|records| records.last());
+    let age = last.and_then(|record| record["age_ms"].as_u64()).unwrap_or_default();
+    Instant::now().checked_sub(Duration::from_millis(age)).expect("a moment of this run")
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -278,9 +291,9 @@ fn main() {
         "milliseconds from the end of recovery to the first acknowledged write, median / worst of {runs} runs\n"
     );
     println!(
-        "| fault | promotion or restart itself, ms | direct write, ms | pgsteer, ms | libpq, ms | errors of pgsteer's client |"
+        "| fault | promotion or restart itself, ms | direct write, ms | pgsteer, ms | behind its first doubt, ms | libpq, ms | errors of pgsteer's client |"
     );
-    println!("|---|---:|---:|---:|---:|---|");
+    println!("|---|---:|---:|---:|---:|---:|---|");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (name, fault) in Fault::ALL.into_iter().filter(|(name, _)| is_wanted(name)) {
         let shown: Vec<Shown> = (0..runs).map(|_| runtime.block_on(run(fault))).collect();
@@ -297,18 +310,18 @@ fn main() {
         let never = if silent > 0 { format!(" ({silent} runs without)") } else { String::new() };
         if std::env::var_os("TRACE").is_some() {
             for it in &shown {
-                let told: serde_json::Value = serde_json::from_str(&it.told).unwrap_or_default();
                 eprintln!(
                     "direct {:.1} pgsteer {:.1} libpq {:?} {}",
-                    it.direct, it.pgsteer, it.libpq, told["failovers"]
+                    it.direct, it.pgsteer, it.libpq, it.told["failovers"]
                 );
             }
         }
         println!(
-            "| {name} | {} | {} | {} | {}{never} | {errors} |",
+            "| {name} | {} | {} | {} | {} | {}{never} | {errors} |",
             median_and_worst(&promotions),
             median_and_worst(&shown.iter().map(|it| it.direct).collect::<Vec<f64>>()),
             median_and_worst(&pgsteer),
+            median_and_worst(&shown.iter().map(|it| it.behind_doubt).collect::<Vec<f64>>()),
             median_and_worst(&libpq)
         );
     }
