@@ -53,17 +53,7 @@ impl Session {
             }
             Ended::Refused(code) => {
                 self.not_begun(&mut attached, answer, &mut journal);
-                if self.has_only_read(attached.side)
-                    && let Some(out) = self.end_in_its_stead(task, &mut journal)
-                {
-                    self.keep_or_release(attached, now);
-                    self.end_unit(task, out).await?;
-                    return Ok(Tried::Over);
-                }
-                self.begin_anew();
-                let (node, side) = (attached.node, attached.side);
-                self.keep_or_release(attached, now);
-                Ok(Tried::Again(self.refused(task, code, node, side)))
+                self.after_refusal(task, attached, &mut journal, code).await
             }
             Ended::PlanChanged => {
                 self.not_begun(&mut attached, answer, &mut journal);
@@ -128,6 +118,27 @@ impl Session {
                 Err(self.silent_for_too_long(between, sent.inside_frame))
             }
         }
+    }
+
+    /// A server would not run it, and has taken back what it had begun.
+    async fn after_refusal(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        journal: &mut Journal,
+        code: sqlstate::SqlState,
+    ) -> Flow<Tried> {
+        let (node, side) = (attached.node, attached.side);
+        if self.has_only_read(side)
+            && let Some(out) = self.end_in_its_stead(task, journal)
+        {
+            self.keep_or_release(attached, task.now);
+            self.end_unit(task, out).await?;
+            return Ok(Tried::Over);
+        }
+        self.begin_anew();
+        self.keep_or_release(attached, task.now);
+        Ok(Tried::Again(self.refused(task, code, node, side)))
     }
 
     /// A standby's server was given up.
