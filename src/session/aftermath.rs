@@ -28,7 +28,7 @@ use crate::route::freshness::Commits;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::extended::{self, Named};
-use crate::wire::reply::TransactionStatus;
+use crate::wire::reply::{Report, TransactionStatus};
 use crate::wire::sqlstate;
 
 /// Why a read is not run again, where nothing else bars it.
@@ -55,20 +55,7 @@ impl Session {
                 self.settled(task, attached, answer, journal, sent);
                 Ok(Tried::Over)
             }
-            Ended::Refused(code) => {
-                self.not_begun(&mut attached, answer, &mut journal);
-                if self.has_only_read(attached.side)
-                    && let Some(out) = self.end_in_its_stead(task, &mut journal)
-                {
-                    self.keep_or_release(attached, now);
-                    self.end_unit(task, out).await?;
-                    return Ok(Tried::Over);
-                }
-                self.begin_anew();
-                let (node, side) = (attached.node, attached.side);
-                self.keep_or_release(attached, now);
-                Ok(Tried::Again(self.refused(task, code, node, side)))
-            }
+            Ended::Refused(code) => self.not_there(task, attached, (answer, journal), code).await,
             Ended::PlanChanged => {
                 self.not_begun(&mut attached, answer, &mut journal);
                 self.begin_anew();
@@ -132,6 +119,28 @@ impl Session {
                 Err(self.silent_for_too_long(between, sent.inside_frame))
             }
         }
+    }
+
+    /// The unit was refused before anything of its answer was told.
+    async fn not_there(
+        &mut self,
+        task: &mut Task<'_>,
+        mut attached: Attached,
+        (answer, mut journal): (Box<Answer>, Journal),
+        code: sqlstate::SqlState,
+    ) -> Flow<Tried> {
+        self.not_begun(&mut attached, answer, &mut journal);
+        if self.has_only_read(attached.side)
+            && let Some(out) = self.end_in_its_stead(task, &mut journal)
+        {
+            self.keep_or_release(attached, task.now);
+            self.end_unit(task, out).await?;
+            return Ok(Tried::Over);
+        }
+        self.begin_anew();
+        let (node, side) = (attached.node, attached.side);
+        self.keep_or_release(attached, task.now);
+        Ok(Tried::Again(self.refused(task, code, node, side)))
     }
 
     /// A standby's server was given up.
@@ -522,7 +531,6 @@ impl Session {
             journal.undo(&mut self.names);
             return Ok(Tried::Again(RetryCause::Unsent));
         }
-        let alone = matches!(self.transaction, Transaction::None);
         let begins = self.has_told_nothing() && task.needs.only_reads();
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
         let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
@@ -558,18 +566,7 @@ impl Session {
             return Ok(Tried::Over);
         }
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
-        let report = if let Some(transaction) = self.already_told(task, &sent, owed) {
-            self.transaction = transaction;
-            None
-        } else if alone && repeatable {
-            Some(outcome::read_interrupted(&loss))
-        } else if alone || task.needs.commits {
-            self.transaction = Transaction::None;
-            Some(outcome::outcome_unknown(cause))
-        } else {
-            self.transaction = Transaction::LOST_AND_TOLD;
-            Some(outcome::transaction_lost(cause))
-        };
+        let report = self.report_of(task, &loss, (&sent, owed), repeatable);
         journal.settle(unkept, &mut self.names, &mut Carried::default());
         let out = report.map(|report| self.told_of(&loss, &report, not_run_again)).unwrap_or_default();
         if loss.nothing_awaited {
@@ -585,6 +582,30 @@ impl Session {
         }
         self.end_unit(task, out).await?;
         Ok(Tried::Over)
+    }
+
+    /// What the client is told of a unit that was lost and is not run again, and where its transaction stands then; `None`: it has been
+    /// told already. `only_reads`: nothing can have been written.
+    fn report_of(
+        &mut self,
+        task: &Task<'_>,
+        loss: &Loss,
+        (sent, owed): (&Sent, Inspect),
+        only_reads: bool,
+    ) -> Option<Report> {
+        let alone = matches!(self.transaction, Transaction::None);
+        if let Some(transaction) = self.already_told(task, sent, owed) {
+            self.transaction = transaction;
+            None
+        } else if alone && only_reads {
+            Some(outcome::read_interrupted(loss))
+        } else if alone || task.needs.commits {
+            self.transaction = Transaction::None;
+            Some(outcome::outcome_unknown(&loss.cause))
+        } else {
+            self.transaction = Transaction::LOST_AND_TOLD;
+            Some(outcome::transaction_lost(&loss.cause))
+        }
     }
 
     /// Where the transaction stands when the client has been told already what became of the unit, so that only ReadyForQuery is
