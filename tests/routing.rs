@@ -363,11 +363,12 @@ async fn what_a_standby_refuses_runs_on_the_primary_and_is_remembered() {
     assert_eq!((told(1, "refused"), told(1, "sent_to_primary")), (1.into(), 2.into()), "{page:#}");
 }
 
-/// R01: what one session has written the next one sees, as long as the primary can be spared for it.
+/// R01: what one session has written the next one sees, as long as the primary can be spared for it (where nobody waits).
 #[tokio::test]
 async fn another_session_sees_what_was_just_written() {
     let sandbox = Sandbox::builder().start().await.unwrap();
-    let proxy = Running::start(&sandbox, &["--shards", "2"]).await;
+    let at_once = [("PGSTEER_ROUTING_CATCH_UP_WAIT", "0s")];
+    let proxy = Running::start_with(&sandbox, &["--shards", "2"], &at_once).await;
     let writer = proxy.client().await;
     writer.batch_execute("CREATE TABLE t (i bigint); INSERT INTO t VALUES (0)").await.unwrap();
     for round in 1..=100 {

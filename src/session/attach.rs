@@ -374,6 +374,8 @@ impl Session {
         if !is_behind {
             self.caught_up(task);
         } else if is_split
+            // A Close is not worth a wait, nor is a Parse that may not be executed at all.
+            && task.needs.statements > 0
             && terms.wait_for_standby.is_zero()
             && let Some(until) = self.catches_up_until(task)
         {
