@@ -314,14 +314,13 @@ async fn a_crowd_gets_as_many_server_connections_as_each_limit_allows() {
             waiting == CLIENTS - all
         })
         .await;
-        // A server process is seen a moment after the first answer is.
+        // A server process is seen a moment after the first answer is, and may be a moment after its connection was closed for another.
         let (mut ann, mut bob) = (0, 0);
-        eventually("their connections are seen", async || {
+        eventually("as many connections as the limit allows", async || {
             (ann, bob) = (backends(&sandbox, "ann").await, backends(&sandbox, "bob").await);
-            (ann + bob).cast_unsigned() >= all
+            (ann + bob).cast_unsigned() == all
         })
         .await;
-        assert_eq!((ann + bob).cast_unsigned(), all, "{settings}: ann {ann}, bob {bob}");
         assert!(of_ann.contains(&ann), "{settings}: ann {ann}, bob {bob}");
         go_on.add_permits(usize::try_from(CLIENTS).unwrap());
         while let Some(ended) = in_time("a client", tasks.join_next()).await {
