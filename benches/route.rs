@@ -27,6 +27,7 @@ fn cluster(now: Instant) -> Snapshot {
         timeline: Timeline(1),
         flush_lsn: Lsn(1_000),
         insert_lsn: Lsn(1_000),
+        commits_asynchronously: false,
         sampled_at: now,
         expires_at: now + Duration::from_secs(3600),
     });

@@ -30,6 +30,7 @@ fn snapshot(now: Instant) -> Snapshot {
         timeline: Timeline(2),
         flush_lsn: Lsn(0x1_0000_017f),
         insert_lsn: Lsn(0x1_0000_0180),
+        commits_asynchronously: false,
         sampled_at: now,
         expires_at: now + Duration::from_secs(1),
     });

@@ -83,7 +83,12 @@ impl Scenario {
             system_id: self.system_id,
             started_us: self.started_us[usize::from(node)],
             standing,
-            server: ServerFacts { version_num: 150_006, standby: GOOD, wal_receiver_up: true },
+            server: ServerFacts {
+                version_num: 150_006,
+                standby: GOOD,
+                wal_receiver_up: true,
+                commits_asynchronously: false,
+            },
         };
         self.on(Input::Observation { node: NodeId(node), sent_at, answered_at, result });
     }

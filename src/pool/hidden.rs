@@ -92,7 +92,7 @@ pub struct Hidden {
     /// One more than the epoch whose primary was asked whether it commits asynchronously by default, and behind it the answer; 0: none was.
     primary_commits: AtomicU64,
     /// Such a default was altered.
-    altered_commits: AtomicBool,
+    altered_commits: Arc<AtomicBool>,
     /// What the database has, as it was found at the same time, and which of all that is.
     catalogue: ArcSwapOption<Catalogue>,
     serial: AtomicU64,
@@ -119,8 +119,8 @@ const FLUSHED_WITHIN: Duration = Duration::from_secs(30);
 const BITS: u32 = 8;
 
 impl Hidden {
-    /// Nothing is known. `serials`: counts the catalogues of the process.
-    pub fn new(serials: &Arc<AtomicU64>) -> Self {
+    /// Nothing is known. `serials`: counts the catalogues of the process; `altered_commits`: of all databases.
+    pub fn new(serials: &Arc<AtomicU64>, altered_commits: &Arc<AtomicBool>) -> Self {
         Self {
             learned: Learned::default(),
             steered: SteeredShapes::default(),
@@ -129,7 +129,7 @@ impl Hidden {
             serials: Arc::clone(serials),
             defaults: AtomicU64::new(0),
             primary_commits: AtomicU64::new(0),
-            altered_commits: AtomicBool::new(false),
+            altered_commits: Arc::clone(altered_commits),
             definitions: AtomicU64::new(0),
             defined_ms: AtomicU64::new(0),
             last_write_us: AtomicU64::new(0),
@@ -163,7 +163,8 @@ impl Hidden {
         holds.then(|| Found::from_bits(std::array::from_fn(|at| found >> at & 1 == 1)))
     }
 
-    /// A default of how commits are made was altered by way of pgsteer: from now on any may be asynchronous.
+    /// A default of how commits are made was altered by way of pgsteer, perhaps that of the server: from now on any may be asynchronous, in
+    /// all databases.
     pub fn note_altered_commits(&self) {
         self.altered_commits.store(true, Ordering::Release);
     }
@@ -334,7 +335,7 @@ mod tests {
 
     #[test]
     fn where_one_definition_follows_the_other_nobody_asks() {
-        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let hidden = Arc::new(Hidden::new(&Arc::default(), &Arc::default()));
         let begin = Instant::now();
         hidden.look(false, begin).unwrap().found(Found::default(), Arc::default());
         std::thread::sleep(Duration::from_millis(2));
@@ -348,7 +349,7 @@ mod tests {
     /// T05: a standby may not have heard of it yet.
     #[test]
     fn a_standby_is_asked_only_when_it_has_what_was_defined() {
-        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let hidden = Arc::new(Hidden::new(&Arc::default(), &Arc::default()));
         assert!(hidden.is_seen(None));
         drop(hidden.define());
         assert!(!hidden.is_seen(None) && !hidden.is_seen(Some(Instant::now())));
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_was_found_before_the_end_of_a_definition_is_not_known() {
-        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let hidden = Arc::new(Hidden::new(&Arc::default(), &Arc::default()));
         let now = Instant::now();
         let found = Found::from_bits([true, false, true, true, false, true, true, false]);
         assert_eq!((hidden.known(), hidden.is_due(now)), (None, true));

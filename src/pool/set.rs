@@ -25,7 +25,7 @@ use crate::backend::connection::Link;
 use crate::backend::login::LoginError;
 use crate::backend::{ConnectError, Endpoint, Server};
 use crate::telemetry::metrics::ShardCounters;
-use crate::topology::model::NodeId;
+use crate::topology::model::{Epoch, NodeId};
 use crate::wire::sqlstate;
 
 /// Groups that a shard remembers before it looks for those that no session has any more.
@@ -106,8 +106,8 @@ pub struct Pools {
     groups: RefCell<Groups>,
     /// Every connection of this shard, leased or idle, for the fence. Those that are gone are swept out as it grows.
     links: RefCell<Vec<Weak<Link>>>,
-    /// Pools of which a node is being asked whether it has started anew.
-    pub(super) restarts_awaited: Cell<usize>,
+    /// The epoch for which each node was last fenced, by `NodeId::index`: no connection of before it is let in any more.
+    pub(super) fenced: RefCell<Vec<Epoch>>,
 }
 
 impl Pools {
@@ -126,7 +126,7 @@ impl Pools {
             by_key: RefCell::default(),
             groups: RefCell::default(),
             links: RefCell::default(),
-            restarts_awaited: Cell::default(),
+            fenced: RefCell::default(),
         })
     }
 
@@ -292,6 +292,11 @@ impl Pools {
                 self.registry.keys.refused(&endpoint.user);
                 Err(LeaseError::OtherRole)
             }
+            // The fence was run while the login was under way.
+            Ok(server) if self.is_fenced(&server) => {
+                server.terminate();
+                Err(LeaseError::Fenced)
+            }
             Ok(mut server) => {
                 server.generation = generation;
                 self.counters.server_connections_opened.add(1);
@@ -308,9 +313,19 @@ impl Pools {
         }
     }
 
+    /// Whether the node has been fenced since the connection was opened.
+    pub(super) fn is_fenced(&self, server: &Server) -> bool {
+        let fenced = self.fenced.borrow();
+        fenced.get(server.link.node.index()).is_some_and(|fenced| server.link.epoch.get() < *fenced)
+    }
+
     /// Opens a connection that belongs to no pool and counts at none of their limits; the fence knows it. Cancel-safe.
     pub async fn open_apart(&self, endpoint: &Endpoint) -> Result<Box<Server>, ConnectError> {
         let server = self.registry.keys.log_in(endpoint).await?;
+        if self.is_fenced(&server) {
+            server.terminate();
+            return Err(std::io::Error::other("the node was fenced meanwhile").into());
+        }
         self.enlist(&server);
         Ok(server)
     }
@@ -386,6 +401,9 @@ impl Pools {
                     // Its prepared statements have the other shard's names: it forgets them before anybody gets it.
                     Ok(server) => {
                         self.enlist(&server);
+                        if self.is_fenced(&server) {
+                            crate::net::sever(&server.link.stream);
+                        }
                         let lease = self.leased(&pool, server);
                         tokio::task::spawn_local(Rc::clone(self).receive(pool, lease));
                     }
@@ -445,7 +463,11 @@ impl Pools {
 
     pub(super) fn give(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
         let is_one_sessions = !server.defaults.pairs.is_empty();
-        if is_one_sessions || pool.is_outlived(&server, server.idle_since) || pool.is_outdated(&server) {
+        if is_one_sessions
+            || self.is_fenced(&server)
+            || pool.is_outlived(&server, server.idle_since)
+            || pool.is_outdated(&server)
+        {
             return self.close(pool, &server);
         }
         if !pool.shared.nobody_waits() {

@@ -7,7 +7,7 @@
 //! where somebody waits at a limit of a database or user. Must not know: connections, sessions.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -456,6 +456,8 @@ pub struct Registry {
     tallies: Mutex<Tallies>,
     /// By database. Kept without a session, too: clients that come for one statement each are not to pay for it.
     hidden: Mutex<HashMap<Arc<str>, Arc<Hidden>>>,
+    /// A default of how commits are made has been altered.
+    altered_commits: Arc<AtomicBool>,
     catalogues: Arc<AtomicU64>,
     pub(super) mailboxes: Vec<mpsc::UnboundedSender<Mail>>,
     pub(super) keys: LoginKeys,
@@ -471,6 +473,7 @@ impl Registry {
             pools: Mutex::default(),
             tallies: Mutex::default(),
             hidden: Mutex::default(),
+            altered_commits: Arc::default(),
             catalogues: Arc::default(),
             mailboxes,
             keys,
@@ -542,7 +545,7 @@ impl Registry {
         if by_database.len() >= HIDDEN_SWEEP_AT && !by_database.contains_key(database) {
             by_database.retain(|_, hidden| Arc::strong_count(hidden) > 1);
         }
-        let new = || Arc::new(Hidden::new(&self.catalogues));
+        let new = || Arc::new(Hidden::new(&self.catalogues, &self.altered_commits));
         Arc::clone(by_database.entry(Arc::clone(database)).or_insert_with(new))
     }
 

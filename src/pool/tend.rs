@@ -38,7 +38,17 @@ impl Pool {
 
 impl Pools {
     /// Closes every connection to `node` opened before `epoch`, leased ones too: their sessions see the end at once.
+    /// One that is being opened now, or comes from another shard, is not let in.
     pub fn fence(self: &Rc<Self>, node: NodeId, epoch: Epoch) {
+        {
+            let mut fenced = self.fenced.borrow_mut();
+            if fenced.len() <= node.index() {
+                fenced.resize(node.index() + 1, Epoch(0));
+            }
+            if let Some(before) = fenced.get_mut(node.index()) {
+                *before = epoch.max(*before);
+            }
+        }
         for link in self.live_links() {
             if link.node == node && link.epoch.get() < epoch {
                 crate::net::sever(&link.stream);

@@ -62,6 +62,7 @@ impl Cluster {
             timeline: Timeline(u32::try_from(self.snapshot.epoch.0).unwrap_or(1)),
             flush_lsn: Lsn(flush),
             insert_lsn: Lsn(flush + 500),
+            commits_asynchronously: false,
             sampled_at: at,
             expires_at: at + Duration::from_secs(1),
         });

@@ -97,7 +97,7 @@ impl Session {
                 }
                 let conflict = parting.conflict();
                 let loss = Loss { conflict, nothing_awaited, ..Loss::of_server(cause) };
-                self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed)).await
+                self.server_lost(task, (&mut journal, &unkept), loss, ((node, side), sent, owed)).await
             }
             Ended::Left { unsent, why } => {
                 self.left(task, attached, (answer, journal), (unsent, why), sent).await
@@ -129,7 +129,7 @@ impl Session {
         code: sqlstate::SqlState,
     ) -> Flow<Tried> {
         let (node, side) = (attached.node, attached.side);
-        if self.has_only_read(side)
+        if self.has_only_read(side, attached.inspect)
             && let Some(out) = self.end_in_its_stead(task, journal)
         {
             self.keep_or_release(attached, task.now);
@@ -176,7 +176,7 @@ impl Session {
         // It is to have what it was being told whenever it reads on.
         self.send_client(&unsent.bytes).await?;
         drop(unsent);
-        let lost = self.server_lost(task, (&mut journal, &unkept), loss, (side, sent, owed));
+        let lost = self.server_lost(task, (&mut journal, &unkept), loss, ((node, side), sent, owed));
         Ok(match lost.await? {
             Tried::Again(RetryCause::ServerLost) if why == Leaving::ReplayStands => {
                 Tried::Again(RetryCause::ReplayStands)
@@ -398,8 +398,18 @@ impl Session {
 
     /// How what the primary has just answered is committed, as far as it is known.
     pub(super) fn commits(&self, needs: &Needs, now: Instant) -> Commits {
-        let epoch = self.shard.snapshot.borrow().epoch;
-        self.own_commits.of_answer(needs, &self.group.hidden, epoch, now)
+        let by_default = self.primary_commits_asynchronously();
+        self.own_commits.of_answer(needs, &self.group.hidden, by_default, now)
+    }
+
+    /// Whether the primary commits asynchronously by its own configuration: as its last probe says, which follows a reload, or as
+    /// sessions see it.
+    pub(super) fn primary_commits_asynchronously(&self) -> Option<bool> {
+        let snapshot = self.shard.snapshot.borrow();
+        if snapshot.primary.is_some_and(|primary| primary.commits_asynchronously) {
+            return Some(true);
+        }
+        self.group.hidden.primary_commits_asynchronously(snapshot.epoch)
     }
 
     /// Keeps the server while the transaction or a pin needs it, else gives it back fit for anybody, else closes it.

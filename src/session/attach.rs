@@ -40,6 +40,8 @@ enum Choice {
     Refuse,
     /// Standbys have cancelled it, and the primary has no place for it.
     PassOn,
+    /// It was lost on a standby that is the primary by now, and may have run there as on a primary.
+    Unknown,
 }
 
 /// What became of a lease that was got.
@@ -174,6 +176,10 @@ impl Session {
                     self.note_retried(task, Some(RetryOutcome::NoPlace));
                     task.interrupted.times = 0;
                     self.pass_on_conflict(task, conflict::NO_PLACE).await?
+                }
+                Choice::Unknown => {
+                    let cause = "The server that ran it was lost, and had been promoted meanwhile";
+                    self.refuse(task, &outcome::outcome_unknown(cause)).await?
                 }
                 Choice::Refuse if task.interrupted.conflict.is_some() => {
                     self.pass_on_conflict(task, conflict::NO_STANDBY).await?
@@ -371,9 +377,10 @@ impl Session {
         if is_behind {
             (self.shard.shared.want_sample)();
         }
-        if !is_behind {
+        if is_standby(&decision) {
             self.caught_up(task);
-        } else if is_split
+        } else if is_behind
+            && is_split
             // A Close is not worth a wait, nor is a Parse that may not be executed at all.
             && task.needs.statements > 0
             && terms.wait_for_standby.is_zero()
@@ -406,6 +413,7 @@ impl Session {
             Destination::Primary(node) if self.shard.is_paused() || self.shard.is_doubted(node, snapshot) => {
                 return Choice::Hold;
             }
+            Destination::Primary(node) if task.not_again_at.contains(&node) => return Choice::Unknown,
             Destination::Primary(node) => (node, Side::Primary),
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,

@@ -282,6 +282,9 @@ impl Session {
         let client = Rc::clone(&self.client);
         let out_bytes = part.out.len() as u64;
         let began = task.now;
+        if side == Side::Standby {
+            task.sent_at = Instant::now();
+        }
         self.shard.begin_load(node);
         let _in_time = self.end_in_time(task, &key);
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
@@ -374,7 +377,7 @@ impl Session {
                 Side::Primary => {}
             }
         }
-        if self.has_only_read(attached.side) && self.only_ends(task) {
+        if self.has_only_read(attached.side, attached.inspect) && self.only_ends(task) {
             // A standby may cancel that, too, and it needs none.
             return Rules::ReadForStandbys;
         }

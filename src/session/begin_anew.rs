@@ -6,8 +6,10 @@
 
 use super::attempt::Sent;
 use super::driver::{Attached, Flow, Session};
+use super::inspect::Inspect;
 use super::outcome::{self, Loss};
 use super::run::{RetryCause, Task, Tried};
+use super::settings::Touched;
 use super::shard::SuspectCause;
 use super::so_far::SoFar;
 use super::transaction::Transaction;
@@ -48,17 +50,20 @@ impl Session {
         let goes_on = status == TransactionStatus::InTransaction && side == Side::Standby && !sent.failed;
         let before = std::mem::replace(&mut self.transaction, Transaction::from_status(status));
         let known = self.so_far.take();
-        if goes_on {
+        // One that was passed through in parts is not in its window, and has told what it told.
+        if goes_on && task.bytes > 0 && task.beyond == 0 {
             let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
             let unit = (unit, task.needs.in_read_only);
             self.so_far = SoFar::after(before, known, unit, &self.names, rows);
         }
     }
 
-    /// Whether the open transaction has done nothing but read. At endpoints for standbys it is not known to be READ ONLY.
-    pub(super) fn has_only_read(&self, side: Side) -> bool {
+    /// Whether the open transaction has done nothing but read, and has left nothing in its session. At endpoints for standbys it is not
+    /// known to be READ ONLY. `owed`: what is to be asked of its server.
+    pub(super) fn has_only_read(&self, side: Side, owed: Inspect) -> bool {
         let is_open = self.transaction == Transaction::Open && self.pins.is_empty();
-        is_open && side == Side::Standby && !self.is_for_standbys()
+        let is_untouched = self.touched == Touched::Nothing && owed == Inspect::Nothing;
+        is_open && is_untouched && side == Side::Standby && !self.is_for_standbys()
     }
 
     /// The open transaction, of which nothing was told, is begun anew by the statement that comes next. Its server is of no use for it
@@ -99,7 +104,10 @@ impl Session {
             Some(_) => (RetryCause::Conflict, None),
             None => (RetryCause::ServerLost, Some(SuspectCause::ConnectionLost)),
         };
-        let only_read = self.attached.as_ref().is_some_and(|attached| self.has_only_read(attached.side));
+        let only_read = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| self.has_only_read(attached.side, attached.inspect));
         self.detach_lost(suspect);
         let again = loss.may_run_again && self.shard.shared.settings.retry_attempts > 0;
         if self.transaction == Transaction::Open && self.so_far.is_some() && again {

@@ -8,7 +8,6 @@ use std::time::Instant;
 use super::unit::Needs;
 use crate::pool::Hidden;
 use crate::route::freshness::Commits;
-use crate::topology::model::Epoch;
 
 /// What a session's own statements say of its commits.
 #[derive(Debug, Default)]
@@ -25,10 +24,17 @@ impl OwnCommits {
         self.set_in_transaction = stays && (self.set_in_transaction || needs.sets_commit);
     }
 
-    /// How what the primary has just answered is committed, as far as it is known. Others are told where it may be asynchronous.
-    pub(super) fn of_answer(&self, needs: &Needs, hidden: &Hidden, epoch: Epoch, now: Instant) -> Commits {
+    /// How what the primary has just answered is committed, as far as it is known. `by_default`: how its server does where nothing
+    /// else is set. Others are told where it may be asynchronous.
+    pub(super) fn of_answer(
+        &self,
+        needs: &Needs,
+        hidden: &Hidden,
+        by_default: Option<bool>,
+        now: Instant,
+    ) -> Commits {
         let found = hidden.known();
-        let is_by_default = self.asynchronous.or_else(|| hidden.primary_commits_asynchronously(epoch));
+        let is_by_default = self.asynchronous.or(by_default);
         let may_be = needs.sets_commit
             || self.set_in_transaction
             || hidden.has_altered_commits()
@@ -79,12 +85,13 @@ mod tests {
 
     use super::*;
     use crate::pool::Found;
+    use crate::topology::model::Epoch;
 
     const EPOCH: Epoch = Epoch(1);
 
     /// All is known, and nothing is asynchronous.
     fn hidden(now: Instant) -> Arc<Hidden> {
-        let hidden = Arc::new(Hidden::new(&Arc::default()));
+        let hidden = Arc::new(Hidden::new(&Arc::default(), &Arc::default()));
         hidden.look(false, now).unwrap().found(Found::default(), Arc::default());
         hidden.note_primary_commits(EPOCH, false);
         hidden
@@ -97,16 +104,27 @@ mod tests {
         let hidden = hidden(start);
         let mut own = OwnCommits::default();
         let (sets, write) = (Needs { sets_commit: true, ..Needs::primary() }, Needs::primary());
-        assert_eq!(own.of_answer(&write, &hidden, EPOCH, start), Commits::Synchronous);
+        assert_eq!(
+            own.of_answer(&write, &hidden, hidden.primary_commits_asynchronously(EPOCH), start),
+            Commits::Synchronous
+        );
         assert!(!hidden.has_unflushed(start));
-        own.of_answer(&sets, &hidden, EPOCH, start);
+        own.of_answer(&sets, &hidden, hidden.primary_commits_asynchronously(EPOCH), start);
         own.note(&sets, true);
         let late = start + Duration::from_secs(31);
         assert!(!hidden.has_unflushed(late), "nobody has committed since");
-        assert_eq!(own.of_answer(&write, &hidden, EPOCH, late), Commits::Asynchronous, "the COMMIT");
+        assert_eq!(
+            own.of_answer(&write, &hidden, hidden.primary_commits_asynchronously(EPOCH), late),
+            Commits::Asynchronous,
+            "the COMMIT"
+        );
         own.note(&write, false);
         assert!(hidden.has_unflushed(late + Duration::from_secs(29)));
-        assert_eq!(own.of_answer(&write, &hidden, EPOCH, late), Commits::Synchronous, "the next one");
+        assert_eq!(
+            own.of_answer(&write, &hidden, hidden.primary_commits_asynchronously(EPOCH), late),
+            Commits::Synchronous,
+            "the next one"
+        );
     }
 
     #[test]
@@ -116,22 +134,37 @@ mod tests {
         let mut own = OwnCommits::default();
         own.note(&Needs { sets_commit: true, ..Needs::primary() }, true);
         own.note(&Needs::primary(), true);
-        assert_eq!(own.of_answer(&Needs::primary(), &hidden, EPOCH, now), Commits::Asynchronous);
+        assert_eq!(
+            own.of_answer(&Needs::primary(), &hidden, hidden.primary_commits_asynchronously(EPOCH), now),
+            Commits::Asynchronous
+        );
         own.note(&Needs::primary(), false);
-        assert_eq!(own.of_answer(&Needs::primary(), &hidden, EPOCH, now), Commits::Synchronous);
+        assert_eq!(
+            own.of_answer(&Needs::primary(), &hidden, hidden.primary_commits_asynchronously(EPOCH), now),
+            Commits::Synchronous
+        );
     }
 
     #[test]
     fn what_is_not_known_counts_and_the_sessions_own_word_wins() {
         let now = Instant::now();
-        let unknown = Arc::new(Hidden::new(&Arc::default()));
+        let unknown = Arc::new(Hidden::new(&Arc::default(), &Arc::default()));
         let own = OwnCommits::default();
-        assert_eq!(own.of_answer(&Needs::primary(), &unknown, EPOCH, now), Commits::Asynchronous);
+        assert_eq!(
+            own.of_answer(&Needs::primary(), &unknown, unknown.primary_commits_asynchronously(EPOCH), now),
+            Commits::Asynchronous
+        );
         let hidden = hidden(now);
-        assert_eq!(own.of_answer(&Needs::primary(), &hidden, Epoch(2), now), Commits::Asynchronous);
+        assert_eq!(
+            own.of_answer(&Needs::primary(), &hidden, hidden.primary_commits_asynchronously(Epoch(2)), now),
+            Commits::Asynchronous
+        );
         for (asynchronous, expected) in [(true, Commits::Asynchronous), (false, Commits::Synchronous)] {
             let own = OwnCommits { asynchronous: Some(asynchronous), ..OwnCommits::default() };
-            assert_eq!(own.of_answer(&Needs::primary(), &hidden, EPOCH, now), expected);
+            assert_eq!(
+                own.of_answer(&Needs::primary(), &hidden, hidden.primary_commits_asynchronously(EPOCH), now),
+                expected
+            );
         }
     }
 

@@ -333,7 +333,7 @@ impl Session {
         // What the session wrote, or saw of others: all that was asynchronous is noted, unless it is not known yet.
         let is_known = !self.group.hidden.has_altered_commits()
             && self.group.hidden.known().is_some_and(|found| !found.commits_asynchronously)
-            && self.group.hidden.primary_commits_asynchronously(snapshot.epoch) == Some(false);
+            && self.primary_commits_asynchronously() == Some(false);
         let others = self.others_commit(Instant::now());
         let is_synchronous = is_known && others == Commits::Synchronous;
         let position = if is_synchronous { "flush" } else { "insert" };

@@ -61,6 +61,10 @@ pub(super) struct Task<'w> {
     /// When it was last looked at the clock for it: at its beginning and after each wait.
     pub(super) now: Instant,
     pub(super) excluded: Vec<NodeId>,
+    /// Standbys on which it was lost, and may have run behind their promotion: it is not run there again.
+    pub(super) not_again_at: Vec<NodeId>,
+    /// When it was last sent to a standby.
+    pub(super) sent_at: Instant,
     /// Since when it has found no standby that may answer it.
     pub(super) without_standby_since: Option<Instant>,
     /// Whether it waits for one that has what was written before it.
@@ -92,6 +96,8 @@ impl<'w> Task<'w> {
             needs,
             now,
             excluded: Vec::new(),
+            not_again_at: Vec::new(),
+            sent_at: now,
             without_standby_since: None,
             catching_up: CatchingUp::Not,
             others_wrote_at: None,

@@ -18,6 +18,7 @@ use crate::backend::carried::Carried;
 use crate::classify::TransactionEffect;
 use crate::relay::answer::Unkept;
 use crate::telemetry::metrics::Side;
+use crate::topology::model::{NodeId, Role};
 
 /// Why a read is not run again, where nothing else bars it.
 const NOT_AGAIN: &str = "its standby did not complete its answer in time";
@@ -29,7 +30,7 @@ impl Session {
         task: &mut Task<'_>,
         (journal, unkept): (&mut Journal, &Unkept),
         loss: Loss,
-        (side, sent, owed): (Side, Sent, Inspect),
+        ((node, side), sent, owed): ((NodeId, Side), Sent, Inspect),
     ) -> Flow<Tried> {
         let cause = &loss.cause;
         if sent.inside_frame {
@@ -66,7 +67,7 @@ impl Session {
         if whole
             && ends
             && !sent.delivered
-            && let Some(tried) = self.lost_untold(task, journal, &loss, side).await?
+            && let Some(tried) = self.lost_untold(task, journal, &loss, ((node, side), owed)).await?
         {
             return Ok(tried);
         }
@@ -107,7 +108,7 @@ impl Session {
         task: &mut Task<'_>,
         journal: &mut Journal,
         loss: &Loss,
-        side: Side,
+        ((node, side), owed): ((NodeId, Side), Inspect),
     ) -> Flow<Option<Tried>> {
         let again = loss.may_run_again && task.tries < self.shard.shared.settings.retry_attempts;
         // On a standby nothing can have been written. On the primary a text that only reads may write all the same (a view
@@ -115,6 +116,9 @@ impl Session {
         let repeatable = side == Side::Standby && task.needs.repeatable;
         let begins = self.has_told_nothing() && task.needs.only_reads();
         if begins && repeatable && again {
+            if matches!(self.transaction, Transaction::None) && !self.began_in_recovery(node, task) {
+                task.not_again_at.push(node);
+            }
             journal.undo(&mut self.names);
             self.begin_anew();
             let is_conflict = loss.conflict.is_some();
@@ -130,13 +134,22 @@ impl Session {
             let why = self.bar_to_retry(task).unwrap_or(NOT_AGAIN);
             return self.pass_on_conflict(task, why).await.map(|_| Some(Tried::Over));
         }
-        if self.has_only_read(side)
+        if self.has_only_read(side, owed)
             && let Some(out) = self.end_in_its_stead(task, journal)
         {
             self.end_unit(task, out).await?;
             return Ok(Some(Tried::Over));
         }
         Ok(None)
+    }
+
+    /// Whether the node is known to have been in recovery when the unit began there: a statement that begins in recovery can't write,
+    /// even if the node is promoted under it. One that began behind a promotion of which nothing was known yet may have, whatever its
+    /// text says (a function that is declared STABLE and calls others): it is not run again where that node is the primary.
+    fn began_in_recovery(&self, node: NodeId, task: &Task<'_>) -> bool {
+        let snapshot = self.shard.snapshot.borrow();
+        let view = snapshot.node(node).filter(|view| view.role == Role::Standby);
+        view.and_then(|view| view.sampled_at).is_some_and(|sampled_at| sampled_at > task.sent_at)
     }
 
     /// Where the transaction stands when the client has been told already what became of the unit, so that only ReadyForQuery is

@@ -149,11 +149,12 @@ fn described_portal(unit: &[u8]) -> Option<&[u8]> {
 
 /// Whether a unit runs nothing and binds nothing: what it prepares and describes is the session's, wherever it runs.
 fn only_prepares(unit: &[u8]) -> bool {
-    unit::frames(unit).all(|(kind, body)| match kind {
-        b'P' | b'S' => true,
-        b'D' | b'C' => matches!(extended::named(body), Some(Named::Statement(_))),
-        _ => false,
-    })
+    !unit.is_empty()
+        && unit::frames(unit).all(|(kind, body)| match kind {
+            b'P' | b'S' => true,
+            b'D' | b'C' => matches!(extended::named(body), Some(Named::Statement(_))),
+            _ => false,
+        })
 }
 
 #[cfg(test)]

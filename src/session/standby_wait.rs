@@ -134,7 +134,9 @@ impl Session {
     /// Until when a read waits for a standby that has what was written before it, if it is to wait on.
     pub(super) fn catches_up_until(&self, task: &mut Task<'_>) -> Option<Instant> {
         let catch_up = &self.shard.catch_up;
-        let wait = self.shard.shared.settings.routing.catch_up_wait;
+        // What is left of its `statement_timeout` is for the primary.
+        let most = self.statement_limit.map_or(Duration::MAX, |limit| limit / 4);
+        let wait = self.shard.shared.settings.routing.catch_up_wait.min(most);
         if task.catching_up == CatchingUp::Not {
             let waits = !wait.is_zero() && catch_up.is_worth_it(task.now);
             task.catching_up = if waits { CatchingUp::Until(task.now + wait) } else { CatchingUp::Over };

@@ -90,6 +90,8 @@ pub struct ServerFacts {
     pub standby: StandbySettings,
     /// A WAL receiver runs (standbys only).
     pub wal_receiver_up: bool,
+    /// `synchronous_commit` is off, where nothing else is set for the login role.
+    pub commits_asynchronously: bool,
 }
 
 /// How a probe failed.

@@ -270,6 +270,7 @@ mod tests {
                 timeline: Timeline(1),
                 flush_lsn: Lsn(1),
                 insert_lsn: Lsn(1),
+                commits_asynchronously: false,
                 sampled_at: self.now,
                 expires_at: self.now + Duration::from_secs(1),
             });

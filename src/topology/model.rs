@@ -316,6 +316,8 @@ pub struct PrimaryView {
     pub flush_lsn: Lsn,
     /// Insert LSN of the same probe: bounds asynchronous commits too, but may stay unreached on an idle primary.
     pub insert_lsn: Lsn,
+    /// Whether it commits asynchronously by its configuration, as far as nothing else is set for the login role.
+    pub commits_asynchronously: bool,
     /// When pgsteer sent that probe.
     pub sampled_at: Instant,
     /// After this moment the claim has expired and nothing may be sent on its strength.

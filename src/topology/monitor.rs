@@ -32,6 +32,8 @@ pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
 pub const EVENTS_KEPT: usize = 200;
 /// Records of failovers kept for `/topology/events`.
 pub const FAILOVERS_KEPT: usize = 50;
+/// What nodes have answered is published after so long, though a round is not over: their answers may alternate for ever.
+const PUBLISHED_WITHIN: Duration = Duration::from_millis(20);
 /// Set where there is a hint, beside a node's number.
 const HINTED: u32 = 1 << 16;
 /// How often a standby is asked what it has cancelled.
@@ -192,6 +194,7 @@ impl Monitor {
             demand: Arc::clone(&demand),
             fence,
             published: first,
+            published_at: Instant::now(),
             reigned: None,
             snapshots: snapshots_in,
             current: Arc::clone(&current),
@@ -242,6 +245,7 @@ struct Coordinator {
     demand: Arc<Demand>,
     fence: Arc<dyn Fence>,
     published: Arc<Snapshot>,
+    published_at: Instant,
     /// The last primary that was published.
     reigned: Option<NodeId>,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -345,14 +349,15 @@ impl Coordinator {
     }
 
     async fn judge(&mut self, input: Input) {
-        let round_over = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. })
-            && !self.answers.contains(&Answer::Awaited);
+        let is_answer = matches!(input, Input::Observation { .. } | Input::ProbeFailed { .. });
+        let round_over = is_answer && !self.answers.contains(&Answer::Awaited);
         let now = Instant::now();
         let events = self.reconciler.on(input, now);
         let reconciler = &self.reconciler;
         self.watchers.watch(|node| reconciler.may_be_promoted(node, now));
         let snapshot = self.reconciler.snapshot();
-        if round_over || is_news(&self.published, &snapshot) {
+        let is_old = now.saturating_duration_since(self.published_at) >= PUBLISHED_WITHIN;
+        if round_over || (is_answer && is_old) || is_news(&self.published, &snapshot) {
             self.publish(Arc::clone(&snapshot)).await;
         }
         for event in &events {
@@ -375,6 +380,7 @@ impl Coordinator {
             self.reigned = Some(primary.node);
         }
         self.published = Arc::clone(&snapshot);
+        self.published_at = Instant::now();
         self.current.store(Arc::clone(&snapshot));
         self.snapshots.send_replace(snapshot);
     }
@@ -603,6 +609,7 @@ mod tests {
             demand: Arc::default(),
             fence,
             published: Arc::clone(&first),
+            published_at: Instant::now(),
             reigned: None,
             snapshots,
             current: Arc::new(ArcSwap::new(first)),
@@ -621,6 +628,7 @@ mod tests {
             timeline: Timeline(1),
             flush_lsn: Lsn(1),
             insert_lsn: Lsn(1),
+            commits_asynchronously: false,
             sampled_at: now,
             expires_at: now + Duration::from_secs(1),
         };

@@ -43,6 +43,7 @@ SELECT r.rec AS in_recovery,
   current_setting('hot_standby_feedback') = 'on' AS hot_standby_feedback,
   current_setting('max_standby_streaming_delay') AS max_standby_streaming_delay,
   current_setting('primary_slot_name') <> '' AS has_slot,
+  current_setting('synchronous_commit') = 'off' AS commits_asynchronously,
   current_setting('server_version_num')::int8 AS version_num,
   (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_us
 FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r LEFT JOIN pg_catalog.pg_stat_get_wal_receiver() w ON true";
@@ -351,6 +352,7 @@ fn parse(row: &Row) -> Result<ProbeResult, ProbeError> {
             version_num: i32::try_from(required::<i64>(row, "version_num")?).unwrap_or(i32::MAX),
             standby: standby_settings(row)?,
             wal_receiver_up: required(row, "wal_receiver_up")?,
+            commits_asynchronously: required(row, "commits_asynchronously")?,
         },
     })
 }

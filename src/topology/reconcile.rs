@@ -317,6 +317,7 @@ impl Reconciler {
             timeline: claim.timeline,
             flush_lsn: claim.flush_lsn,
             insert_lsn: claim.insert_lsn,
+            commits_asynchronously: claim.commits_asynchronously,
             sampled_at: claim.sent_at,
             expires_at: claim.sent_at + self.settings.claim_ttl,
         }
