@@ -726,6 +726,48 @@ async fn an_idle_transaction_that_told_something_gets_the_error() {
     assert!(retries(&proxy, "conflict").await < 0.5);
 }
 
+/// C01: what an idle transaction has left in its session is lost with it: its COMMIT must not say otherwise.
+#[tokio::test]
+async fn the_end_of_an_idle_transaction_that_set_something_is_no_success() {
+    let (sandbox, proxy) = cluster().await;
+    sandbox.connect(0).await.unwrap().batch_execute("CREATE ROLE low").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    for (set, show, before) in [
+        ("SET ROLE low", "SELECT current_user", sandbox.user()),
+        ("SET search_path TO nowhere", "SHOW search_path", "\"$user\", public"),
+        ("SELECT set_config('work_mem', '77MB', false)", "SHOW work_mem", "4MB"),
+    ] {
+        let mut client = proxy.raw_logged_in().await;
+        let begin = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT count(*) FROM c", set];
+        run_all(&mut client, &begin).await;
+        idle_on(&sandbox).await;
+        conflict_again(&sandbox).await;
+        wait_ended(&sandbox).await;
+        let answer = client.query("COMMIT").await;
+        assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'I'), "{set}: {answer:?}");
+        assert_eq!(values(&client.query(show).await), [before], "{set}");
+    }
+}
+
+/// C06: a text that is passed through in parts has told what it told.
+#[tokio::test]
+async fn an_idle_transaction_that_told_something_in_a_large_text_gets_the_error() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    run_all(
+        &mut client,
+        &["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "DECLARE k CURSOR FOR SELECT 1"],
+    )
+    .await;
+    let large = format!("/*{}*/ SELECT count(*) FROM c", "x".repeat(1_500_000));
+    assert_eq!(values(&client.query(&large).await), ["400"]);
+    idle_on(&sandbox).await;
+    conflict_again(&sandbox).await;
+    wait_ended(&sandbox).await;
+    let answer = client.query("SELECT count(*) FROM c").await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'), "{answer:?}");
+}
+
 /// C01, C06: a portal of which a part was told, in a batch that goes on and waits for nothing.
 #[tokio::test]
 async fn a_suspended_portal_that_is_lost_gets_the_error_at_its_next_execute() {
@@ -823,6 +865,9 @@ async fn a_session_says_how_much_of_its_answers_is_held_back() {
 #[tokio::test]
 async fn the_end_of_a_transaction_that_only_read_needs_no_standby() {
     let (sandbox, proxy) = cluster().await;
+    // Until the database's catalogue is known, which is asked behind a write, any function may set something.
+    run_all(&mut proxy.raw_logged_in().await, &["CREATE TABLE asked ()"]).await;
+    sandbox.wait_caught_up().await.unwrap();
     for (end, extended) in [("COMMIT", false), ("COMMIT", true), ("ROLLBACK", false), ("END", true)] {
         let mut client = proxy.raw_logged_in().await;
         run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;

@@ -185,6 +185,12 @@ mod tests {
         SoFar::after(before, known, (unit, what), &Names::default(), None)
     }
 
+    /// It was passed through in parts, and is not known here.
+    #[test]
+    fn what_is_not_seen_has_told_something() {
+        assert_eq!(after(begun(), None, &[], InReadOnly::AsIs), None);
+    }
+
     #[test]
     fn what_tells_nothing_is_kept_in_order() {
         let first = after(begun(), None, &query("DECLARE c CURSOR FOR SELECT 1"), InReadOnly::Quiet);
