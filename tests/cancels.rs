@@ -5,7 +5,12 @@
 
 mod running;
 
-use running::{Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, query, single, values};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pgsteer::sandbox::{Auth, Sandbox};
+use running::{
+    Message, PROTOCOL_3_0, RawClient, Running, errors, eventually, in_time, query, single, status, values,
+};
 
 /// A statement and a cancel that meet somewhere; gives whether the cancel was first.
 async fn race(proxy: &Running, raw: &mut RawClient, key: &[u8]) -> bool {
@@ -73,4 +78,71 @@ async fn a_running_statement_is_cancelled() {
         assert_eq!(errors(&raw.read_until(b'Z').await), ["57014"]);
         assert_eq!(values(&raw.query("SELECT 1").await), ["1"]);
     }
+}
+
+/// One standby that answers the reads.
+async fn with_standby() -> (Sandbox, Running) {
+    let sandbox = Sandbox::builder().standbys(1).auth(Auth::Trust).start().await.unwrap();
+    let proxy = Running::start(&sandbox, &["--auth", "trust", "--max-lag", "10m"]).await;
+    read_again(&proxy).await;
+    (sandbox, proxy)
+}
+
+async fn read_again(proxy: &Running) {
+    eventually("the standby may be read", async || {
+        proxy.topology().await["nodes"][1]["staleness_ms"].is_u64()
+    })
+    .await;
+}
+
+/// Sends a read of the standby, and gives the server process that runs it there.
+async fn start_read(sandbox: &Sandbox, raw: &mut RawClient) -> i32 {
+    let direct = sandbox.connect(1).await.unwrap();
+    raw.send(&query("SELECT pg_sleep(2) AS dozes FROM generate_series(1, 1)")).await;
+    let sql = "SELECT max(pid) FROM pg_stat_activity WHERE query LIKE '%AS dozes%' AND state = 'active' \
+               AND pid <> pg_backend_pid()";
+    let mut process = None;
+    eventually("it runs there", async || {
+        process = direct.query_one(sql, &[]).await.unwrap().get(0);
+        process.is_some()
+    })
+    .await;
+    process.unwrap()
+}
+
+/// C09: a standby that hangs does not heed the cancel, and nobody else is to run what was cancelled.
+#[tokio::test]
+async fn a_cancelled_read_on_a_standby_that_hangs_is_not_run_again() {
+    let (sandbox, proxy) = with_standby().await;
+    for begin in [None, Some("BEGIN READ ONLY")] {
+        let (mut raw, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
+        if let Some(begin) = begin {
+            unharmed(&raw.query(begin).await, 0);
+        }
+        start_read(&sandbox, &mut raw).await;
+        sandbox.node(1).sigstop().unwrap();
+        let ((), answer) = tokio::join!(proxy.cancel(&key), in_time("an answer", raw.read_until(b'Z')));
+        assert_eq!(errors(&answer), ["57014"], "{answer:?}");
+        assert_eq!(status(&answer), if begin.is_some() { 'E' } else { 'I' });
+        if begin.is_some() {
+            unharmed(&raw.query("ROLLBACK").await, 0);
+        }
+        assert_eq!(values(&raw.query("SELECT 1").await), ["1"]);
+        sandbox.node(1).sigcont().unwrap();
+        read_again(&proxy).await;
+    }
+}
+
+/// C09: nor what a standby was lost with behind the cancel.
+#[tokio::test]
+async fn a_cancelled_read_on_a_standby_that_dies_is_not_run_again() {
+    let (sandbox, proxy) = with_standby().await;
+    let (mut raw, key) = proxy.raw_with_key(PROTOCOL_3_0).await;
+    let process = Pid::from_raw(start_read(&sandbox, &mut raw).await);
+    kill(process, Signal::SIGSTOP).unwrap();
+    proxy.cancel(&key).await;
+    kill(process, Signal::SIGKILL).unwrap();
+    let answer = in_time("an answer", raw.read_until(b'Z')).await;
+    assert_eq!(errors(&answer), ["57014"], "{answer:?}");
+    assert_eq!(values(&raw.query("SELECT 1").await), ["1"]);
 }

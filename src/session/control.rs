@@ -45,6 +45,8 @@ pub struct Control {
     pub runs_at: RefCell<Option<Rc<CancelKey>>>,
     /// A cancel was sent to the server connection held now: it is not reused.
     pub cancel_sent: Cell<bool>,
+    /// The client has cancelled what was sent of its statement: it is not run again, should a server be lost before it heeds that.
+    pub cancelled_by_client: Cell<bool>,
     /// Nothing of the statement has been sent yet, or a BEGIN that was put off is on its way (a cancel must not hit it, or the
     /// statement behind it would run outside of the transaction), or pgsteer itself asks the server something: a cancel waits.
     pub begin_pending: Cell<bool>,
@@ -94,6 +96,7 @@ impl Control {
             paused: Cell::new(false),
             runs_at: RefCell::default(),
             cancel_sent: Cell::new(false),
+            cancelled_by_client: Cell::new(false),
             begin_pending: Cell::new(false),
             cancel_waiting: Cell::new(false),
             asking: Cell::new(None),
@@ -113,6 +116,12 @@ impl Control {
             server: RefCell::default(),
             waker: RefCell::default(),
         })
+    }
+
+    /// A cancel request of the client goes to the server connection held now.
+    pub fn cancel_by_client(&self) {
+        self.cancel_sent.set(true);
+        self.cancelled_by_client.set(true);
     }
 
     /// A cancel request came for a session that waits: it is settled when the session has taken notice.
@@ -145,6 +154,7 @@ impl Control {
     /// The next statement begins: a cancel that was sent behind it is looked at before anything of it is sent.
     pub fn begin_statement(&self) {
         self.forget_cancels();
+        self.cancelled_by_client.set(false);
         if self.cancels_next.replace(false) {
             self.begin_pending.set(true);
         }

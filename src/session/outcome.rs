@@ -256,6 +256,12 @@ pub fn cancelled() -> Report {
         .detail("pgsteer: the statement was waiting for a server and was not run.")
 }
 
+/// A cancel request was passed on to a server that cancelled the statement for another reason, or was lost, before it heeded that.
+pub fn cancelled_again() -> Report {
+    Report::error(state::QUERY_CANCELED, "canceling statement due to user request")
+        .detail("pgsteer: a server had cancelled the statement or was lost with it; it was not run again.")
+}
+
 /// Somebody has ended the session by its process, in the words of PostgreSQL.
 pub fn ended_by_administrator() -> Report {
     Report::fatal(state::ADMIN_SHUTDOWN, "terminating connection due to administrator command")

@@ -257,6 +257,9 @@ impl Session {
             task.interrupted.times += 1;
             task.interrupted.again_at = Some(Instant::now());
         }
+        if self.control.cancelled_by_client.get() {
+            return self.refuse(task, &outcome::cancelled_again()).await;
+        }
         let is_last = task.tries >= self.shard.shared.settings.retry_attempts;
         let is_cancelled = task.interrupted.conflict.is_some();
         if is_last && is_cancelled && self.shard.is_paused() && self.mode != Mode::Standby {

@@ -348,7 +348,7 @@ impl Shard {
             control.bell.notify_one();
             return;
         }
-        control.cancel_sent.set(true);
+        control.cancel_by_client();
         self.send_cancel(&key, vec![taken]);
     }
 
@@ -358,7 +358,7 @@ impl Shard {
         if control.cancel_waiting.replace(false)
             && let Some(key) = control.runs_at.borrow().clone()
         {
-            control.cancel_sent.set(true);
+            control.cancel_by_client();
             self.send_cancel(&key, control.take_cancels());
         }
     }
