@@ -359,3 +359,17 @@ async fn a_savepoint_s_error_and_the_end_is_one_error() {
         }
     }
 }
+
+/// A second ReadyForQuery, before or behind the client's next statement: it is not the whole of that one's answer.
+#[tokio::test]
+async fn a_second_ready_for_query_answers_nothing() {
+    is_answered_well(&told(ready(), Then::Stall).await);
+    for answer in told([rows(), row("ill"), complete(), ready(), ready()].concat(), Then::Stall).await {
+        assert_eq!(values(&answer), ["ill"], "{answer:?}");
+    }
+    let (_sandbox, proxy) = start_alone(ready(), Then::Stall).await;
+    let mut client = proxy.raw_logged_in().await;
+    let answer = client.query("CREATE TABLE badly ()").await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["08007".to_owned()], 'I'));
+    assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+}

@@ -371,6 +371,11 @@ impl<'a> Exchange<'a> {
                     }
                     self.error(fields)?;
                 }
+                Event::OutOfTurn => {
+                    // Whatever it is for, what comes next would be taken for the answer to something else.
+                    let cause = "The server said that it was ready before it had answered".to_owned();
+                    return Err(Ended::ServerLost { cause, parting: Parting::Unexplained });
+                }
                 Event::Ready => self.tell(),
                 Event::Changed => self.rows_changed(),
                 Event::OtherPortal => {
