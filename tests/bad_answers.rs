@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pgsteer::sandbox::{Auth, Sandbox};
 use running::{
     Message, RawClient, Running, bind, errors, eventually, execute, frame, in_time, kinds, parse, query,
-    status, sync, values,
+    status, sync, tag, values,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -284,4 +284,92 @@ async fn a_read_on_a_standby_that_hangs_is_run_on_another_node() {
         .await;
     }
     assert!(proxy.metric("pgsteer_retries_total", &[("cause", "server_lost")]).await >= 2.0);
+}
+
+/// One primary that is reached through what answers one statement so.
+async fn start_alone(says: Vec<u8>, then: Then) -> (Sandbox, Running) {
+    let sandbox = Sandbox::builder().standbys(0).auth(Auth::Trust).start().await.unwrap();
+    let primary = standby(sandbox.node(0).address(), says, then).await;
+    let args = ["--auth", "trust", "--shards", "1"];
+    let proxy = Running::start_at(&[primary.address], &sandbox, &args, &[]).await;
+    (sandbox, proxy)
+}
+
+fn extended(text: &str) -> Vec<u8> {
+    [parse("", text), bind("", "", &[]), execute(""), sync()].concat()
+}
+
+/// C06: what has failed can't be committed, so the loss of its server leaves nothing unknown.
+#[tokio::test]
+async fn the_end_of_a_failed_block_is_never_unknown() {
+    let (_sandbox, proxy) = start_alone(Vec::new(), Then::Close).await;
+    let (_both, _standby, beside) = start(Vec::new(), Then::Close).await;
+    for (proxy, begin) in [(&proxy, "BEGIN"), (&beside, "BEGIN READ ONLY")] {
+        let mut client = proxy.raw_logged_in().await;
+        let mut fail = async |messages: Vec<u8>| {
+            assert_eq!(status(&client.query(begin).await), 'T');
+            assert_eq!(
+                errors(&client.query("SELECT 1 / (count(*) - 1) FROM generate_series(1, 1)").await),
+                ["22012"]
+            );
+            client.send(&messages).await;
+            let answer = in_time("an answer", client.read_until(b'Z')).await;
+            let end = status(&answer);
+            if end == 'E' {
+                assert_eq!(tag(&client.query("ROLLBACK").await), "ROLLBACK");
+            }
+            assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+            (errors(&answer), end, answer)
+        };
+        for end in ["COMMIT /* badly */", "ROLLBACK /* badly */"] {
+            for messages in [query(end), extended(end)] {
+                let (errors, status, answer) = fail(messages).await;
+                assert_eq!((errors, status, tag(&answer).as_str()), (Vec::new(), 'I', "ROLLBACK"), "{begin}");
+            }
+        }
+        let large = format!("SELECT 'badly{}'", "x".repeat(1_500_000));
+        // On a standby it is answered without one.
+        let chain = Some("COMMIT AND CHAIN /* badly */").filter(|_| begin == "BEGIN");
+        for text in ["DO 'BEGIN END' -- badly", "CALL badly()", &large].into_iter().chain(chain) {
+            let (errors, status, answer) = fail(query(text)).await;
+            // What would leave state on a standby is sent there as another text.
+            let told = if begin == "BEGIN" { &["40001"][..] } else { &["40001", "25P02"] };
+            assert!(status == 'E' && told.contains(&errors.join(" ").as_str()), "{begin}: {answer:?}");
+        }
+        // What follows the end is another transaction.
+        let (errors, status, _) = fail(query("ROLLBACK; CREATE TABLE badly ()")).await;
+        assert_eq!((errors, status), (vec!["08007".to_owned()], 'I'), "{begin}");
+    }
+}
+
+/// An error, and the end in the place of ReadyForQuery: the client has its one error.
+#[tokio::test]
+async fn a_savepoint_s_error_and_the_end_is_one_error() {
+    let (_sandbox, proxy) = start_alone(error(Some("3B001")), Then::Close).await;
+    let mut client = proxy.raw_logged_in().await;
+    for text in ["SAVEPOINT badly", "RELEASE badly", "ROLLBACK TO badly"] {
+        for messages in [query(text), extended(text)] {
+            assert_eq!(status(&client.query("BEGIN").await), 'T');
+            assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+            client.send(&messages).await;
+            let answer = in_time("an answer", client.read_until(b'Z')).await;
+            assert_eq!((errors(&answer), status(&answer)), (vec!["3B001".to_owned()], 'E'), "{text}");
+            assert_eq!(errors(&client.query("SELECT 1").await), ["25P02"]);
+            assert_eq!(tag(&client.query("COMMIT").await), "ROLLBACK");
+        }
+    }
+}
+
+/// A second ReadyForQuery, before or behind the client's next statement: it is not the whole of that one's answer.
+#[tokio::test]
+async fn a_second_ready_for_query_answers_nothing() {
+    is_answered_well(&told(ready(), Then::Stall).await);
+    for answer in told([rows(), row("ill"), complete(), ready(), ready()].concat(), Then::Stall).await {
+        assert_eq!(values(&answer), ["ill"], "{answer:?}");
+    }
+    let (_sandbox, proxy) = start_alone(ready(), Then::Stall).await;
+    let mut client = proxy.raw_logged_in().await;
+    let answer = client.query("CREATE TABLE badly ()").await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["08007".to_owned()], 'I'));
+    assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
 }

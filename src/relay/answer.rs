@@ -40,6 +40,8 @@ pub enum Event {
     Complete(TransactionStatus),
     /// All replies to a batch without Sync have come.
     Settled,
+    /// A ReadyForQuery where a statement has not been answered, or nothing was asked: the server can't count its answers.
+    OutOfTurn,
 }
 
 /// The state of one answer.
@@ -60,6 +62,8 @@ pub struct Answer {
     results: bool,
     /// The client's last message was the end of a statement.
     completed: bool,
+    /// Since the last ReadyForQuery something has come that can end a Query: the end of a statement, an error, or what a function gave.
+    ended: bool,
     discarding: bool,
     /// The client has been told of an error: what comes up to ReadyForQuery is kept back.
     muted: bool,
@@ -82,6 +86,7 @@ impl Answer {
             preamble_error: None,
             results: false,
             completed: false,
+            ended: false,
             discarding: false,
             muted: false,
             last_status: None,
@@ -97,7 +102,7 @@ impl Answer {
         self.shapes.clear();
         self.parameters = None;
         self.deallocated = None;
-        (self.results, self.completed, self.discarding) = (false, false, false);
+        (self.results, self.completed, self.ended, self.discarding) = (false, false, false, false);
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
         self.last_status = None;
@@ -323,6 +328,7 @@ impl Answer {
                 return Some(Event::Notice(reply::error_fields(self.body())));
             }
             b'S' => return Some(Event::ParameterStatus),
+            b'Z' if self.is_out_of_turn() => return Some(Event::OutOfTurn),
             b'Z' if self.announces_ready && !self.expected.is_preamble() => {
                 self.announces_ready = false;
                 return Some(Event::Ready);
@@ -343,6 +349,7 @@ impl Answer {
                 let reply = self.expected.front();
                 let shape = self.shape(kind, frame_bytes);
                 let forward = self.expected.reply(kind);
+                self.ended |= matches!(kind, b'C' | b'I' | b's');
                 // The client's, whatever of pgsteer's own is expected behind it.
                 if forward && !self.discarding && !self.muted {
                     self.completed = matches!(kind, b'C' | b'I');
@@ -370,9 +377,22 @@ impl Answer {
                 self.take(frame_bytes);
             }
             // CopyOutResponse, CopyDone, FunctionCallResponse ...
-            _ => self.take(frame_bytes),
+            _ => {
+                self.ended |= matches!(kind, b'V' | b'c');
+                self.take(frame_bytes);
+            }
         }
         None
+    }
+
+    /// Whether a ReadyForQuery can't come now.
+    fn is_out_of_turn(&self) -> bool {
+        match self.expected.front() {
+            Some(Expect::Simple) => !self.ended,
+            Some(Expect::Execute) => true,
+            Some(_) => false,
+            None => true,
+        }
     }
 
     /// Notes the types of the parameters; the rows are described behind them.
@@ -409,6 +429,7 @@ impl Answer {
 
     fn error(&mut self, frame_bytes: usize) -> Option<Event> {
         let fields = reply::error_fields(self.body());
+        self.ended = true;
         if fields.ends_session {
             return Some(Event::Error(fields));
         }
@@ -471,6 +492,7 @@ impl Answer {
         let status =
             self.body().first().and_then(|&byte| TransactionStatus::from_byte(byte)).unwrap_or_default();
         self.last_status = Some(status);
+        self.ended = false;
         let expected = self.expected.ready();
         self.muted = false;
         if matches!(expected, Some(Expect::Preamble | Expect::OwnSync)) || self.discarding {

@@ -131,3 +131,29 @@ fn frames_larger_than_the_buffer_stream_through() {
     }
     assert_eq!(seen, big);
 }
+
+/// A ReadyForQuery that comes before a statement is answered is none of it: what is behind it would be taken for another's answer.
+#[test]
+fn a_ready_for_query_out_of_turn_is_told() {
+    let ready: (u8, &[u8]) = (b'Z', b"I");
+    let complete: (u8, &[u8]) = (b'C', b"SELECT 0\0");
+    let extended = [Expect::Bind, Expect::Execute, Expect::Sync];
+    for (expected, said) in [
+        (&[Expect::Simple][..], vec![ready]),
+        (&[Expect::Simple], vec![(b'T', b"x"), (b'D', b"row"), ready]),
+        (&[Expect::Preamble, Expect::Simple], vec![complete, ready, ready]),
+        (&extended, vec![(b'2', b""), ready]),
+        (&[], vec![ready]),
+    ] {
+        assert_eq!(answer(expected, &frames(&said)).scan(), Ok(Event::OutOfTurn), "{expected:?} {said:?}");
+    }
+    for (expected, said) in [
+        (&[Expect::Simple][..], vec![(b'I', &b""[..]), ready]),
+        (&[Expect::Simple], vec![(b'V', b"\0\0\0\0"), ready]),
+        (&extended, vec![(b'2', b""), (b's', b""), ready]),
+        (&[Expect::Sync], vec![ready]),
+    ] {
+        let complete = Ok(Event::Complete(TransactionStatus::Idle));
+        assert_eq!(answer(expected, &frames(&said)).scan(), complete, "{expected:?} {said:?}");
+    }
+}

@@ -94,7 +94,8 @@ impl Session {
             return;
         }
         self.shard.note_conflict(node);
-        if !task.needs.repeatable {
+        // It is not the unit itself that was cancelled if what had run before it was.
+        if !task.needs.repeatable || matches!(ended, Ended::NotFit { .. }) {
             return;
         }
         let steer_time = self.shard.shared.settings.retry_steer_time;

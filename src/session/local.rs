@@ -249,13 +249,13 @@ impl Session {
             && self.all_succeed(unit) == Some(true)
     }
 
-    /// The answer to the end of a transaction that only read, on a standby that was lost before it answered, or cancelled it; `None` where
-    /// the unit is anything else.
+    /// The answer to the end of a transaction that has failed, or that only read on a standby, where its server was lost before it answered,
+    /// or cancelled it; `None` where the unit is anything else.
     pub(super) fn end_in_its_stead(&mut self, task: &Task<'_>, journal: &mut Journal) -> Option<Vec<u8>> {
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
         let tag = match task.needs.transaction {
-            TransactionEffect::Commit => "COMMIT",
-            TransactionEffect::Rollback => "ROLLBACK",
+            TransactionEffect::Commit if self.transaction != Transaction::Failed => "COMMIT",
+            TransactionEffect::Commit | TransactionEffect::Rollback => "ROLLBACK",
             _ => return None,
         };
         if !is_one_statement(unit) {

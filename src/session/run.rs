@@ -10,6 +10,7 @@ use super::conflict::{self, Interrupted, RetryOutcome};
 use super::driver::{Flow, Session, UNIT_BYTES_MAX};
 use super::outcome;
 use super::own_settings::OwnSettingError;
+use super::server_lost::is_no_end;
 use super::standby_wait::{CatchingUp, ReadOnPrimary};
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
@@ -177,7 +178,9 @@ impl Session {
         }
         let hint = leading_hint(kind, window.filled().get(..here).unwrap_or_default());
         let pin = (kind == b'P').then_some(PinReason::LargeStatement);
-        let needs = Needs { pin, terms: hint.terms, ..Needs::unknown() };
+        let in_vain = self.transaction == Transaction::Failed
+            && is_no_end(window.filled().get(..here).unwrap_or_default());
+        let needs = Needs { pin, terms: hint.terms, commits: !in_vain, ..Needs::unknown() };
         let kind = if simple { Kind::Simple } else { Kind::Partial };
         let mut task = Task::new(window, kind, frame_bytes, needs, Instant::now());
         // In a transaction nothing but the server could fail it.

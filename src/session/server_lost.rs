@@ -19,6 +19,7 @@ use crate::classify::TransactionEffect;
 use crate::relay::answer::Unkept;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{NodeId, Role};
+use crate::wire::frame;
 
 /// Why a read is not run again, where nothing else bars it.
 const NOT_AGAIN: &str = "its standby did not complete its answer in time";
@@ -37,10 +38,9 @@ impl Session {
             // The client has the beginning of a message: nothing can be said inside it, and nothing run again.
             return Err(End::Client);
         }
+        let may_commit = task.needs.commits && !(sent.fresh && self.is_in_vain(task));
         if !self.pins.is_empty() {
-            let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed)
-                && !task.needs.commits
-            {
+            let fate = if matches!(self.transaction, Transaction::Open | Transaction::Failed) && !may_commit {
                 "The open transaction was rolled back"
             } else {
                 "The statement in flight may have been carried out and committed"
@@ -64,6 +64,15 @@ impl Session {
         let alone = matches!(self.transaction, Transaction::None);
         let repeatable = side == Side::Standby && task.needs.repeatable;
         let ends = matches!(task.kind, Kind::Simple | Kind::Synced);
+        if self.transaction == Transaction::Failed
+            && whole
+            && ends
+            && !sent.delivered
+            && let Some(out) = self.end_in_its_stead(task, journal)
+        {
+            self.end_unit(task, out).await?;
+            return Ok(Tried::Over);
+        }
         if whole
             && ends
             && !sent.delivered
@@ -77,7 +86,7 @@ impl Session {
             None
         } else if alone && repeatable {
             Some(outcome::read_interrupted(&loss))
-        } else if alone || task.needs.commits {
+        } else if alone || may_commit {
             self.transaction = Transaction::None;
             Some(outcome::outcome_unknown(cause))
         } else {
@@ -152,8 +161,22 @@ impl Session {
         view.and_then(|view| view.sampled_at).is_some_and(|sampled_at| sampled_at > task.sent_at)
     }
 
+    /// Whether a unit that begins a batch, or is a Query, can commit nothing because its block has failed: what comes first in it does not
+    /// end that, or is all that it is.
+    fn is_in_vain(&self, task: &Task<'_>) -> bool {
+        let Needs { transaction, statements, earlier_portal, .. } = task.needs;
+        let ends = matches!(
+            transaction,
+            TransactionEffect::Commit | TransactionEffect::Rollback | TransactionEffect::Chain
+        );
+        let unit = task.window.filled().get(..task.bytes).unwrap_or_default();
+        self.transaction == Transaction::Failed
+            && ((ends && statements == 1 && !earlier_portal) || is_no_end(unit))
+    }
+
     /// Where the transaction stands when the client has been told already what became of the unit, so that only ReadyForQuery is
-    /// missing: a Query has committed when its only statement is completed, a COMMIT in any case, and behind an error nothing runs.
+    /// missing: a Query has committed when its only statement is completed, a COMMIT in any case, and behind an error nothing runs, so
+    /// that a block in which a single statement got one has failed, unless that ends it.
     fn already_told(&self, task: &Task<'_>, sent: &Sent, owed: Inspect) -> Option<Transaction> {
         let Needs { transaction, commits, .. } = task.needs;
         if !sent.fresh || !matches!(task.kind, Kind::Simple | Kind::Synced) {
@@ -162,12 +185,14 @@ impl Session {
         let alone = matches!(self.transaction, Transaction::None);
         let single = task.needs.statements == 1 && !task.needs.earlier_portal;
         let ends = matches!(transaction, TransactionEffect::Commit | TransactionEffect::Rollback) && single;
-        let plain = transaction == TransactionEffect::None && !commits && !task.needs.rolls_back;
+        let stays = !commits && !task.needs.rolls_back;
+        let plain = transaction == TransactionEffect::None && stays;
+        let stays = stays && single && transaction != TransactionEffect::Chain;
         match sent.told {
             // In a batch it may have been another message than the COMMIT.
-            Told::Failed if alone && (ends || plain) => Some(Transaction::None),
+            Told::Failed if alone && (ends || plain || stays) => Some(Transaction::None),
             Told::Failed if ends && task.kind == Kind::Simple => Some(Transaction::None),
-            Told::Failed if ends || plain => Some(Transaction::LOST_AND_TOLD),
+            Told::Failed if ends || plain || stays => Some(Transaction::LOST_AND_TOLD),
             // The session's state would be asked for now.
             Told::Completed if self.owes_questions(&task.needs, task.now, owed) => None,
             Told::Completed if ends => Some(Transaction::None),
@@ -186,4 +211,19 @@ impl Session {
         let hidden = is_owed || self.hidden_effects(needs, now) == Inspect::All;
         self.touched != Touched::Nothing || visible || hidden
     }
+}
+
+/// Whether the first frame, of which the beginning is here, certainly runs no COMMIT, ROLLBACK or what else a failed block takes: any other
+/// statement is refused there, and all behind it skipped.
+pub(super) fn is_no_end(unit: &[u8]) -> bool {
+    let body = unit.get(frame::HEADER_BYTES..).unwrap_or_default();
+    let text = match unit.first() {
+        Some(b'Q') => body,
+        Some(b'P') => body.splitn(2, |byte| *byte == 0).nth(1).unwrap_or_default(),
+        _ => return false,
+    };
+    let word = text.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+    let ends = ["commit", "end", "rollback", "abort", "prepare"];
+    // Behind a comment it may be anything.
+    !word.is_empty() && !ends.iter().any(|end| word.eq_ignore_ascii_case(end.as_bytes()))
 }

@@ -223,7 +223,12 @@ impl Session {
                     continue;
                 }
                 Event::Settled | Event::Complete(_) | Event::NeedMore => return None,
-                Event::CopyIn | Event::OwnError(_) | Event::Ready | Event::Changed | Event::OtherPortal => {
+                Event::CopyIn
+                | Event::OwnError(_)
+                | Event::OutOfTurn
+                | Event::Ready
+                | Event::Changed
+                | Event::OtherPortal => {
                     let cause = "The server sent something out of turn".to_owned();
                     return Some(Parting::Lost(Loss::of_server(cause)));
                 }

@@ -35,7 +35,7 @@ impl Interruption {
     /// the connection.
     pub fn of(ended: &Ended, last: Option<SqlState>) -> Option<Self> {
         match ended {
-            Ended::Refused(code) => {
+            Ended::Refused(code) | Ended::NotFit { code, .. } => {
                 Some(*code).filter(|code| sqlstate::is_recovery_conflict(*code)).map(Self::by)
             }
             Ended::Complete(_) | Ended::Settled => {
@@ -77,6 +77,7 @@ mod tests {
     fn an_interruption_is_told_by_its_sqlstate() {
         let lost = |parting| Ended::ServerLost { cause: String::new(), parting };
         let complete = Ended::Complete(TransactionStatus::Idle);
+        let not_fit = |code| Ended::NotFit { code, message: String::new() };
         let division = SqlState(*b"22012");
         for (ended, last, expected) in [
             (Ended::Refused(sqlstate::SERIALIZATION_FAILURE), None, Some(Interruption::Conflict)),
@@ -91,6 +92,8 @@ mod tests {
                 Some(Interruption::Conflict),
             ),
             (lost(Parting::Before), Some(sqlstate::IDLE_SESSION_TIMEOUT), None),
+            (not_fit(sqlstate::SERIALIZATION_FAILURE), None, Some(Interruption::Conflict)),
+            (not_fit(division), None, None),
             (Ended::Dismissed, Some(sqlstate::DATABASE_DROPPED), Some(Interruption::Dropped)),
             (Ended::Dismissed, Some(sqlstate::ADMIN_SHUTDOWN), None),
             (Ended::ClientGone, Some(sqlstate::SERIALIZATION_FAILURE), None),

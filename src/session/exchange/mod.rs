@@ -31,7 +31,7 @@ use crate::net;
 use crate::relay::allowance::Share;
 use crate::relay::answer::{Answer, Event};
 use crate::relay::buffer::Window;
-use crate::wire::reply::{self, TransactionStatus};
+use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate::{self, SqlState};
 
 use backlog::Backlog;
@@ -371,16 +371,18 @@ impl<'a> Exchange<'a> {
                     }
                     self.error(fields)?;
                 }
+                Event::OutOfTurn => {
+                    // Whatever it is for, what comes next would be taken for the answer to something else.
+                    let cause = "The server said that it was ready before it had answered".to_owned();
+                    return Err(Ended::ServerLost { cause, parting: Parting::Unexplained });
+                }
                 Event::Ready => self.tell(),
                 Event::Changed => self.rows_changed(),
                 Event::OtherPortal => {
                     let message = "pgsteer: the rows of a cursor look otherwise by now".to_owned();
                     return Err(Ended::NotFit { code: sqlstate::FEATURE_NOT_SUPPORTED, message });
                 }
-                Event::OwnError(fields) => {
-                    let message = reply::error_message(self.answer.body());
-                    return Err(Ended::NotFit { code: fields.code, message });
-                }
+                Event::OwnError(fields) => return Err(self.not_fit(fields)),
                 Event::Notice(fields) => self.notice(fields).await?,
                 Event::ParameterStatus => self.parameter_status(),
                 Event::CopyIn

@@ -132,6 +132,15 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// A statement that pgsteer put in before the unit got an error.
+    pub(super) fn not_fit(&mut self, fields: reply::ErrorFields) -> Ended {
+        if self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code) {
+            // What a transaction had run before is cancelled there like the read itself.
+            self.own_error = Some(self.answer.frame());
+        }
+        Ended::NotFit { code: fields.code, message: reply::error_message(self.answer.body()) }
+    }
+
     /// Whether nothing of a unit outside of a transaction has had an effect or reached the client. What is executed may have
     /// had one whatever its error says: a procedure commits in the middle.
     fn heals(&self) -> bool {
