@@ -865,16 +865,6 @@ async fn a_session_says_how_much_of_its_answers_is_held_back() {
 #[tokio::test]
 async fn the_end_of_a_transaction_that_only_read_needs_no_standby() {
     let (sandbox, proxy) = cluster().await;
-    // Until the database's catalogue is known, which is asked behind a write, any function may set something.
-    eventually("the catalogue is known", async || {
-        let mut client = proxy.raw_logged_in().await;
-        run_all(&mut client, &["UPDATE c SET v = v WHERE id < 0"]).await;
-        run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;
-        terminate_idle(&sandbox).await;
-        wait_ended(&sandbox).await;
-        tag(&client.query("COMMIT").await) == "COMMIT"
-    })
-    .await;
     for (end, extended) in [("COMMIT", false), ("COMMIT", true), ("ROLLBACK", false), ("END", true)] {
         let mut client = proxy.raw_logged_in().await;
         run_all(&mut client, &["BEGIN READ ONLY", "SELECT count(*) FROM c"]).await;

@@ -62,7 +62,9 @@ impl Session {
     /// known to be READ ONLY. `owed`: what is to be asked of its server.
     pub(super) fn has_only_read(&self, side: Side, owed: Inspect) -> bool {
         let is_open = self.transaction == Transaction::Open && self.pins.is_empty();
-        let is_untouched = self.touched == Touched::Nothing && owed == Inspect::Nothing;
+        // Before the catalogue is known any read may have set something by a function that its text does not show; none is known to.
+        let is_untouched =
+            self.touched == Touched::Nothing && matches!(owed, Inspect::Nothing | Inspect::Precaution);
         is_open && is_untouched && side == Side::Standby && !self.is_for_standbys()
     }
 
