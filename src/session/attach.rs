@@ -415,6 +415,13 @@ impl Session {
             }
             Destination::Primary(node) if task.not_again_at.contains(&node) => return Choice::Unknown,
             Destination::Primary(node) => (node, Side::Primary),
+            // It may have been promoted, which its next answer will tell.
+            Destination::Standby(node)
+                if task.not_again_at.contains(&node)
+                    && !snapshot.was_in_recovery_behind(node, task.sent_at) =>
+            {
+                return Choice::Hold;
+            }
             Destination::Standby(node) => (node, Side::Standby),
             Destination::Hold => return Choice::Hold,
         };

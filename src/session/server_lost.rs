@@ -18,7 +18,7 @@ use crate::backend::carried::Carried;
 use crate::classify::TransactionEffect;
 use crate::relay::answer::Unkept;
 use crate::telemetry::metrics::Side;
-use crate::topology::model::{NodeId, Role};
+use crate::topology::model::NodeId;
 use crate::wire::frame;
 
 /// Why a read is not run again, where nothing else bars it.
@@ -125,7 +125,9 @@ impl Session {
         let repeatable = side == Side::Standby && task.needs.repeatable;
         let begins = self.has_told_nothing() && task.needs.only_reads();
         if begins && repeatable && again {
-            if matches!(self.transaction, Transaction::None) && !self.began_in_recovery(node, task) {
+            // In a READ ONLY transaction nothing is written anywhere; at endpoints for standbys one is not known to be that.
+            let may_write = matches!(self.transaction, Transaction::None) || self.is_for_standbys();
+            if may_write && !self.shard.snapshot.borrow().was_in_recovery_behind(node, task.sent_at) {
                 task.not_again_at.push(node);
             }
             journal.undo(&mut self.names);
@@ -150,15 +152,6 @@ impl Session {
             return Ok(Some(Tried::Over));
         }
         Ok(None)
-    }
-
-    /// Whether the node is known to have been in recovery when the unit began there: a statement that begins in recovery can't write,
-    /// even if the node is promoted under it. One that began behind a promotion of which nothing was known yet may have, whatever its
-    /// text says (a function that is declared STABLE and calls others): it is not run again where that node is the primary.
-    fn began_in_recovery(&self, node: NodeId, task: &Task<'_>) -> bool {
-        let snapshot = self.shard.snapshot.borrow();
-        let view = snapshot.node(node).filter(|view| view.role == Role::Standby);
-        view.and_then(|view| view.sampled_at).is_some_and(|sampled_at| sampled_at > task.sent_at)
     }
 
     /// Whether a unit that begins a batch, or is a Query, can commit nothing because its block has failed: what comes first in it does not

@@ -353,6 +353,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether a node is known to have been in recovery behind `sent_at`, when a statement was sent to it: what begins in recovery can't
+    /// write, even if the node is promoted under it. What began behind a promotion of which nothing was known yet may have written,
+    /// whatever its text says (a function that is declared STABLE and calls others), and is not run there again.
+    pub fn was_in_recovery_behind(&self, node: NodeId, sent_at: Instant) -> bool {
+        let view = self.node(node).filter(|view| view.role == Role::Standby);
+        view.and_then(|view| view.sampled_at).is_some_and(|sampled_at| sampled_at > sent_at)
+    }
+
     /// A snapshot of nodes of which nothing is known yet.
     pub fn unknown(addresses: &[Arc<NodeAddress>]) -> Self {
         let nodes = addresses
@@ -417,5 +425,29 @@ impl Snapshot {
             since + now.saturating_duration_since(known)
         });
         frozen.or(last_word).unwrap_or(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P1: only an answer of a standby that was asked behind the sending shows that the statement began in recovery.
+    #[test]
+    fn only_a_later_answer_in_recovery_shows_that_nothing_was_written() {
+        let (sent_at, ms) = (Instant::now(), Duration::from_millis(1));
+        let address = Arc::new(NodeAddress { host: "pg1".to_owned(), port: 5432 });
+        let mut snapshot = Snapshot::unknown(&[address]);
+        for (role, sampled_at, expected) in [
+            (Role::Standby, Some(sent_at + ms), true),
+            (Role::Standby, Some(sent_at), false),
+            (Role::Standby, None, false),
+            (Role::Primary, Some(sent_at + ms), false),
+            (Role::Unknown, Some(sent_at + ms), false),
+        ] {
+            (snapshot.nodes[0].role, snapshot.nodes[0].sampled_at) = (role, sampled_at);
+            assert_eq!(snapshot.was_in_recovery_behind(NodeId(0), sent_at), expected, "{role:?}");
+        }
+        assert!(!snapshot.was_in_recovery_behind(NodeId(7), sent_at));
     }
 }
