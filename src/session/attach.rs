@@ -25,7 +25,7 @@ use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
 use crate::topology::model::{Epoch, NodeId, Readers, Snapshot};
-use crate::wire::reply::Report;
+use crate::wire::reply::{self, Report};
 use crate::wire::sqlstate;
 
 /// Where a unit is to run now.
@@ -142,6 +142,13 @@ impl Session {
                         let report = outcome::no_server_connection("The server has no free connection slot");
                         return self.refuse(task, &report).await;
                     }
+                }
+                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
+                    if side == Side::Standby && sqlstate::is_recovery_conflict(code) =>
+                {
+                    // A login has a snapshot too: the read may be on the primary as one that a standby has cancelled.
+                    task.interrupted.conflict.get_or_insert_with(|| reply::as_error(&frame));
+                    task.excluded.push(node);
                 }
                 LeaseError::Connect(error) => {
                     tracing::debug!(node = node.0, %error, "server connection not opened");
