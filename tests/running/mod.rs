@@ -7,6 +7,7 @@
 
 mod raw;
 
+pub mod figures;
 pub mod ledger;
 pub mod relay;
 pub mod two;
