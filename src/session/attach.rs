@@ -117,55 +117,69 @@ impl Session {
                 },
                 Err(error) => error,
             };
-            match error {
-                LeaseError::TimedOut(limit) => {
-                    let report = outcome::no_server_connection(limit.cause());
+            if !self.without_lease(error, (node, side), deadline, &mut hold, task).await? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// What is to be done about a connection that was not to be had; `false` when the client has been told, otherwise choose again.
+    async fn without_lease(
+        &mut self,
+        error: LeaseError,
+        (node, side): (NodeId, Side),
+        deadline: Option<Instant>,
+        hold: &mut Option<Hold>,
+        task: &mut Task<'_>,
+    ) -> Flow<bool> {
+        match error {
+            LeaseError::TimedOut(limit) => {
+                let report = outcome::no_server_connection(limit.cause());
+                return self.refuse(task, &report).await;
+            }
+            LeaseError::Fenced => {}
+            // It may only not have heard of it yet.
+            LeaseError::OtherRole if side == Side::Standby => task.excluded.push(node),
+            LeaseError::OtherRole => {
+                return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
+            }
+            LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
+                if side == Side::Primary && !sqlstate::passes(code) =>
+            {
+                // The role or database is gone, or the password was changed: the server's own words, and the end.
+                self.send_client(&frame).await?;
+                return Err(End::Client);
+            }
+            LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
+                if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
+            {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    let report = outcome::no_server_connection("The server has no free connection slot");
                     return self.refuse(task, &report).await;
                 }
-                LeaseError::Fenced => continue,
-                // It may only not have heard of it yet.
-                LeaseError::OtherRole if side == Side::Standby => task.excluded.push(node),
-                LeaseError::OtherRole => {
-                    return Err(End::Told(Box::new(outcome::other_role(self.group.user()))));
-                }
-                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
-                    if side == Side::Primary && !sqlstate::passes(code) =>
+            }
+            LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
+                if side == Side::Standby && sqlstate::is_recovery_conflict(code) =>
+            {
+                // A login has a snapshot too: the read may be on the primary as one that a standby has cancelled.
+                task.interrupted.conflict.get_or_insert_with(|| reply::as_error(&frame));
+                task.excluded.push(node);
+            }
+            LeaseError::Connect(error) => {
+                tracing::debug!(node = node.0, %error, "server connection not opened");
+                // A role, password or database may not have arrived on a standby yet: that is no reason to doubt it.
+                if !matches!(error, ConnectError::Login(LoginError::Refused { .. })) || side == Side::Primary
                 {
-                    // The role or database is gone, or the password was changed: the server's own words, and the end.
-                    self.send_client(&frame).await?;
-                    return Err(End::Client);
+                    self.shard.suspect(node, SuspectCause::ConnectionLost);
                 }
-                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, .. }))
-                    if side == Side::Primary && code == sqlstate::TOO_MANY_CONNECTIONS =>
-                {
-                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                        let report = outcome::no_server_connection("The server has no free connection slot");
-                        return self.refuse(task, &report).await;
-                    }
-                }
-                LeaseError::Connect(ConnectError::Login(LoginError::Refused { code, frame, .. }))
-                    if side == Side::Standby && sqlstate::is_recovery_conflict(code) =>
-                {
-                    // A login has a snapshot too: the read may be on the primary as one that a standby has cancelled.
-                    task.interrupted.conflict.get_or_insert_with(|| reply::as_error(&frame));
+                if side == Side::Standby {
                     task.excluded.push(node);
-                }
-                LeaseError::Connect(error) => {
-                    tracing::debug!(node = node.0, %error, "server connection not opened");
-                    // A role, password or database may not have arrived on a standby yet: that is no reason to doubt it.
-                    if !matches!(error, ConnectError::Login(LoginError::Refused { .. }))
-                        || side == Side::Primary
-                    {
-                        self.shard.suspect(node, SuspectCause::ConnectionLost);
-                    }
-                    if side == Side::Standby {
-                        task.excluded.push(node);
-                    } else if !self.hold(&mut hold, task).await? {
-                        return Ok(false);
-                    }
+                } else if !self.hold(hold, task).await? {
+                    return Ok(false);
                 }
             }
         }
+        Ok(true)
     }
 
     /// The node that is to run the task, as soon as there is one; `None` when the client has been told why there is none.
