@@ -176,6 +176,14 @@ async fn half_an_answer_ends_with_its_time() {
     }
 }
 
+/// C05: a row that was held back for long enough, and then nothing: it is the client's already.
+#[tokio::test]
+async fn an_answer_that_stops_once_it_is_begun_ends_with_its_time() {
+    for answer in told([rows(), row("ill")].concat(), Then::Stall).await {
+        assert_eq!((errors(&answer), values(&answer)), (vec!["57014".to_owned()], vec!["ill".to_owned()]));
+    }
+}
+
 /// Half a row, and the end.
 #[tokio::test]
 async fn half_an_answer_and_the_end_is_run_again() {

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use pgsteer::sandbox::Sandbox;
 use running::{
     Message, RawClient, Running, bind, conflicting, describe, errors, eventually, execute, in_time, kinds,
-    parse, status, tag, values, wait_readable,
+    parse, query, status, sync, tag, values, wait_readable,
 };
 
 /// A read of some seconds that conflicts with every vacuum of `c`.
@@ -93,7 +93,7 @@ async fn start_slow(client: &mut RawClient, extended: bool) {
         let messages = [parse("", SLOW), bind("", "", &[]), execute(""), running::sync()];
         client.send(&messages.concat()).await;
     } else {
-        client.send(&running::query(SLOW)).await;
+        client.send(&query(SLOW)).await;
     }
 }
 
@@ -128,7 +128,7 @@ async fn a_read_whose_rows_were_delivered_is_not_run_again() {
     let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
     let wide = "SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c";
-    client.send(&running::query(wide)).await;
+    client.send(&query(wide)).await;
     let mut answer = client.read_until(b'D').await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     conflict(&sandbox).await;
@@ -212,7 +212,7 @@ async fn a_dropped_database_ends_its_reads() {
     primary.batch_execute("CREATE DATABASE dd").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     let mut client = proxy.raw_as(sandbox.user(), "dd").await;
-    client.send(&running::query("SELECT pg_sleep(600) AS slow FROM generate_series(1, 1)")).await;
+    client.send(&query("SELECT pg_sleep(600) AS slow FROM generate_series(1, 1)")).await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     primary.batch_execute("DROP DATABASE dd WITH (FORCE)").await.unwrap();
     let answer = client.read_to_end().await;
@@ -302,7 +302,7 @@ async fn a_cancelled_copy_is_run_again() {
         if extended {
             client.send(&[parse("", &copy), bind("", "", &[]), execute(""), running::sync()].concat()).await;
         } else {
-            client.send(&running::query(&copy)).await;
+            client.send(&query(&copy)).await;
         }
         assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
         let before = retries(&proxy, "conflict").await;
@@ -321,7 +321,7 @@ async fn a_copy_whose_data_was_told_is_not_run_again() {
     let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
     let copy = "COPY (SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c) TO STDOUT";
-    client.send(&running::query(copy)).await;
+    client.send(&query(copy)).await;
     let mut answer = client.read_until(b'd').await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     conflict_again(&sandbox).await;
@@ -343,7 +343,7 @@ async fn a_cancelled_read_with_harmless_volatile_functions_is_run_again() {
         if extended {
             client.send(&[parse("", text), bind("", "", &[]), execute(""), running::sync()].concat()).await;
         } else {
-            client.send(&running::query(text)).await;
+            client.send(&query(text)).await;
         }
         assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
         let before = retries(&proxy, "conflict").await;
@@ -376,7 +376,7 @@ async fn a_cancelled_read_is_answered_once() {
         proxy.metric("pgsteer_statements_routed_total", &[("side", "standby")]).await > before
     })
     .await;
-    client.send(&running::query(text)).await;
+    client.send(&query(text)).await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     conflict(&sandbox).await;
     let answer = client.read_until(b'Z').await;
@@ -391,7 +391,7 @@ async fn a_cancelled_read_is_answered_once() {
 async fn without_a_buffer_nothing_is_held_back() {
     let (sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_BUFFER", "0B")]).await;
     let mut client = proxy.raw_logged_in().await;
-    client.send(&running::query("SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c")).await;
+    client.send(&query("SELECT id, repeat('x', 2000), pg_sleep(0.01) AS slow FROM c")).await;
     client.read_until(b'D').await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     conflict(&sandbox).await;
@@ -406,7 +406,7 @@ async fn a_slow_answer_is_not_held_back_for_long() {
     let (_sandbox, proxy) = cluster_with(&[("PGSTEER_RETRY_HOLD_TIME", "50ms")]).await;
     let mut client = proxy.raw_logged_in().await;
     // The server sends every 8 kB: some 8 rows, 80 ms. All of it is 100 kB and takes 1 s.
-    client.send(&running::query("SELECT repeat('x', 1000), pg_sleep(0.01) FROM c WHERE id <= 100")).await;
+    client.send(&query("SELECT repeat('x', 1000), pg_sleep(0.01) FROM c WHERE id <= 100")).await;
     let began = std::time::Instant::now();
     client.read_until(b'D').await;
     let first = began.elapsed();
@@ -452,7 +452,7 @@ async fn a_statement_timeout_bounds_all_attempts() {
     let options = "-c statement_timeout=3s";
     client.log_in_with(&[("user", sandbox.user()), ("database", "postgres"), ("options", options)]).await;
     let began = std::time::Instant::now();
-    client.send(&running::query("SELECT id, pg_sleep(0.01) AS slow FROM c, generate_series(1, 100)")).await;
+    client.send(&query("SELECT id, pg_sleep(0.01) AS slow FROM c, generate_series(1, 100)")).await;
     assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
     // The first attempt is ended late: the second has less than the whole time.
     tokio::time::sleep_until((began + Duration::from_millis(1500)).into()).await;
@@ -462,6 +462,27 @@ async fn a_statement_timeout_bounds_all_attempts() {
     assert!(retries(&proxy, "conflict").await >= 1.0);
     assert!(began.elapsed() < Duration::from_millis(4400), "it took {:?}", began.elapsed());
     assert_eq!(values(&client.query("SELECT 1").await), ["1"]);
+}
+
+/// C07: PostgreSQL counts each statement of a batch for itself: so do all attempts together.
+#[tokio::test]
+async fn a_statement_timeout_is_for_each_statement_of_a_batch() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw().await;
+    let options = "-c statement_timeout=3s";
+    client.log_in_with(&[("user", sandbox.user()), ("database", "postgres"), ("options", options)]).await;
+    let began = std::time::Instant::now();
+    let texts =
+        ["SELECT id, pg_sleep(0.01) AS slow FROM c WHERE id <= 200", "SELECT pg_sleep(2.5) FROM c LIMIT 1"];
+    let batch = texts.map(|text| [parse("", text), bind("", "", &[]), execute("")].concat()).concat();
+    client.send(&[batch, sync()].concat()).await;
+    assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+    conflict(&sandbox).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!(errors(&answer), [""; 0], "{answer:?}");
+    assert_eq!(values(&answer).len(), 101);
+    assert!(began.elapsed() > Duration::from_secs(3), "it took {:?}", began.elapsed());
+    assert!(retries(&proxy, "conflict").await >= 0.5);
 }
 
 /// The primary would run it, but not in a pause: its client hears at once what it would hear without retries.
@@ -510,7 +531,7 @@ async fn a_cursors_first_fetch_is_run_again() {
         };
         assert_eq!((errors(&declared), tag(&declared)), (vec![], "DECLARE CURSOR".to_owned()));
         let before = retries(&proxy, "conflict").await;
-        client.send(&running::query("FETCH ALL FROM cc")).await;
+        client.send(&query("FETCH ALL FROM cc")).await;
         assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
         conflict_again(&sandbox).await;
         let answer = client.read_until(b'Z').await;
@@ -594,7 +615,7 @@ async fn a_cursors_second_fetch_is_not_run_again() {
         assert_eq!(errors(&client.query(statement).await), [""; 0]);
     }
     assert_eq!(values(&client.query("FETCH 1 FROM cc").await).len(), 1);
-    client.send(&running::query("FETCH ALL FROM cc")).await;
+    client.send(&query("FETCH ALL FROM cc")).await;
     assert_ne!(runs_on(&sandbox, "FETCH ALL FROM cc").await, 0, "it ran on the primary");
     conflict_again(&sandbox).await;
     let answer = client.read_until(b'Z').await;
@@ -845,7 +866,7 @@ async fn a_session_says_how_much_of_its_answers_is_held_back() {
         let text = format!(
             "{comment}SELECT id, repeat('x', 2000), CASE WHEN id > {rows} THEN pg_sleep(0.01) END AS slow FROM c"
         );
-        client.send(&running::query(&text)).await;
+        client.send(&query(&text)).await;
         let mut answer = if retried { Vec::new() } else { client.read_until(b'D').await };
         assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "{case}: it ran on the primary");
         conflict_again(&sandbox).await;

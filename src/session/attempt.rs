@@ -287,6 +287,7 @@ impl Session {
         }
         self.shard.begin_load(node);
         let _in_time = self.end_in_time(task, &key);
+        let until = self.time_limit(task).map(|limit| task.began + limit);
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
             (&client, &link.stream),
@@ -319,7 +320,7 @@ impl Session {
         });
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
-        self.bound(&mut exchange, (side, between), task.began);
+        self.bound(&mut exchange, (side, between), until);
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -346,15 +347,22 @@ impl Session {
     }
 
     /// What ends an exchange before its end.
-    fn bound<'a>(&'a self, exchange: &mut Exchange<'a>, (side, between): (Side, bool), began: Instant) {
+    fn bound<'a>(
+        &'a self,
+        exchange: &mut Exchange<'a>,
+        (side, between): (Side, bool),
+        until: Option<Instant>,
+    ) {
         exchange.silence_limit = self.silence_limit(between);
         exchange.cut = Some(&self.control.cut);
         exchange.sought = Some(&self.control.sought);
         if side == Side::Standby {
             exchange.leaves = Some(&self.control.leaves);
             exchange.is_silent = Some(&self.control.is_silent);
-            let limit = self.statement_limit.filter(|_| exchange.rules.hold_back());
-            exchange.overdue_at = limit.map(|limit| began + limit + OVERDUE_AFTER);
+            // In a transaction that can't be begun anew it may have been set since.
+            let is_known = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
+            let until = until.filter(|_| exchange.rules.hold_back() || is_known);
+            exchange.overdue_at = until.map(|until| until + OVERDUE_AFTER);
         }
     }
 
@@ -418,9 +426,15 @@ impl Session {
         }
     }
 
+    /// How long a task may run by the session's `statement_timeout`, which is for each statement (`start_xact_command`, postgres.c).
+    pub(super) fn time_limit(&self, task: &Task<'_>) -> Option<Duration> {
+        let statements = u32::try_from(task.needs.statements).unwrap_or(u32::MAX);
+        self.statement_limit.map(|limit| limit.saturating_mul(statements.max(1)))
+    }
+
     /// A statement that runs again has what is left of its `statement_timeout`: cancels it there when that is over.
     fn end_in_time(&self, task: &Task<'_>, key: &Rc<CancelKey>) -> Option<EndInTime> {
-        let limit = self.statement_limit.filter(|_| task.tries > 0)?;
+        let limit = self.time_limit(task).filter(|_| task.tries > 0)?;
         let until = tokio::time::Instant::from_std(task.began) + limit;
         let (shard, control, key) = (Rc::clone(&self.shard), Rc::clone(&self.control), Rc::clone(key));
         Some(EndInTime(tokio::task::spawn_local(async move {

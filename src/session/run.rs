@@ -270,7 +270,7 @@ impl Session {
             return self.pass_on_conflict(task, conflict::PAUSED).await;
         }
         let has_run = !matches!(cause, RetryCause::Unsent | RetryCause::NotPrimary);
-        if has_run && self.statement_limit.is_some_and(|limit| task.began.elapsed() >= limit) {
+        if has_run && self.time_limit(task).is_some_and(|limit| task.began.elapsed() >= limit) {
             return self.refuse(task, &outcome::statement_timed_out_again()).await;
         }
         if task.tries > TRIES_MAX {

@@ -166,7 +166,10 @@ impl Exchange<'_> {
     /// How long to wait, and for whom; `None`: for as long as it takes.
     pub(super) fn patience(&mut self) -> Option<(Duration, Patience)> {
         let other = self.patience_with_peers();
-        let Some(at) = self.overdue_at else { return other };
+        // What it has said already is the client's to take.
+        let Some(at) = self.overdue_at.filter(|_| !self.is_full && self.answer.ready_bytes() == 0) else {
+            return other;
+        };
         let left = at.saturating_duration_since(Instant::now());
         match other {
             Some((limit, _)) if limit < left => other,
