@@ -444,6 +444,41 @@ async fn a_hint_says_why_it_was_not_run_again() {
     }
 }
 
+/// C05: BEGIN READ ONLY and the first statement in one batch, as JDBC sends them.
+#[tokio::test]
+async fn a_read_only_transaction_that_begins_within_a_batch_is_begun_anew() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    // Prepared under a name from the fifth time on: then it is not parsed again.
+    let begins = [
+        [parse("", "BEGIN READ ONLY"), bind("", "", &[]), execute("")].concat(),
+        [parse("S_1", "BEGIN READ ONLY"), bind("", "S_1", &[]), execute("")].concat(),
+        [bind("", "S_1", &[]), execute("")].concat(),
+    ];
+    for (begin, begun) in begins.into_iter().zip(["12C", "12C", "2C"]) {
+        let read = [parse("", SLOW), bind("", "", &[]), describe(b'P', ""), execute(""), sync()].concat();
+        client.send(&[begin, read].concat()).await;
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "it ran on the primary");
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{answer:?}");
+        assert!(kinds(&answer).starts_with(&format!("{begun}12TD")) && status(&answer) == 'T');
+        assert_eq!(tag(&answer), "BEGIN");
+        assert_eq!(values(&client.query("SHOW transaction_read_only").await), ["on"]);
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+    }
+    assert!(retries(&proxy, "conflict").await >= 3.0);
+    // An error behind it finds the block begun.
+    let begin = [parse("", "BEGIN READ ONLY"), bind("", "", &[]), execute("")].concat();
+    let fails =
+        [parse("", "SELECT 1 / count(*) FROM c WHERE id < 0"), bind("", "", &[]), execute(""), sync()]
+            .concat();
+    client.send(&[begin, fails].concat()).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["22012".to_owned()], 'E'));
+    assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+}
+
 /// C07: the client's `statement_timeout` is for all attempts together.
 #[tokio::test]
 async fn a_statement_timeout_bounds_all_attempts() {

@@ -484,6 +484,14 @@ impl Session {
                 window.consume(bytes);
                 return self.send_client(&reply).await;
             }
+            if needs.transaction == TransactionEffect::Other
+                && let Some((begin_bytes, replies)) =
+                    self.local_begin(window.filled().get(..bytes).unwrap_or_default(), kind)
+            {
+                // The rest stands at the front then.
+                window.consume(begin_bytes);
+                return self.send_client(&replies).await;
+            }
         }
         self.may_have_savepoints |= needs.transaction == TransactionEffect::Other;
         let is_ddl = needs.may_unpin || needs.roles || needs.databases;

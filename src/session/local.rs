@@ -11,6 +11,7 @@ use super::run::Task;
 use super::transaction::Transaction;
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
+use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::extended::{self, Named};
 use crate::wire::reply;
@@ -80,6 +81,33 @@ impl Session {
         self.transaction = next;
         out.extend_from_slice(self.transaction.status().ready_for_query());
         Some(out)
+    }
+
+    /// BEGIN READ ONLY before other statements of one batch, as JDBC sends it: put off as if it had come alone, so that the rest may run,
+    /// and run again, on a standby. Gives how many bytes of the batch that is, and the replies to them.
+    pub(super) fn local_begin(&mut self, unit: &[u8], kind: Kind) -> Option<(usize, Vec<u8>)> {
+        let free = self.attached.is_none() && self.transaction == Transaction::None;
+        if kind != Kind::Synced || !free || self.mode == Mode::Primary {
+            return None;
+        }
+        let begin = unit.get(..unit::first_executed(unit)?)?;
+        let sql = self.statement_text(begin)?;
+        let TransactionEffect::Begin { access, serializable } =
+            classify::classify(sql.as_bytes(), &self.dialect()).transaction
+        else {
+            return None;
+        };
+        let is_read_only =
+            access == AccessMode::ReadOnly || (access == AccessMode::Default && self.read_only);
+        if !is_read_only || serializable || self.serializable || !is_one_statement(begin) {
+            return None;
+        }
+        let tag = begin_tag(&sql)?;
+        let mut out = Vec::new();
+        self.local_replies(begin, tag, &mut out)?;
+        let (sql, access, again) = (sql.into_boxed_str(), AccessMode::ReadOnly, Box::default());
+        self.transaction = Transaction::Deferred { sql, access, serializable: false, again };
+        Some((begin.len(), out))
     }
 
     /// AND CHAIN behind a READ ONLY transaction that failed on a standby: PostgreSQL has forgotten by then that it was READ ONLY, so the

@@ -10,6 +10,7 @@ use crate::classify::{
 use crate::route::Need;
 use crate::wire::extended::{self, Named};
 use crate::wire::frame::{self, HEADER_BYTES, LengthError};
+use crate::wire::reply::SYNC;
 
 /// How a unit ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +110,31 @@ pub fn frames(unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         rest = rest.get(header.frame_bytes..)?;
         Some((header.kind, body))
     })
+}
+
+/// How many bytes of a batch its first statement takes, up to its Execute; `None` where nothing but a Sync follows, or what follows asks
+/// of its portal.
+pub fn first_executed(unit: &[u8]) -> Option<usize> {
+    let mut length = 0;
+    let mut portal: Option<&[u8]> = None;
+    for (kind, body) in frames(unit) {
+        let is_of = |portal: &[u8]| body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0));
+        match (portal, kind) {
+            (None, b'P' | b'B' | b'D' | b'C') => length += HEADER_BYTES + body.len(),
+            (None, b'E') => {
+                length += HEADER_BYTES + body.len();
+                portal = body.split(|&byte| byte == 0).next();
+            }
+            (None, _) => return None,
+            (Some(portal), b'B') if is_of(portal) => return Some(length),
+            (Some(portal), b'E') if is_of(portal) => return None,
+            (Some(portal), b'D' | b'C') if extended::named(body) == Some(Named::Portal(portal)) => {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    (unit.len() > length + SYNC.len() && portal.is_some()).then_some(length)
 }
 
 /// How many bytes of whole extended messages stand at the front, with no end of their batch behind them.
@@ -385,5 +411,40 @@ impl Effects {
             (true, 1, 1) => self.last,
             _ => TransactionEffect::Other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(frames: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (kind, body) in frames {
+            frame::put(&mut out, *kind, &[body]);
+        }
+        out
+    }
+
+    /// C05.
+    #[test]
+    fn the_first_statement_of_a_batch_ends_with_its_execute() {
+        const BEGIN: [(u8, &[u8]); 3] =
+            [(b'P', b"\0BEGIN\0\0\0"), (b'B', b"\0\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0")];
+        const BIND: (u8, &[u8]) = (b'B', b"\0s\0\0\0\0\0\0\0");
+        let begin_bytes = batch(&BEGIN).len();
+        let first = |rest: &[(u8, &[u8])]| first_executed(&[batch(&BEGIN), batch(rest)].concat());
+        assert_eq!(first(&[BIND, (b'D', b"P\0"), BEGIN[2], (b'S', b"")]), Some(begin_bytes));
+        assert_eq!(first(&[(b'D', b"Ss\0"), (b'S', b"")]), Some(begin_bytes));
+        assert_eq!(first(&[(b'E', b"other\0\0\0\0\0"), (b'S', b"")]), Some(begin_bytes));
+        for nothing_more in [&[(b'S', &b""[..])][..], &[]] {
+            assert_eq!(first(nothing_more), None);
+        }
+        for asks_of_it in [BEGIN[2], (b'D', b"P\0"), (b'C', b"P\0")] {
+            assert_eq!(first(&[asks_of_it, (b'S', b"")]), None, "{asks_of_it:?}");
+        }
+        assert_eq!(first_executed(&batch(&[BEGIN[0], (b'H', b""), BEGIN[1], BEGIN[2], BIND])), None);
+        assert_eq!(first_executed(&batch(&[(b'Q', b"BEGIN\0")])), None);
+        assert_eq!(first_executed(b""), None);
     }
 }
