@@ -181,7 +181,7 @@ fn s25_to_s28_transaction_control_is_understood_exactly_or_not_at_all() {
 /// S12, S27: what is no read by itself, and does no more than reading in a READ ONLY transaction.
 #[test]
 fn s12_cursors_over_reads_are_known() {
-    use InReadOnly::{AsIs, Fetches, Quiet};
+    use InReadOnly::{AsIs, Fetches, Quiet, Sets};
     for (sql, expected) in [
         ("DECLARE c CURSOR FOR SELECT 1", Quiet),
         (
@@ -207,7 +207,27 @@ fn s12_cursors_over_reads_are_known() {
         ("SAVEPOINT a", Quiet),
         ("RELEASE SAVEPOINT a", Quiet),
         ("ROLLBACK TO SAVEPOINT a", AsIs),
-        ("SET LOCAL work_mem = '1MB'", AsIs),
+        ("SET LOCAL work_mem = '1MB'", Quiet),
+        ("SET LOCAL app.tenant TO 7", Quiet),
+        ("SET LOCAL statement_timeout = '1min'", Sets),
+        ("SET LOCAL work_mem TO DEFAULT", AsIs),
+        ("SET LOCAL client_encoding = 'latin1'", AsIs),
+        ("SET LOCAL transaction_read_only = off", AsIs),
+        ("SET LOCAL SESSION AUTHORIZATION a", AsIs),
+        ("SET work_mem = '1MB'", AsIs),
+        ("SET LOCAL work_mem = '1MB'; SELECT 1", AsIs),
+        ("SELECT set_config('role', $1, true), set_config('app.tenant', '7', true), count(*) FROM t", Sets),
+        ("SELECT set_config('app.tenant', '7', true), evil()", AsIs),
+        ("SELECT evil(), set_config('app.tenant', '7', true)", AsIs),
+        ("SELECT set_config('app.tenant', '7', true) FROM t FOR UPDATE", AsIs),
+        ("SELECT set_config('app.tenant', '7', true) INTO x", AsIs),
+        ("SELECT set_config('app.tenant', '7', false)", AsIs),
+        ("SELECT set_config('app.tenant', '7', $1)", AsIs),
+        ("WITH x AS (SELECT set_config('app.tenant', '7', true)) SELECT 1", AsIs),
+        ("DECLARE c CURSOR FOR SELECT set_config('app.tenant', '7', true)", AsIs),
+        ("EXPLAIN ANALYZE SELECT set_config('app.tenant', '7', true)", Sets),
+        ("COPY (SELECT set_config('app.tenant', '7', true)) TO STDOUT", AsIs),
+        ("SELECT set_config('app.tenant', '7', true); SELECT 1", AsIs),
         ("SELECT 1", AsIs),
         ("DECLARE c CURSOR FOR SELECT 'unterminated", AsIs),
     ] {

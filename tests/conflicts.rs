@@ -479,6 +479,54 @@ async fn a_read_only_transaction_that_begins_within_a_batch_is_begun_anew() {
     assert_eq!(status(&client.query("ROLLBACK").await), 'I');
 }
 
+/// C05: what sets something for a READ ONLY transaction may begin it on a standby; where it has told nothing but its tag, it is set anew.
+#[tokio::test]
+async fn what_a_read_only_transaction_sets_for_itself_is_set_anew() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    for (sets, shows, value) in [
+        ("SET LOCAL work_mem = '12MB'", "SHOW work_mem", "12MB"),
+        ("SET LOCAL app.tenant TO 7", "SHOW app.tenant", "7"),
+        ("SET LOCAL search_path = pg_catalog, public", "SHOW search_path", "pg_catalog, public"),
+        ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SHOW transaction_isolation", "repeatable read"),
+    ] {
+        for statement in ["BEGIN READ ONLY", sets] {
+            assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+        }
+        start_slow(&mut client, false).await;
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "{sets}: it ran on the primary");
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), values(&answer).len()), (vec![], 400), "{sets}: {answer:?}");
+        assert_eq!(values(&client.query(shows).await), [value]);
+        assert_eq!(status(&client.query("COMMIT").await), 'I');
+        assert_ne!(values(&client.query(shows).await), [value]);
+    }
+    assert!(retries(&proxy, "conflict").await >= 4.0);
+    // These have told a value, or bound the time: they begin on a standby, and are not begun anew.
+    let role =
+        format!("SELECT set_config('role', '{}', true), set_config('app.tenant', '8', true)", sandbox.user());
+    for sets in [role.as_str(), "SET LOCAL statement_timeout = '1min'"] {
+        for statement in ["BEGIN READ ONLY", sets] {
+            assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+        }
+        start_slow(&mut client, false).await;
+        assert_ne!(runs_on(&sandbox, "AS slow").await, 0, "{sets}: it ran on the primary");
+        conflict_again(&sandbox).await;
+        let answer = client.read_until(b'Z').await;
+        assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'), "{sets}");
+        assert_eq!(status(&client.query("ROLLBACK").await), 'I');
+    }
+    // Elsewhere they are the primary's, as before.
+    for begin in ["BEGIN", "BEGIN READ WRITE"] {
+        for statement in [begin, "SET LOCAL work_mem = '12MB'"] {
+            client.query(statement).await;
+        }
+        assert_eq!(values(&client.query("SELECT pg_is_in_recovery()").await), ["f"]);
+        client.query("COMMIT").await;
+    }
+}
+
 /// C07: the client's `statement_timeout` is for all attempts together.
 #[tokio::test]
 async fn a_statement_timeout_bounds_all_attempts() {

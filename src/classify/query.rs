@@ -544,6 +544,9 @@ impl Body {
             let effect = set_config(scan);
             if effect != SessionEffect::None {
                 scan.session(effect);
+            } else if scan.is_select {
+                scan.sets_local = true;
+                return;
             }
         } else if function.is(b"set_limit") {
             scan.session(SessionEffect::Unknown);

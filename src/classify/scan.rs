@@ -28,6 +28,10 @@ pub(super) struct Scanner<'a> {
     pub(super) rolls_back: bool,
     pub(super) copies: bool,
     pub(super) in_read_only: InReadOnly,
+    /// The statement is a SELECT, not part of another.
+    pub(super) is_select: bool,
+    /// It sets something for the transaction, which alone does not make it a write in one that is READ ONLY.
+    pub(super) sets_local: bool,
     pub(super) databases: bool,
     pub(super) roles: bool,
     pub(super) defines: bool,
@@ -64,6 +68,8 @@ impl<'a> Scanner<'a> {
             rolls_back: false,
             copies: false,
             in_read_only: InReadOnly::AsIs,
+            is_select: false,
+            sets_local: false,
             databases: false,
             roles: false,
             defines: false,
@@ -244,6 +250,7 @@ impl<'a> Scanner<'a> {
         let (access, reason) = match self.written {
             Some(reason @ (Reason::Function | Reason::NotUnderstood)) => (Access::Unknown, reason),
             Some(reason) => (Access::Write, reason),
+            None if self.sets_local => (Access::Write, Reason::WritingFunction),
             None if self.statements == 0 => (Access::Read, Reason::Empty),
             None => (Access::Read, Reason::ReadOnly),
         };
@@ -280,6 +287,9 @@ impl<'a> Scanner<'a> {
             },
             copies: self.copies,
             in_read_only: match self.pinned {
+                None if self.statements == 1 && !failed && self.sets_local && self.written.is_none() => {
+                    InReadOnly::Sets
+                }
                 None if self.statements == 1 && !failed => self.in_read_only,
                 _ => InReadOnly::AsIs,
             },

@@ -59,7 +59,12 @@ fn pinned(scan: &mut Scanner<'_>, token: Token, reason: Reason, pin: PinReason) 
 fn command(scan: &mut Scanner<'_>, head: Token) {
     use Word::*;
     match head.word {
-        Select | Values | Table | With => body(scan, head),
+        Select => {
+            scan.is_select = true;
+            body(scan, head);
+            scan.is_select = false;
+        }
+        Values | Table | With => body(scan, head),
         Insert | Update | Delete | Merge | Truncate => write_body(scan, head, Reason::ModifiesData),
         Begin => {
             scan.advance();
@@ -196,6 +201,8 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
     }
     scan.sets_commit |= scan.folded(token).is(b"synchronous_commit");
     scan.sets_own |= scan.folded(token).is(b"pgsteer");
+    let (is_encoding, is_limit) =
+        (scan.folded(token).is(b"client_encoding"), scan.folded(token).is(b"statement_timeout"));
     let effect = setting_name(scan, token);
     if !local {
         scan.session(effect.map_or(SessionEffect::Unknown, SessionEffect::Set));
@@ -204,6 +211,9 @@ fn set_session(scan: &mut Scanner<'_>, token: Token, local: bool) {
     if assigned.word == Word::To || scan.text(assigned) == b"=" {
         let value = scan.advance();
         let is_default = value.kind == Kind::Word && scan.folded(value).is(b"default");
+        if local && !is_default && !is_encoding {
+            scan.in_read_only = if is_limit { InReadOnly::Sets } else { InReadOnly::Quiet };
+        }
         if let (Some(name), true) = (effect, is_default) {
             scan.resets = true;
             if local {

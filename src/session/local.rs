@@ -65,9 +65,10 @@ impl Session {
             (Transaction::Deferred { .. }, TransactionEffect::Commit) => ("COMMIT", Transaction::None),
             (Transaction::Deferred { .. }, TransactionEffect::Rollback) => ("ROLLBACK", Transaction::None),
             (
-                Transaction::Deferred { sql, serializable: before, again, .. },
+                Transaction::Deferred { sql, access: announced, serializable: before, again },
                 TransactionEffect::SetTransaction { access, serializable },
-            ) if (access != AccessMode::Default || serializable) && again.is_empty() => {
+            ) if again.is_empty() => {
+                let access = if access == AccessMode::Default { *announced } else { access };
                 // On a line of its own: the first may end in a comment.
                 let sql = format!("{sql}\n;{}", self.statement_text(unit)?);
                 let serializable = serializable || *before;
