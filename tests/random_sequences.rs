@@ -232,7 +232,11 @@ impl Generator {
             9 | 10 => return format!("SAVEPOINT {name}"),
             11 => return format!("ROLLBACK TO {name}"),
             12 => return format!("RELEASE {name}"),
-            _ => self.pick(&["SHOW transaction_isolation", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"]),
+            _ => self.pick(&[
+                "SHOW transaction_isolation",
+                "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            ]),
         }
         .to_owned()
     }
