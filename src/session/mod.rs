@@ -9,6 +9,7 @@ mod attach;
 mod attempt;
 mod begin_anew;
 mod commits;
+mod compose;
 mod conflict;
 pub mod control;
 pub mod driver;
