@@ -8,7 +8,8 @@ mod running;
 
 use pgsteer::sandbox::Sandbox;
 use running::{
-    Message, RawClient, bind, close, errors, execute, flush, kinds, parse, query, run, single, sync, values,
+    Message, RawClient, bind, close, errors, execute, flush, kinds, parse, query, run, single, status, sync,
+    values,
 };
 
 /// Larger than a unit may become in memory.
@@ -57,7 +58,7 @@ async fn the_unnamed_statement_survives_what_pgsteer_does() {
     let (_sandbox, proxy) = single(ONE_SERVER).await;
     let mut client = proxy.raw_logged_in().await;
     let runs = |name: &str| [bind("", name, &[]), execute(""), sync()];
-    // A BEGIN that is put off is sent later, as a Query.
+    // A BEGIN that is put off is sent later, through the unnamed statement.
     let prepare = [parse("b", "BEGIN"), parse("", "SELECT 1"), sync()];
     assert_eq!(kinds(&answered(&mut client, &prepare).await), "11Z");
     answered(&mut client, &runs("b")).await;
@@ -179,6 +180,44 @@ async fn a_comment_behind_begin_hides_nothing() {
     run(&mut client, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ -- too").await;
     assert_eq!(values(&run(&mut client, "SHOW transaction_isolation").await), ["repeatable read"]);
     run(&mut client, "COMMIT").await;
+}
+
+/// S26: a BEGIN that is put off has been answered when its server refuses it. What follows must not run without its transaction: here the
+/// server can't write a letter of a comment in its own encoding.
+#[tokio::test]
+async fn nothing_runs_without_the_transaction_that_its_client_has_begun() {
+    let (sandbox, proxy) = single(ONE_SERVER).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let create = "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    direct.batch_execute(create).await.unwrap();
+    let mut client = proxy.raw().await;
+    let login = [("user", sandbox.user()), ("database", "latin"), ("client_encoding", "UTF8")];
+    client.log_in_with(&login).await;
+    run(&mut client, "CREATE TABLE t (v text)").await;
+    let insert = "INSERT INTO t VALUES ('x')";
+    let batch = || [parse("", insert), bind("", "", &[]), execute(""), sync()].concat();
+    let in_parts = || [parse("", insert), bind("", "", &[]), flush(), execute(""), sync()].concat();
+    for begin in [
+        &["BEGIN /* € */"][..],
+        &["BEGIN", "SET TRANSACTION READ WRITE /* € */"],
+        &["BEGIN", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SET TRANSACTION READ WRITE -- €"],
+    ] {
+        for unit in [query(insert), batch(), in_parts(), query(&format!("{insert}; {insert}"))] {
+            for statement in begin {
+                run(&mut client, statement).await;
+            }
+            let answer = answered(&mut client, &[unit]).await;
+            assert_eq!((errors(&answer), status(&answer)), (vec!["22P05".to_owned()], 'E'), "{answer:?}");
+            assert_eq!(errors(&answered(&mut client, &[query(insert)]).await), ["25P02"]);
+            assert_eq!(kinds(&run(&mut client, "ROLLBACK").await), "CZ");
+            assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["0"]);
+        }
+    }
+    // The connection that it failed on is none that others get.
+    run(&mut client, "BEGIN -- e").await;
+    run(&mut client, insert).await;
+    run(&mut client, "COMMIT").await;
+    assert_eq!(values(&run(&mut client, "SELECT count(*) FROM t").await), ["1"]);
 }
 
 /// X08: behind a ROLLBACK in the same text or batch a new transaction begins, which may be committed when the server is lost: that is

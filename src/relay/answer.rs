@@ -68,6 +68,8 @@ pub struct Answer {
     /// The client has been told of an error: what comes up to ReadyForQuery is kept back.
     muted: bool,
     last_status: Option<TransactionStatus>,
+    /// A BEGIN that was put off has succeeded.
+    begun: bool,
     /// Whose notifications are the session's own.
     own_process: Option<OwnProcess>,
     names: Names,
@@ -90,6 +92,7 @@ impl Answer {
             discarding: false,
             muted: false,
             last_status: None,
+            begun: false,
             own_process: None,
             names: Names::default(),
         }
@@ -105,7 +108,7 @@ impl Answer {
         (self.results, self.completed, self.ended, self.discarding) = (false, false, false, false);
         (self.announces_ready, self.muted) = (false, false);
         self.preamble_error = None;
-        self.last_status = None;
+        (self.last_status, self.begun) = (None, false);
         self.own_process = None;
         self.names.clear();
     }
@@ -154,6 +157,16 @@ impl Answer {
     /// Everything expected has come.
     pub fn is_settled(&self) -> bool {
         self.expected.is_empty()
+    }
+
+    /// Whether a BEGIN that was put off has succeeded.
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether what comes next answers such a BEGIN.
+    pub fn is_at_begin(&self) -> bool {
+        self.expected.front() == Some(Expect::Begin)
     }
 
     /// The transaction status of the last ReadyForQuery seen, pgsteer's own preamble included.
@@ -347,6 +360,7 @@ impl Answer {
                 }
                 self.results |= matches!(kind, b'C' | b'I' | b's') && !self.expected.is_preamble();
                 let reply = self.expected.front();
+                self.begun |= kind == b'C' && reply == Some(Expect::Begin);
                 let shape = self.shape(kind, frame_bytes);
                 let forward = self.expected.reply(kind);
                 self.ended |= matches!(kind, b'C' | b'I' | b's');
@@ -433,7 +447,7 @@ impl Answer {
         if fields.ends_session {
             return Some(Event::Error(fields));
         }
-        if matches!(self.expected.front(), Some(Expect::Own | Expect::OwnPortal { .. })) {
+        if matches!(self.expected.front(), Some(Expect::Own | Expect::Begin | Expect::OwnPortal { .. })) {
             return Some(Event::OwnError(fields));
         }
         if self.expected.is_preamble() && self.expected.front() != Some(Expect::Within) {

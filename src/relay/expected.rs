@@ -17,6 +17,8 @@ pub enum Expect {
     Preamble,
     /// ParseComplete, BindComplete and CommandComplete of a statement that pgsteer put in (`reply::put_statement`): kept back.
     Own,
+    /// The same of a BEGIN that was put off, and of what is set for its transaction.
+    Begin,
     /// ParseComplete, BindComplete, any rows, CommandComplete and CloseComplete of a statement that pgsteer put in among the client's
     /// (`reply::put_statement_within`): kept back, but for its error, which is the client's.
     Within,
@@ -157,16 +159,16 @@ impl Expected {
     pub(super) fn is_preamble(&self) -> bool {
         matches!(
             self.replies.front(),
-            Some(Expect::Preamble | Expect::Own | Expect::OwnPortal { .. } | Expect::Within)
+            Some(Expect::Preamble | Expect::Own | Expect::Begin | Expect::OwnPortal { .. } | Expect::Within)
         )
     }
 
     /// Notes a reply other than an error; whether the client is to see it.
     pub(super) fn reply(&mut self, kind: u8) -> bool {
         let matched = match (self.replies.front(), kind) {
-            (Some(Expect::Preamble), _) | (Some(Expect::Own), b'1' | b'2') => return false,
+            (Some(Expect::Preamble), _) | (Some(Expect::Own | Expect::Begin), b'1' | b'2') => return false,
             (Some(Expect::Within), b'1' | b'2' | b'C') => return false,
-            (Some(Expect::Own), b'C') | (Some(Expect::Within), b'3') => false,
+            (Some(Expect::Own | Expect::Begin), b'C') | (Some(Expect::Within), b'3') => false,
             (Some(Expect::Parse { forward, .. }), b'1') => *forward,
             (Some(Expect::OwnClose { .. }), b'3')
             | (Some(Expect::OwnShape { .. } | Expect::OwnPortal { .. }), b'n' | b'T') => false,

@@ -67,7 +67,7 @@ impl Session {
             }
             Ended::NotFit { code, message } => {
                 // Behind BEGIN comes what had run before.
-                let begun = sent.fresh && self.transaction.has_run() && answer.last_status().is_some();
+                let begun = sent.fresh && self.transaction.has_run() && answer.has_begun();
                 self.shard.buffers.give_answer(answer);
                 journal.undo(&mut self.names);
                 task.beyond = sent.beyond;
@@ -75,6 +75,12 @@ impl Session {
                     return self.not_begun_anew(task, attached, code, &message).await;
                 }
                 self.not_fit(task, attached, &sent, code, &message).await
+            }
+            Ended::NotBegun { code, error } => {
+                self.shard.buffers.give_answer(answer);
+                journal.undo(&mut self.names);
+                task.beyond = sent.beyond;
+                self.never_begun(task, attached, code, error).await
             }
             Ended::ServerLost { cause, parting } => {
                 let unkept = answer.take_unkept();
@@ -470,6 +476,30 @@ impl Session {
             outcome::settings_refused(message)
         };
         self.refuse(task, &report).await?;
+        Ok(Tried::Over)
+    }
+
+    /// A server would not begin the transaction of which the client believes that it has begun: the unit must not run without it.
+    async fn never_begun(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        code: sqlstate::SqlState,
+        error: Vec<u8>,
+    ) -> Flow<Tried> {
+        let (node, side) = (attached.node, attached.side);
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        let again =
+            task.bytes > 0 && task.beyond == 0 && task.tries < self.shard.shared.settings.retry_attempts;
+        if side == Side::Standby && again && sqlstate::is_recovery_conflict(code) {
+            task.excluded.push(node);
+            task.interrupted.conflict = Some(error);
+            return Ok(Tried::Again(RetryCause::Conflict));
+        }
+        self.shard.counters.error(code.as_str());
+        self.transaction = Transaction::LOST_AND_TOLD;
+        self.end_unit(task, error).await?;
         Ok(Tried::Over)
     }
 

@@ -9,7 +9,7 @@ use super::driver::{Attached, Session};
 use super::effects::restoring;
 use super::run::Task;
 use super::settings::{Touched, difference, is_identity};
-use super::transaction::Transaction;
+use super::transaction::{self, Transaction};
 use super::translate::{Doubt, Mark, Shapes, Translator};
 use super::unit::{self, Kind};
 use crate::backend::{Server, reset};
@@ -136,13 +136,17 @@ impl Session {
         let Some(server) = attached.lease.server() else { return task.bytes };
         let (out, answer) = (&mut part.out, &mut part.answer);
         if let Transaction::Deferred { sql, again, .. } = &self.transaction {
-            reply::put_query(out, sql);
-            answer.expect(Expect::Preamble);
+            for sql in transaction::statements(sql) {
+                reply::put_statement(out, sql);
+                answer.expect(Expect::Begin);
+            }
+            // A cancel request is not to hit the BEGIN: it waits until that is heard of.
+            frame::put(out, b'H', &[]);
             for rerun in again {
                 let reply = rerun.put(out);
                 answer.expect(reply);
             }
-            // A Query takes the server's unnamed statement away; the client may have prepared its own before.
+            // It took the place of the server's unnamed statement; the client may have prepared its own before.
             server.carried.unnamed = None;
         }
         let unit = task.window.filled().get(..task.bytes).unwrap_or_default();

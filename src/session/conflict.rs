@@ -95,7 +95,7 @@ impl Session {
         }
         self.shard.note_conflict(node);
         // It is not the unit itself that was cancelled if what had run before it was.
-        if !task.needs.repeatable || matches!(ended, Ended::NotFit { .. }) {
+        if !task.needs.repeatable || matches!(ended, Ended::NotFit { .. } | Ended::NotBegun { .. }) {
             return;
         }
         let steer_time = self.shard.shared.settings.retry_steer_time;

@@ -8,7 +8,7 @@ use super::driver::Session;
 use super::journal::Journal;
 use super::own_names::has_own_names;
 use super::run::Task;
-use super::transaction::Transaction;
+use super::transaction::{self, Transaction};
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
 use crate::route::Mode;
@@ -69,8 +69,7 @@ impl Session {
                 TransactionEffect::SetTransaction { access, serializable },
             ) if again.is_empty() => {
                 let access = if access == AccessMode::Default { *announced } else { access };
-                // On a line of its own: the first may end in a comment.
-                let sql = format!("{sql}\n;{}", self.statement_text(unit)?);
+                let sql = transaction::followed_by(sql, &self.statement_text(unit)?);
                 let serializable = serializable || *before;
                 let (sql, again) = (sql.into_boxed_str(), Box::default());
                 ("SET", Transaction::Deferred { sql, access, serializable, again })

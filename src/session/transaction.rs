@@ -16,7 +16,7 @@ pub enum Transaction {
     None,
     /// BEGIN was answered and is sent with the first statement.
     Deferred {
-        /// BEGIN as the client wrote it.
+        /// BEGIN as the client wrote it, and behind it, apart by NULs, each SET TRANSACTION (`statements`).
         sql: Box<str>,
         /// READ ONLY or not.
         access: AccessMode,
@@ -37,6 +37,16 @@ pub enum Transaction {
         /// All that it did was to read, on a standby, and its client was told all of it.
         only_read: bool,
     },
+}
+
+/// BEGIN with one more statement behind it.
+pub fn followed_by(begin: &str, statement: &str) -> String {
+    [begin, statement].join("\0")
+}
+
+/// The statements of which a transaction that was put off consists so far. A text has no NULs.
+pub fn statements(sql: &str) -> impl Iterator<Item = &str> {
+    sql.split('\0')
 }
 
 impl Transaction {

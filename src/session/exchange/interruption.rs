@@ -35,7 +35,7 @@ impl Interruption {
     /// the connection.
     pub fn of(ended: &Ended, last: Option<SqlState>) -> Option<Self> {
         match ended {
-            Ended::Refused(code) | Ended::NotFit { code, .. } => {
+            Ended::Refused(code) | Ended::NotFit { code, .. } | Ended::NotBegun { code, .. } => {
                 Some(*code).filter(|code| sqlstate::is_recovery_conflict(*code)).map(Self::by)
             }
             Ended::Complete(_) | Ended::Settled => {

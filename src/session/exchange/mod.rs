@@ -124,7 +124,7 @@ pub struct Exchange<'a> {
     pub server_ended: bool,
     /// It does not have a statement that was taken to be there, or can't count its answers: it is not used again.
     pub forgetful: bool,
-    /// Called when the first ReadyForQuery (of a BEGIN that was put off) has come.
+    /// Called when a BEGIN that was put off has succeeded.
     pub on_begun: Option<&'a dyn Fn()>,
     /// Set when pgsteer ends: the exchange is not to go on.
     pub cut: Option<&'a Cell<bool>>,

@@ -85,6 +85,13 @@ pub enum Ended {
         /// Its text.
         message: String,
     },
+    /// The server refused a BEGIN that was put off, or what was set for its transaction: nothing of the unit has run.
+    NotBegun {
+        /// SQLSTATE of the error.
+        code: SqlState,
+        /// The whole frame of it.
+        error: Vec<u8>,
+    },
     /// The server is gone.
     ServerLost {
         /// How that showed.

@@ -71,7 +71,7 @@ impl Exchange<'_> {
     }
 
     pub(super) fn note_begun(&mut self) {
-        if self.answer.last_status().is_some()
+        if self.answer.has_begun()
             && let Some(begun) = self.on_begun.take()
         {
             begun();
@@ -86,7 +86,8 @@ impl Exchange<'_> {
             if is_conflict {
                 self.own_error = Some(reply::as_error(&self.answer.frame()));
             }
-            let untouched = self.answer.last_status().is_none() && !self.answer.has_results();
+            let untouched =
+                self.answer.last_status().is_none() && !self.answer.has_begun() && !self.answer.has_results();
             return Err(Ended::ServerLost {
                 cause: format!("The server said: {message} ({})", fields.code),
                 parting: if is_conflict {
@@ -134,6 +135,9 @@ impl Exchange<'_> {
 
     /// A statement that pgsteer put in before the unit got an error.
     pub(super) fn not_fit(&mut self, fields: reply::ErrorFields) -> Ended {
+        if self.answer.is_at_begin() {
+            return Ended::NotBegun { code: fields.code, error: self.answer.frame() };
+        }
         if self.standby.is_some() && sqlstate::is_recovery_conflict(fields.code) {
             // What a transaction had run before is cancelled there like the read itself.
             self.own_error = Some(self.answer.frame());
