@@ -45,31 +45,32 @@ pub struct SoFar {
 }
 
 impl Rerun {
-    /// The one statement that a unit runs; `None` where it is not found in it.
+    /// The one statement that a unit runs, if it does nothing else that would matter the next time: a Query, or Bind and Execute,
+    /// behind a Parse if it is wanted, and any Describe. `names`: behind the unit.
     pub fn of(unit: &[u8], names: &Names) -> Option<Self> {
-        let mut parsed: Option<extended::Parse<'_>> = None;
-        let mut bound: Option<Self> = None;
-        for (kind, body) in unit::frames(unit) {
-            match kind {
-                b'Q' => return Some(Self::new(extended::query(body)?, b"\0\0", b"\0\0\0\0\0\0")),
-                b'P' if parsed.is_none() => parsed = Some(extended::parse(body)?),
-                b'B' if bound.is_none() => {
-                    let bind = extended::bind(body)?;
-                    let here = parsed.filter(|parse| parse.name == bind.statement);
-                    bound = Some(match (here, names.named(bind.statement), &names.unnamed) {
-                        (Some(parse), ..) => Self::new(parse.sql, parse.types, bind.rest),
-                        (None, Some(named), _) => Self::new(&named.sql, &named.types, bind.rest),
-                        (None, None, Some(unnamed)) if bind.statement.is_empty() => {
-                            Self::new(&unnamed.sql, &unnamed.types, bind.rest)
-                        }
-                        _ => return None,
-                    });
-                }
-                b'P' | b'B' => return None,
-                _ => {}
-            }
+        let mut frames = unit::frames(unit).peekable();
+        if let Some((_, body)) = frames.next_if(|(kind, _)| *kind == b'Q') {
+            return Some(Self::new(extended::query(body)?, b"\0\0", b"\0\0\0\0\0\0"));
         }
-        bound
+        let parsed = match frames.next_if(|(kind, _)| *kind == b'P') {
+            Some((_, body)) => Some(extended::parse(body)?),
+            None => None,
+        };
+        frames.next_if(|(kind, _)| *kind == b'D');
+        let (_, body) = frames.next_if(|(kind, _)| *kind == b'B')?;
+        let bind = extended::bind(body)?;
+        let here = parsed.filter(|parse| parse.name == bind.statement);
+        let bound = match (here, names.named(bind.statement), &names.unnamed) {
+            (Some(parse), ..) => Self::new(parse.sql, parse.types, bind.rest),
+            (None, Some(named), _) => Self::new(&named.sql, &named.types, bind.rest),
+            (None, None, Some(unnamed)) if bind.statement.is_empty() => {
+                Self::new(&unnamed.sql, &unnamed.types, bind.rest)
+            }
+            _ => return None,
+        };
+        frames.next_if(|(kind, _)| *kind == b'D');
+        frames.next_if(|(kind, _)| *kind == b'E')?;
+        frames.all(|(kind, _)| kind == b'S').then_some(bound)
     }
 
     fn new(sql: &[u8], types: &[u8], values: &[u8]) -> Self {
@@ -227,6 +228,46 @@ mod tests {
         let frames: Vec<(u8, &[u8])> = unit::frames(&out).collect();
         assert_eq!(frames.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), b"PBE");
         assert_eq!(extended::bind(frames[1].1).unwrap().values().collect::<Vec<_>>(), [b"7"]);
+    }
+
+    /// C05: what else a unit does may change what the same messages would do the next time.
+    #[test]
+    fn a_unit_that_does_more_is_not_run_again() {
+        const PARSE: (u8, &[u8]) = (b'P', b"s\0DECLARE c CURSOR FOR SELECT 1\0\0\0");
+        const BIND: (u8, &[u8]) = (b'B', b"\0s\0\0\0\0\0\0\0");
+        const EXECUTE: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");
+        const SYNC: (u8, &[u8]) = (b'S', b"");
+        let of = |frames: &[(u8, &[u8])]| {
+            let mut unit = Vec::new();
+            for (kind, body) in frames {
+                frame::put(&mut unit, *kind, &[body]);
+            }
+            Rerun::of(&unit, &Names::default())
+        };
+        for kept in [
+            &[PARSE, BIND, EXECUTE, SYNC][..],
+            &[PARSE, (b'D', b"Ss\0"), BIND, (b'D', b"P\0"), EXECUTE, SYNC],
+            &[PARSE, BIND, EXECUTE],
+        ] {
+            assert!(of(kept).is_some(), "{kept:?}");
+        }
+        for more in [
+            &[
+                PARSE,
+                BIND,
+                EXECUTE,
+                (b'C', &b"Ss\0"[..]),
+                (b'P', b"s\0DECLARE c CURSOR FOR SELECT 2\0\0\0"),
+                SYNC,
+            ][..],
+            &[PARSE, BIND, EXECUTE, (b'P', b"s\0SELECT 2\0\0\0"), SYNC],
+            &[PARSE, BIND, EXECUTE, (b'C', b"Pc\0"), SYNC],
+            &[(b'C', b"Pc\0"), PARSE, BIND, EXECUTE, SYNC],
+            &[PARSE, BIND, SYNC],
+            &[PARSE, BIND, EXECUTE, EXECUTE, SYNC],
+        ] {
+            assert_eq!(of(more), None, "{more:?}");
+        }
     }
 
     #[test]
