@@ -5,9 +5,13 @@
 
 mod running;
 
+use std::pin::pin;
+
+use futures_util::StreamExt;
 use pgsteer::sandbox::Sandbox;
-use running::{Running, eventually};
-use tokio_postgres::Client;
+use running::{Running, eventually, in_time};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
 
 const TWO_SHARDS: [&str; 4] = ["--shards", "2", "--max-lag", "1m"];
 
@@ -157,4 +161,71 @@ async fn what_is_altered_of_a_role_counts_at_once() {
     assert_eq!(shown("maintenance_work_mem").await, "7MB");
     run(&admin, "ALTER ROLE ann NOLOGIN").await;
     assert_eq!(insert_as_ann(&proxy, "x").await, "28P01");
+}
+
+/// Who is told of a COMMIT logs in at once: what others have learned before it is not for that login, whatever the session that has
+/// committed is doing meanwhile.
+#[tokio::test]
+async fn what_is_told_of_a_role_counts_before_its_session_goes_on() {
+    let sandbox = Sandbox::builder().start().await.unwrap();
+    let proxy = Running::start(&sandbox, &TWO_SHARDS).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    run(&direct, "SELECT pg_advisory_lock(7)").await;
+    let admin = proxy.client().await;
+    run(&admin, ANN).await;
+    sandbox.wait_caught_up().await.unwrap();
+    run(&admin, "BEGIN; ALTER ROLE ann RENAME TO bob; CREATE ROLE ann LOGIN PASSWORD 'x'").await;
+    leave_connections(&proxy).await;
+    // What fills the server's buffer is told at once, and the rest has no end yet.
+    let sql = "COMMIT; SELECT repeat('x', 20000); SELECT pg_advisory_lock(7)";
+    let mut answer = pin!(admin.simple_query_raw(sql).await.unwrap());
+    let told = in_time("the COMMIT", answer.next()).await.unwrap().unwrap();
+    assert!(matches!(told, SimpleQueryMessage::CommandComplete(_)), "{told:?}");
+    assert_eq!(insert_as_ann(&proxy, "x").await, "42501");
+    run(&direct, "SELECT pg_advisory_unlock(7)").await;
+    while let Some(message) = in_time("the rest", answer.next()).await {
+        message.unwrap();
+    }
+}
+
+/// What the auth query is, and who asks about ann waits behind the answer for a lock that a test may hold.
+const LOOKUP: &str = "CREATE FUNCTION lookup(who text) RETURNS TABLE (usename name, passwd text) LANGUAGE plpgsql AS \
+    $$BEGIN SELECT rolname, rolpassword INTO usename, passwd FROM pg_authid WHERE rolname = who; \
+    IF who = 'ann' THEN PERFORM pg_advisory_xact_lock_shared(8); END IF; RETURN NEXT; END$$";
+
+/// Nor is what others are learning: their question was asked before.
+#[tokio::test]
+async fn a_login_does_not_share_a_question_of_before_its_role_was_altered() {
+    let sandbox = Sandbox::builder().standbys(0).start().await.unwrap();
+    let direct = sandbox.connect(0).await.unwrap();
+    run(&direct, LOOKUP).await;
+    run(&direct, ANN).await;
+    let environment = [
+        ("PGSTEER_AUTH_QUERY", "SELECT * FROM public.lookup($1)"),
+        ("PGSTEER_TOPOLOGY_CONNECT_TIMEOUT", "10m"),
+    ];
+    let proxy = Running::start_with(&sandbox, &TWO_SHARDS, &environment).await;
+    let admin = proxy.client().await;
+    run(&direct, "SELECT pg_advisory_lock(8)").await;
+    let log_in = |password: &str| -> JoinHandle<Result<(), Error>> {
+        let mut config = proxy.config();
+        config.user("ann").password(password);
+        tokio::spawn(async move { config.connect(NoTls).await.map(drop) })
+    };
+    let are_asked = async |count: i64| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'";
+        eventually(&format!("{count} questions are asked"), async || {
+            direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == count
+        })
+        .await;
+    };
+    let before = log_in("x");
+    are_asked(1).await;
+    run(&admin, "ALTER ROLE ann PASSWORD 'y'").await;
+    let behind = log_in("y");
+    are_asked(2).await;
+    run(&direct, "SELECT pg_advisory_unlock(8)").await;
+    in_time("the login behind it", behind).await.unwrap().unwrap();
+    let error = in_time("the login before it", before).await.unwrap().unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "28P01", "{error:?}");
 }

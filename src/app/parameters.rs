@@ -58,7 +58,8 @@ type Answer = Result<Granted, Failure<Refusal>>;
 pub(super) struct Reported {
     role: Arc<LoginRole>,
     control: Handle,
-    flights: Arc<Flights<Question, Answer>>,
+    /// Under way, and what had been forgotten when they were begun: nobody who comes later shares their answers.
+    flights: Arc<Flights<(Question, u64), Answer>>,
     kept: Mutex<HashMap<Question, (Answer, Instant)>>,
     /// How often something was forgotten: what was asked for before that is not remembered.
     forgotten: AtomicU64,
@@ -141,15 +142,15 @@ impl Reported {
     }
 
     async fn ask(self: &Arc<Self>, question: &Question, client_key: Option<&ClientKey>) -> Answer {
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let (this, asked) = (Arc::clone(self), question.clone());
         let secret = client_key.zip(question.proof.as_ref()).map(|(key, proof)| Secret::keys(key, proof));
         let flight = || async move {
-            let forgotten = this.forgotten.load(Ordering::SeqCst);
             let answer = this.round(&asked, secret).await;
             this.remember(&asked, &answer, forgotten);
             answer
         };
-        match self.flights.join(&self.control, question.clone(), flight).await {
+        match self.flights.join(&self.control, (question.clone(), forgotten), flight).await {
             Some(answer) => answer,
             None => Err(Failure::Passing(Passing::now("pgsteer is shutting down", self.role.round().seen))),
         }

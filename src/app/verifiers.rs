@@ -39,7 +39,8 @@ pub(super) struct Verifiers {
     ttl: Duration,
     control: Handle,
     asking: Semaphore,
-    flights: Arc<Flights<String, Answer>>,
+    /// Under way, and what had been forgotten when they were begun: nobody who comes later shares their answers.
+    flights: Arc<Flights<(String, u64), Answer>>,
     entries: Mutex<HashMap<String, Entry>>,
     /// How often something was forgotten: what was asked for before that is not remembered.
     forgotten: AtomicU64,
@@ -191,14 +192,14 @@ impl Verifiers {
 
     /// Asks, or waits with those who have.
     async fn ask(self: &Arc<Self>, user: &str) -> Answer {
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let (this, name) = (Arc::clone(self), user.to_owned());
         let question = || async move {
-            let forgotten = this.forgotten.load(Ordering::SeqCst);
             let answer = this.round(&name).await;
             this.remember(&name, &answer, forgotten);
             answer
         };
-        match self.flights.join(&self.control, user.to_owned(), question).await {
+        match self.flights.join(&self.control, (user.to_owned(), forgotten), question).await {
             Some(answer) => answer,
             None => Err(Failure::Passing(Passing::now("pgsteer is shutting down", self.role.round().seen))),
         }

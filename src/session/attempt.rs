@@ -15,8 +15,8 @@ use super::run::{RetryCause, Task, Tried};
 use super::transaction::Transaction;
 use super::translate::Mark;
 use super::unit::Kind;
-use crate::backend::Server;
 use crate::backend::connection::CancelKey;
+use crate::backend::{Reported, Server};
 use crate::relay::answer::Answer;
 use crate::route::Mode;
 use crate::telemetry::metrics::Side;
@@ -321,6 +321,8 @@ impl Session {
             self.control.begin_pending.set(true);
             exchange.on_begun = Some(&begun);
         }
+        let forget = || self.forget_altered();
+        exchange.before_telling = self.alters_others().then_some(&forget);
         let ended = exchange.run().await;
         self.control.begin_pending.set(false);
         let mut sent = Sent::of(&exchange, part.fresh);
@@ -333,12 +335,17 @@ impl Session {
         task.now = Instant::now();
         self.shard.end_load(node, began, task.now);
         self.shard.counters.client_to_server_bytes.add(out_bytes);
-        if let Some(news) = news
-            && (sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled))
-        {
-            self.told = self.shard.intern_told(news);
+        if sent.delivered || matches!(ended, Ended::Complete(_) | Ended::Settled) {
+            self.note_told(news);
         }
         (ended, sent)
+    }
+
+    /// The client has been told of these parameters.
+    fn note_told(&mut self, news: Option<Reported>) {
+        if let Some(news) = news {
+            self.told = self.shard.intern_told(news);
+        }
     }
 
     /// What ends an exchange before its end.

@@ -262,8 +262,8 @@ impl Session {
         named
     }
 
-    /// Notes the roles that a unit may create, alter or drop, before it runs. What is known of them is forgotten already: who is told
-    /// that it is done must not be let in by what was known before.
+    /// Notes the roles that a unit may create, alter or drop, before it runs. What is known of them is forgotten, here and before the
+    /// client is told anything (`forget_altered`): who is told that it is done must not be let in by what was known before.
     pub(super) fn note_roles(&mut self, unit: &[u8]) {
         let names = self.names_in(unit).into_iter().map(|name| {
             let mut name = text::from_bytes(&name);
@@ -286,6 +286,22 @@ impl Session {
         self.forget_users(&users);
         if self.transaction.is_on_server() || self.is_in_batch() {
             self.altered_roles = Some(users);
+        }
+    }
+
+    /// Whether the session's transaction alters what logins of others go by. Any part of an answer may tell that it is over.
+    pub(super) fn alters_others(&self) -> bool {
+        self.altered_roles.is_some() || !self.altered_databases.is_empty()
+    }
+
+    /// What others have learned so far of roles and databases that the session alters is forgotten. Who is told that it is done logs in
+    /// elsewhere at once, before this session has gone on.
+    pub(super) fn forget_altered(&self) {
+        if let Some(users) = &self.altered_roles {
+            self.forget_users(users);
+        }
+        for database in &self.altered_databases {
+            self.forget_defaults(database);
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Exchange<'a> {
     pub forgetful: bool,
     /// Called when a BEGIN that was put off has succeeded.
     pub on_begun: Option<&'a dyn Fn()>,
+    /// Called before anything of the answer reaches the client.
+    pub before_telling: Option<&'a dyn Fn()>,
     /// Set when pgsteer ends: the exchange is not to go on.
     pub cut: Option<&'a Cell<bool>>,
     /// Set when the server is given up so that replay there can go on.
@@ -190,6 +192,7 @@ impl<'a> Exchange<'a> {
             server_ended: false,
             forgetful: false,
             on_begun: None,
+            before_telling: None,
             cut: None,
             leaves: None,
             is_silent: None,

@@ -92,6 +92,9 @@ impl Exchange<'_> {
                 (self.backlog, self.share, self.last_frame) = (None, None, None);
                 return Ok(true);
             }
+            if let Some(before_telling) = self.before_telling {
+                before_telling();
+            }
             match self.client.try_write(ready) {
                 Ok(0) => return Err(Ended::ClientGone),
                 Ok(count) => {
