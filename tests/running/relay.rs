@@ -1,5 +1,5 @@
 //! A TCP relay between a proxy and a node, which a test makes fail: connections that are cut at any byte, refused ones,
-//! and links on which nothing comes through while all sockets stay open.
+//! and links on which nothing comes through while all sockets stay open. Its address may move to another node.
 //!
 //! Invariant: bytes pass in order and unchanged. What a silent link holds back comes through once it speaks again, as long as
 //! the connection lives. Must not know: what the bytes mean, and what is tested.
@@ -63,9 +63,15 @@ pub struct Cut {
     pub manner: Manner,
 }
 
-struct Shared {
+/// Where connections lead, and what comes through them.
+#[derive(Clone)]
+struct Way {
     node: SocketAddr,
     link: watch::Sender<Link>,
+}
+
+struct Shared {
+    way: Mutex<Way>,
     cut: Mutex<Option<Cut>>,
     done: Notify,
 }
@@ -84,8 +90,7 @@ impl Relay {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            node,
-            link: watch::channel(Link::Open).0,
+            way: Mutex::new(Way { node, link: watch::channel(Link::Open).0 }),
             cut: Mutex::new(None),
             done: Notify::new(),
         });
@@ -95,7 +100,28 @@ impl Relay {
 
     /// Changes what comes through, from now on.
     pub fn set(&self, link: Link) {
-        self.shared.link.send_replace(link);
+        self.shared.way().link.send_replace(link);
+    }
+
+    /// Leads whoever comes from now on to this node, on a link of its own. Connections that are there stay where they are; gives theirs.
+    pub fn lead_to(&self, node: SocketAddr) -> watch::Sender<Link> {
+        let new = Way { node, link: watch::channel(Link::Open).0 };
+        std::mem::replace(&mut *self.shared.way.lock().unwrap(), new).link
+    }
+
+    /// As if its process had gone: nobody listens at its address, and connections are reset.
+    pub async fn stop_listening(&mut self) {
+        self.task.abort();
+        // Its socket is closed with it.
+        let _ = (&mut self.task).await;
+        self.set(Link::Refused);
+    }
+
+    /// It is there again.
+    pub async fn listen_again(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.set(Link::Open);
+        self.task = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
     }
 
     /// Has one connection cut, and waits until it is.
@@ -120,25 +146,26 @@ impl Drop for Relay {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((proxy, _)) = listener.accept().await {
-        if *shared.link.borrow() == Link::Refused {
+        let way = shared.way();
+        if *way.link.borrow() == Link::Refused {
             end(&proxy, Manner::Reset);
             continue;
         }
-        tokio::spawn(carry(proxy, Arc::clone(&shared)));
+        tokio::spawn(carry(proxy, way, Arc::clone(&shared)));
     }
 }
 
 /// One connection from its beginning to its end.
-async fn carry(proxy: TcpStream, shared: Arc<Shared>) {
-    let Some(node) = reach(&shared).await else {
+async fn carry(proxy: TcpStream, way: Way, shared: Arc<Shared>) {
+    let Some(node) = reach(&way).await else {
         end(&proxy, Manner::Reset);
         return;
     };
     let _ = (proxy.set_nodelay(true), node.set_nodelay(true));
-    let mut link = shared.link.subscribe();
+    let mut link = way.link.subscribe();
     let manner = tokio::select! {
-        manner = pass(&shared, Direction::ToNode, &proxy, &node) => manner,
-        manner = pass(&shared, Direction::FromNode, &node, &proxy) => manner,
+        manner = pass(&shared, &way, Direction::ToNode, (&proxy, &node)) => manner,
+        manner = pass(&shared, &way, Direction::FromNode, (&node, &proxy)) => manner,
         _ = link.wait_for(|link| *link == Link::Refused) => Manner::Reset,
     };
     end(&proxy, manner);
@@ -146,15 +173,20 @@ async fn carry(proxy: TcpStream, shared: Arc<Shared>) {
 }
 
 /// A connection to the node, once the link lets one through.
-async fn reach(shared: &Shared) -> Option<TcpStream> {
-    let mut link = shared.link.subscribe();
+async fn reach(way: &Way) -> Option<TcpStream> {
+    let mut link = way.link.subscribe();
     let link = *link.wait_for(|link| *link == Link::Refused || link.lets(Direction::ToNode)).await.ok()?;
-    if link == Link::Refused { None } else { TcpStream::connect(shared.node).await.ok() }
+    if link == Link::Refused { None } else { TcpStream::connect(way.node).await.ok() }
 }
 
 /// Passes one direction's bytes on until the connection is to end.
-async fn pass(shared: &Shared, direction: Direction, from: &TcpStream, to: &TcpStream) -> Manner {
-    let mut link = shared.link.subscribe();
+async fn pass(
+    shared: &Shared,
+    way: &Way,
+    direction: Direction,
+    (from, to): (&TcpStream, &TcpStream),
+) -> Manner {
+    let mut link = way.link.subscribe();
     let mut chunk = vec![0; 16 * 1024];
     loop {
         let Ok(()) = from.readable().await else { return Manner::Reset };
@@ -191,6 +223,10 @@ async fn write(to: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
 }
 
 impl Shared {
+    fn way(&self) -> Way {
+        self.way.lock().unwrap().clone()
+    }
+
     /// How many of these bytes pass before the order to cut is carried out, if it is by them.
     fn due(&self, direction: Direction, length: usize) -> (usize, Option<Manner>) {
         let mut order = self.cut.lock().unwrap();
