@@ -237,6 +237,84 @@ async fn r02_the_primarys_own_configuration_counts() {
     }
 }
 
+const SHOW: &str = "/* pgsteer: target=primary */ SHOW synchronous_commit";
+
+/// In the middle of a session that is known to commit synchronously, and of an epoch.
+#[tokio::test]
+async fn r02_the_configuration_counts_from_the_next_probe_on() {
+    let mut setup = Setup::start(Hasty::Nobody).await;
+    // Older than the connection of the probes, as the client's is newer: who is told to read the configuration anew is told before
+    // the one or behind the other.
+    let admin = setup.sandbox.connect(0).await.unwrap();
+    admin.batch_execute("SET synchronous_commit = on").await.unwrap();
+    let older = setup.sandbox.connect(0).await.unwrap();
+    let mut client = setup.anew().await;
+    for sql in ["ALTER SYSTEM SET synchronous_commit = off", "SELECT pg_reload_conf()"] {
+        admin.batch_execute(sql).await.unwrap();
+    }
+    eventually("all have read it", async || {
+        let of_older: String = older.query_one("SHOW synchronous_commit", &[]).await.unwrap().get(0);
+        of_older == "off" && values(&client.query(SHOW).await) == ["off"]
+    })
+    .await;
+    admin.batch_execute("SELECT pg_logical_emit_message(true, 'behind', '')").await.unwrap();
+    eventually("a probe has been answered since", async || {
+        let flushed = "SELECT pg_current_wal_flush_lsn()::text";
+        let flushed: String = admin.query_one(flushed, &[]).await.unwrap().get(0);
+        setup.proxy.topology().await["primary"]["flush_lsn"] == flushed
+    })
+    .await;
+    for count in 1..3 {
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        setup.sees(&mut client, &count.to_string(), "the configuration").await;
+    }
+}
+
+/// By way of another database than the one whose commits it is about.
+#[tokio::test]
+async fn r02_a_default_that_is_altered_from_another_database_counts() {
+    for sql in [
+        "ALTER DATABASE postgres SET synchronous_commit = off",
+        "ALTER ROLE postgres IN DATABASE postgres SET synchronous_commit = off",
+    ] {
+        let mut setup = Setup::start(Hasty::Nobody).await;
+        let mut client = setup.anew().await;
+        let mut elsewhere = setup.proxy.raw_as("postgres", "template1").await;
+        no_errors(&elsewhere.query(sql).await);
+        eventually("it is in force", async || values(&client.query(SHOW).await) == ["off"]).await;
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        setup.sees(&mut client, "1", sql).await;
+    }
+}
+
+/// It counts from the next look at the catalogue on, which follows a definition, or a minute. Servers' connections have it from their beginning.
+#[tokio::test]
+async fn r02_a_default_that_is_altered_past_pgsteer_counts_from_the_next_look_on() {
+    for sql in [
+        "ALTER DATABASE postgres SET synchronous_commit = off",
+        "ALTER ROLE postgres SET synchronous_commit = off",
+        "ALTER ROLE ALL SET synchronous_commit = off",
+    ] {
+        let mut setup = Setup::start(Hasty::Nobody).await;
+        let mut first = setup.anew().await;
+        let admin = setup.sandbox.connect(0).await.unwrap();
+        admin.batch_execute(sql).await.unwrap();
+        // It is known to be a read when the catalogue has been looked at.
+        let function =
+            "CREATE FUNCTION nothing() RETURNS text STABLE LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'";
+        no_errors(&first.query(function).await);
+        eventually("the catalogue has been looked at", async || {
+            admin.batch_execute("SELECT pg_logical_emit_message(true, 'flush', '')").await.unwrap();
+            values(&first.query("SELECT concat(nothing(), pg_is_in_recovery())").await) == ["t"]
+        })
+        .await;
+        let mut client = setup.proxy.raw_logged_in().await;
+        assert_eq!(values(&client.query(SHOW).await), ["off"], "in a connection of before that");
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        setup.sees(&mut client, "1", sql).await;
+    }
+}
+
 #[tokio::test]
 async fn r02_a_default_that_is_altered_counts() {
     let setup = Setup::start(Hasty::Nobody).await;
