@@ -7,8 +7,10 @@
 
 mod running;
 
+use std::time::{Duration, Instant};
+
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Running, eventually, no_errors, values};
+use running::{RawClient, Running, bind, eventually, execute, no_errors, parse, query, sync, values};
 
 const READ: &str = "SELECT count(*)::text FROM t";
 const ROUNDS: usize = 20;
@@ -75,5 +77,57 @@ async fn behind_standbys_that_stand_still_the_primary_answers() {
             assert_eq!(values(&client.query(READ).await), [round.to_string()]);
         }
         assert!(reads_on(&proxy, "primary").await >= 20.0, "{wait}");
+    }
+}
+
+async fn pause_replay(sandbox: &Sandbox) {
+    for node in 1..=2 {
+        sandbox.node(node).pause_replay().await.unwrap();
+    }
+}
+
+/// Sends the read by the simple protocol, or by the extended.
+async fn send_read(client: &mut RawClient, is_extended: bool) {
+    let batch = || [parse("", READ), bind("", "", &[]), execute(""), sync()].concat();
+    client.send(&if is_extended { batch() } else { query(READ) }).await;
+}
+
+/// A read does not wait for standbys until its `statement_timeout` ends it: in time it goes to the primary, which has it.
+#[tokio::test]
+async fn a_wait_leaves_the_primary_time_within_the_statement_timeout() {
+    let (sandbox, proxy) = start("1m").await;
+    pause_replay(&sandbox).await;
+    for (round, is_extended) in [(1, false), (2, true)] {
+        // Behind a wait in vain the shard's next reads do not wait at all.
+        let mut client = proxy.raw_logged_in().await;
+        no_errors(&client.query("SET statement_timeout = '8s'").await);
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        let began = Instant::now();
+        send_read(&mut client, is_extended).await;
+        let answer = client.read_until(b'Z').await;
+        no_errors(&answer);
+        assert_eq!(values(&answer), [round.to_string()]);
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        assert_eq!(reads_on(&proxy, "primary").await, f64::from(round), "{}", proxy.metrics().await);
+    }
+}
+
+/// One that is longer than the wait does not cut it short.
+#[tokio::test]
+async fn a_wait_is_as_long_as_a_long_statement_timeout_lets_it() {
+    for is_extended in [false, true] {
+        let (sandbox, proxy) = start("1m").await;
+        pause_replay(&sandbox).await;
+        let mut client = proxy.raw_logged_in().await;
+        no_errors(&client.query("SET statement_timeout = '1h'").await);
+        no_errors(&client.query("INSERT INTO t VALUES (1)").await);
+        send_read(&mut client, is_extended).await;
+        // No answer comes in a time that is much shorter than the wait.
+        assert!(tokio::time::timeout(Duration::from_secs(1), client.stream.peek(&mut [0])).await.is_err());
+        for node in 1..=2 {
+            sandbox.node(node).resume_replay().await.unwrap();
+        }
+        assert_eq!(values(&client.read_until(b'Z').await), ["1"]);
+        assert_eq!(reads_on(&proxy, "primary").await, 0.0, "{}", proxy.metrics().await);
     }
 }
