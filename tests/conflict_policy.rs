@@ -60,7 +60,7 @@ async fn conflict(sandbox: &Sandbox) {
 /// The nodes on which statements with this text have been running for so long.
 async fn running(sandbox: &Sandbox, marker: &str, ms: u64) -> Vec<usize> {
     let mut nodes = Vec::new();
-    for node in sandbox.nodes() {
+    for node in sandbox.nodes().iter().filter(|node| node.is_running()) {
         let direct = node.connect().await.unwrap();
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() \
@@ -230,6 +230,77 @@ async fn a_cancelled_login_gives_no_place_on_the_primary() {
         values(&client.query("SELECT count(*) FROM c").await) == ["400"]
     })
     .await;
+}
+
+/// Whether nobody but this node's replay has all of a table.
+async fn is_locked(sandbox: &Sandbox, node: usize, table: &str) -> bool {
+    let direct = sandbox.connect(node).await.unwrap();
+    let sql = format!(
+        "SELECT count(*) FROM pg_locks WHERE relation = '{table}'::regclass AND mode = 'AccessExclusiveLock' AND granted"
+    );
+    direct.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+}
+
+/// A transaction loses its standby while it fetches from a cursor, and is begun anew on the other one. There a conflict cancels the
+/// declaration of the cursor, which is pgsteer's own statement by then, while it waits for the second of two tables. Gives its client,
+/// and who has locked both tables on the primary.
+async fn cancelled_in_what_runs_again(
+    sandbox: &Sandbox,
+    proxy: &Running,
+) -> (RawClient, tokio_postgres::Client) {
+    let primary = sandbox.connect(0).await.unwrap();
+    primary.batch_execute("CREATE TABLE one_row AS SELECT 1").await.unwrap();
+    sandbox.wait_caught_up().await.unwrap();
+    let flushed = sandbox.connect(0).await.unwrap();
+    let lock = async |table: &str| {
+        primary.batch_execute(&format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).await.unwrap();
+        flushed.batch_execute("INSERT INTO flushed DEFAULT VALUES").await.unwrap();
+    };
+    let mut client = proxy.raw_logged_in().await;
+    let cursor =
+        "DECLARE cc CURSOR FOR SELECT id, pg_sleep(0.01) AS declared FROM one_row, c WHERE id <= 400";
+    for sql in ["BEGIN READ ONLY", cursor] {
+        assert_eq!(status(&client.query(sql).await), 'T');
+    }
+    client.send(&query("FETCH ALL /* AS fetch */ FROM cc")).await;
+    let lost = runs_on(sandbox, "fetch", 0).await;
+    assert_ne!(lost, 0);
+    let other = 3 - lost;
+    sandbox.node(lost).pause_replay().await.unwrap();
+    primary.batch_execute("BEGIN").await.unwrap();
+    lock("c").await;
+    eventually("the other standby has locked it", async || is_locked(sandbox, other, "c").await).await;
+    sandbox.node(lost).kill9().await.unwrap();
+    eventually("it waits for the lock there", async || running(sandbox, "declared", 0).await == [other])
+        .await;
+    lock("one_row").await;
+    (client, primary)
+}
+
+/// C07: what a transaction runs again is cancelled like the read itself, which then needs its place on the primary.
+#[tokio::test]
+async fn a_conflict_in_what_is_run_again_gives_no_place_on_the_primary() {
+    let environment = [("PGSTEER_RETRY_PRIMARY_BUDGET", "0%")];
+    let (sandbox, proxy) = cluster(2, &["--pool-size", "10"], &environment).await;
+    let (mut client, _locker) = cancelled_in_what_runs_again(&sandbox, &proxy).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["40001".to_owned()], 'E'), "{answer:?}");
+    assert!(hint(&answer).contains("retry.primary_budget"), "{answer:?}");
+}
+
+/// C07: the place that it has is counted for as long as it is on the primary.
+#[tokio::test]
+async fn what_is_run_again_has_its_place_on_the_primary_to_its_end() {
+    let environment = [("PGSTEER_RETRY_PRIMARY_BUDGET", "10%")];
+    let (sandbox, proxy) = cluster(2, &["--pool-size", "10"], &environment).await;
+    let (mut client, locker) = cancelled_in_what_runs_again(&sandbox, &proxy).await;
+    comes_to(&proxy, "pgsteer_moved_reads", &[], 1.0).await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), status(&answer), values(&answer).len()), (vec![], 'T', 400));
+    assert_eq!(status(&client.query("COMMIT").await), 'I');
+    comes_to(&proxy, "pgsteer_moved_reads", &[], 0.0).await;
+    comes_to(&proxy, "pgsteer_retried_reads_total", &[("outcome", "answered")], 1.0).await;
 }
 
 /// C07: where the primary is not for such reads at all, they are told of their conflict, and why.
