@@ -1,6 +1,7 @@
-//! Reasons to look for a new primary that are no failure: a hint from outside, and an answer of the primary that is late.
+//! Reasons to look for a new primary that are no failure of its node: a hint from outside, an answer of the primary that is late, a
+//! connection that it ends.
 //!
-//! Rounds are seconds apart here, so that only the reason finds it.
+//! Rounds are seconds apart for the first two, so that only the reason finds it.
 
 // A test ends by a panic, its set-up too.
 #![allow(clippy::unwrap_used)]
@@ -10,8 +11,10 @@ mod running;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pgsteer::sandbox::{Auth, Sandbox};
-use running::{Running, eventually, no_errors, query};
+use running::{Running, errors, eventually, in_time, no_errors, query, values};
 use tokio::task::JoinHandle;
 
 /// Much less than a round, and enough for a busy machine.
@@ -22,7 +25,8 @@ async fn cluster(interval: &str, environment: &[(&str, &str)]) -> (Sandbox, Runn
     sandbox.connect(0).await.unwrap().batch_execute("CREATE TABLE t (n int)").await.unwrap();
     sandbox.wait_caught_up().await.unwrap();
     let environment = [&[("PGSTEER_TOPOLOGY_PROBE_INTERVAL", interval)], environment].concat();
-    let proxy = Running::start_with(&sandbox, &["--auth", "trust", "--max-lag", "1h"], &environment).await;
+    let args = ["--auth", "trust", "--max-lag", "1h", "--shards", "1"];
+    let proxy = Running::start_with(&sandbox, &args, &environment).await;
     (sandbox, proxy)
 }
 
@@ -110,4 +114,39 @@ async fn a_promotion_behind_a_primary_that_hangs_is_seen_at_once() {
     println!("after the promotion: {taken:?}");
     // 2 to 10 ms where nothing else runs; a round is 5 s.
     assert!(taken[2] < AT_ONCE, "{taken:?}");
+}
+
+/// X01: a server that shuts down ends its sessions one after the other, and that of the probes may be the last. Here a smart shutdown ends
+/// none by itself: who has lost a connection is not sent to another one there.
+#[tokio::test]
+async fn a_primary_that_lets_nobody_in_is_not_well_because_probes_are_answered() {
+    let (sandbox, proxy) = cluster("100ms", &[]).await;
+    let direct = sandbox.connect(0).await.unwrap();
+    let (mut lost, mut other) = (proxy.raw_logged_in().await, proxy.raw_logged_in().await);
+    for sql in ["BEGIN", "INSERT INTO t VALUES (1)"] {
+        no_errors(&lost.query(sql).await);
+    }
+    // It leaves its connection to whoever comes.
+    no_errors(&other.query("INSERT INTO t VALUES (2)").await);
+    kill(Pid::from_raw(sandbox.node(0).pid().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    eventually("nobody is let in", async || sandbox.connect(0).await.is_err()).await;
+    assert!(proxy.log().matches("is suspected").count() == 0, "probes are answered");
+    let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    assert_eq!(direct.query(ended, &[]).await.unwrap().len(), 1);
+    eventually("its end is noticed", async || proxy.log().contains("a server connection broke")).await;
+    other.send(&query("INSERT INTO t VALUES (3) RETURNING inet_server_port()")).await;
+    // It would be answered in milliseconds.
+    assert!(tokio::time::timeout(AT_ONCE, other.stream.peek(&mut [0])).await.is_err(), "it is held");
+    eventually("the primary is out of reach, and may live", async || {
+        let topology = proxy.topology().await;
+        topology["primary"].is_null() && topology["unreachable_for_ms"].is_u64()
+    })
+    .await;
+    sandbox.promote_wait(1).await.unwrap();
+    let answer = in_time("the write", other.read_until(b'Z')).await;
+    no_errors(&answer);
+    assert_eq!(values(&answer), [sandbox.node(1).port().to_string()]);
+    let written = direct.query_one("SELECT count(*) FROM t WHERE n = 3", &[]).await.unwrap();
+    assert_eq!(written.get::<_, i64>(0), 0, "on the old primary");
+    assert_eq!(errors(&lost.query("INSERT INTO t VALUES (1)").await), ["40001"]);
 }

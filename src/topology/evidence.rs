@@ -111,6 +111,8 @@ pub enum ProbeFailure {
     LoginRejected,
     /// The probe statement itself failed, or its answer was not understood.
     Unintelligible,
+    /// A session of before lives, and no other is let in: it shuts down, and some of its sessions may still commit.
+    Closing,
 }
 
 impl ProbeFailure {
@@ -118,6 +120,11 @@ impl ProbeFailure {
     /// what a closed port proves).
     pub fn proves_gone(self) -> bool {
         matches!(self, Self::Broken | Self::Refused | Self::NotAccepting)
+    }
+
+    /// Of a new login: nobody is let in.
+    pub fn refuses_all(self) -> bool {
+        matches!(self, Self::Refused | Self::NotAccepting)
     }
 
     /// A phrase for people.
@@ -130,6 +137,7 @@ impl ProbeFailure {
             Self::Unresolved => "name not resolved",
             Self::LoginRejected => "probe login rejected",
             Self::Unintelligible => "probe answer not understood",
+            Self::Closing => "new logins are refused",
         }
     }
 }

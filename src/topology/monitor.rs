@@ -61,6 +61,8 @@ impl Fence for NoFence {
 #[derive(Debug, Default)]
 struct Suspicions {
     reasons: Box<[AtomicU32]>,
+    /// Sessions have lost a connection to it that was the primary: its next answers are to be from behind a new login.
+    logins_due: Box<[AtomicBool]>,
     /// The last hint: [`HINTED`], and the node that it names, counted from 1.
     hint: AtomicU32,
     raised: Notify,
@@ -100,6 +102,13 @@ pub struct MonitorHandle {
 impl MonitorHandle {
     /// Makes the monitor look at all nodes at once. Never blocks, allocates nothing, and many calls count as one.
     pub fn suspect(&self, node: NodeId, why: SuspectWhy) {
+        let is_loss = matches!(why, SuspectWhy::ConnectionBroke | SuspectWhy::Shutdown);
+        if is_loss
+            && self.current.load().primary.is_some_and(|primary| primary.node == node)
+            && let Some(due) = self.suspicions.logins_due.get(node.index())
+        {
+            due.store(true, Ordering::Release);
+        }
         if let Some(reasons) = self.suspicions.reasons.get(node.index()) {
             let before = reasons.fetch_or(why.bit(), Ordering::AcqRel);
             if before & why.bit() == 0 {
@@ -161,6 +170,7 @@ impl Monitor {
         let failovers = Arc::new(Mutex::new(VecDeque::new()));
         let suspicions = Arc::new(Suspicions {
             reasons: nodes.iter().map(|_| AtomicU32::new(0)).collect(),
+            logins_due: nodes.iter().map(|_| AtomicBool::new(false)).collect(),
             ..Suspicions::default()
         });
         let demand = Arc::new(Demand::default());
@@ -176,6 +186,7 @@ impl Monitor {
                 settings: settings.clone(),
                 rounds: rounds.subscribe(),
                 pulse: Arc::clone(pulse),
+                suspicions: Arc::clone(&suspicions),
                 inputs: inputs_in.clone(),
                 conflicts_due: Instant::now(),
             };
@@ -440,6 +451,7 @@ struct Worker {
     settings: Settings,
     rounds: watch::Receiver<u64>,
     pulse: Arc<Notify>,
+    suspicions: Arc<Suspicions>,
     inputs: mpsc::Sender<Input>,
     /// When to ask next what the node has cancelled.
     conflicts_due: Instant,
@@ -516,6 +528,26 @@ impl Worker {
         }
     }
 
+    /// Sessions have lost a connection to the primary, and look at what it answers from then on. A server that shuts down ends its sessions
+    /// one after the other, and that of the probes may be the last to hear of it; new logins it refuses from the beginning.
+    async fn log_in_anew(&self, connection: &mut Option<ProbeConnection>) -> Result<(), ProbeError> {
+        let Some(due) = self.suspicions.logins_due.get(self.id.index()) else { return Ok(()) };
+        if !due.swap(false, Ordering::AcqRel) || connection.is_none() {
+            return Ok(());
+        }
+        let timeout = self.settings.connect_timeout.min(self.settings.probe_timeout);
+        match ProbeConnection::open(&self.address, &self.credentials, timeout).await {
+            Ok(open) => *connection = Some(open),
+            Err(error) if error.why.refuses_all() => {
+                due.store(true, Ordering::Release);
+                return Err(error.closing());
+            }
+            // That it has no room, or is slow to let anybody in, says nothing.
+            Err(error) => tracing::debug!(node = %self.address, "no second probe connection: {error}"),
+        }
+        Ok(())
+    }
+
     /// One probe, with a connection made first where there is none.
     async fn probe(
         &self,
@@ -524,6 +556,7 @@ impl Worker {
     ) -> Input {
         let mut sent_at = Instant::now();
         let attempt = async {
+            self.log_in_anew(connection).await?;
             let open = match connection.take() {
                 Some(open) => open,
                 None => {

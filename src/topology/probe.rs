@@ -94,6 +94,11 @@ impl ProbeError {
         Self { why, detail: detail.into() }
     }
 
+    /// Of a node of which a session lives: another login was refused, as to everybody.
+    pub(super) fn closing(self) -> Self {
+        Self { why: ProbeFailure::Closing, ..self }
+    }
+
     fn from_postgres(error: &tokio_postgres::Error) -> Self {
         if lacks_password(error) {
             return Self::new(ProbeFailure::LoginRejected, NO_PASSWORD);
