@@ -484,11 +484,14 @@ async fn a_read_only_transaction_that_begins_within_a_batch_is_begun_anew() {
 async fn what_a_read_only_transaction_sets_for_itself_is_set_anew() {
     let (sandbox, proxy) = cluster().await;
     let mut client = proxy.raw_logged_in().await;
+    let role =
+        format!("SELECT set_config('role', '{}', true), set_config('app.tenant', '8', true)", sandbox.user());
     for (sets, shows, value) in [
         ("SET LOCAL work_mem = '12MB'", "SHOW work_mem", "12MB"),
         ("SET LOCAL app.tenant TO 7", "SHOW app.tenant", "7"),
         ("SET LOCAL search_path = pg_catalog, public", "SHOW search_path", "pg_catalog, public"),
         ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SHOW transaction_isolation", "repeatable read"),
+        (role.as_str(), "SHOW app.tenant", "8"),
     ] {
         for statement in ["BEGIN READ ONLY", sets] {
             assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
@@ -502,11 +505,10 @@ async fn what_a_read_only_transaction_sets_for_itself_is_set_anew() {
         assert_eq!(status(&client.query("COMMIT").await), 'I');
         assert_ne!(values(&client.query(shows).await), [value]);
     }
-    assert!(retries(&proxy, "conflict").await >= 4.0);
-    // These have told a value, or bound the time: they begin on a standby, and are not begun anew.
-    let role =
-        format!("SELECT set_config('role', '{}', true), set_config('app.tenant', '8', true)", sandbox.user());
-    for sets in [role.as_str(), "SET LOCAL statement_timeout = '1min'"] {
+    assert!(retries(&proxy, "conflict").await >= 5.0);
+    // These have told more, or bound the time: they begin on a standby, and are not begun anew.
+    let more = "SELECT set_config('app.tenant', '8', true), count(*) FROM c WHERE id < 0";
+    for sets in [more, "SET LOCAL statement_timeout = '1min'"] {
         for statement in ["BEGIN READ ONLY", sets] {
             assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
         }
@@ -525,6 +527,55 @@ async fn what_a_read_only_transaction_sets_for_itself_is_set_anew() {
         assert_eq!(values(&client.query("SELECT pg_is_in_recovery()").await), ["f"]);
         client.query("COMMIT").await;
     }
+}
+
+/// F03: a READ ONLY transaction on a standby that has told nothing but what it has set goes to the primary with what needs it.
+#[tokio::test]
+async fn what_needs_the_primary_takes_its_transaction_along() {
+    let (sandbox, proxy) = cluster().await;
+    let mut client = proxy.raw_logged_in().await;
+    client.query("CREATE TABLE w (v text)").await;
+    let is_standby = "SELECT pg_is_in_recovery()";
+    for sets in [
+        &["SET LOCAL work_mem = '12MB'"][..],
+        &["SELECT set_config('work_mem', '12MB', true)", "SAVEPOINT a"],
+        &["DECLARE cc CURSOR FOR SELECT id FROM c ORDER BY id", "SET LOCAL work_mem = '12MB'"],
+    ] {
+        let begin = async |client: &mut RawClient| {
+            client.query("BEGIN READ ONLY").await;
+            for statement in sets {
+                assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+            }
+        };
+        begin(&mut client).await;
+        assert_eq!(values(&client.query("SELECT pg_advisory_xact_lock(42)").await), [""]);
+        let direct = sandbox.connect(0).await.unwrap();
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        assert_eq!(direct.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 1, "{sets:?}: on the primary");
+        assert_eq!(values(&client.query("SHOW work_mem").await), ["12MB"]);
+        assert_eq!(values(&client.query(is_standby).await), ["f"]);
+        if sets[0].starts_with("DECLARE") {
+            assert_eq!(values(&client.query("FETCH cc").await), ["1"]);
+        }
+        assert_eq!(tag(&client.query("COMMIT").await), "COMMIT");
+    }
+    // Before a query it may still become one that writes.
+    for statement in [
+        "BEGIN READ ONLY",
+        "SET LOCAL work_mem = '12MB'",
+        "SET TRANSACTION READ WRITE",
+        "INSERT INTO w VALUES ('x')",
+        "COMMIT",
+    ] {
+        assert_eq!(errors(&client.query(statement).await), [""; 0], "{statement}");
+    }
+    assert_eq!(values(&client.query("SELECT count(*) FROM w").await), ["1"]);
+    // Where rows were told it stays.
+    for statement in ["BEGIN READ ONLY", "SELECT count(*) FROM c"] {
+        client.query(statement).await;
+    }
+    assert_eq!(values(&client.query(is_standby).await), ["t"]);
+    client.query("COMMIT").await;
 }
 
 /// C07: the client's `statement_timeout` is for all attempts together.

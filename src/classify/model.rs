@@ -277,11 +277,12 @@ pub enum InReadOnly {
     /// Nothing else than its access says.
     #[default]
     AsIs,
-    /// Exactly one DECLARE of a cursor over a known read that ends with its transaction, CLOSE, SAVEPOINT, RELEASE, or SET LOCAL of a
-    /// constant: its success tells nothing, and it can be run again in a transaction that is begun anew.
+    /// Exactly one DECLARE of a cursor over a known read that ends with its transaction, CLOSE, SAVEPOINT, RELEASE, SET LOCAL of a
+    /// constant, or SELECT of nothing but such `set_config`s: its success tells nothing, and it can be run again in a transaction that is
+    /// begun anew.
     Quiet,
     /// Exactly one SET LOCAL, or SELECT with calls of `set_config` for the transaction and nothing else but reads, whose transaction is not
-    /// begun anew: it has told a value, or it says how long a statement may run.
+    /// begun anew: it has told more than it has set, or it says how long a statement may run.
     Sets,
     /// Exactly one FETCH or MOVE.
     Fetches,

@@ -3,7 +3,7 @@
 //! Invariant: a name that is not known here stands for none of it. Must not know: where in a statement it stands.
 
 use super::builtins::Folded;
-use super::lex::{Kind, Token};
+use super::lex::{Kind, Lexer, Token};
 use super::scan::Scanner;
 use super::words::Word;
 use super::{OWN_PREFIX, PinReason, SessionEffect, Span};
@@ -67,6 +67,52 @@ pub(super) fn set_config(scan: &Scanner<'_>) -> SessionEffect {
             SessionEffect::Set(Span { start: name.start + 1, end: name.end - 1 })
         }
         _ => SessionEffect::Unknown,
+    }
+}
+
+/// Whether a SELECT, behind whose first word this lexer stands, consists of calls of `set_config` for the transaction, by plain names and with constants:
+/// what it tells is what it was told to set. Those that matter to pgsteer are none of them.
+pub(super) fn sets_only(mut lexer: Lexer<'_>) -> bool {
+    loop {
+        let token = lexer.next();
+        if !lexer.text(token).eq_ignore_ascii_case(b"set_config") || lexer.next().kind != Kind::Open {
+            return false;
+        }
+        let name = lexer.next();
+        let content = lexer.text(name).strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'"));
+        let is_plain = content.is_some_and(|name| {
+            name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
+                && ![&b"statement_timeout"[..], b"client_encoding"]
+                    .iter()
+                    .any(|other| name.eq_ignore_ascii_case(other))
+        });
+        if !is_plain || lexer.next().kind != Kind::Comma {
+            return false;
+        }
+        let is_constant = matches!(lexer.next().kind, Kind::Text | Kind::Parameter | Kind::Number);
+        let mut next = lexer.next();
+        if next.kind == Kind::Cast {
+            lexer.next();
+            next = lexer.next();
+        }
+        let local = lexer.next();
+        let is_local =
+            [&b"true"[..], b"'t'", b"'true'"].iter().any(|it| lexer.text(local).eq_ignore_ascii_case(it));
+        if !is_constant || next.kind != Kind::Comma || !is_local || lexer.next().kind != Kind::Close {
+            return false;
+        }
+        next = lexer.next();
+        if next.kind == Kind::Word && lexer.text(next).eq_ignore_ascii_case(b"as") {
+            next = lexer.next();
+        }
+        if matches!(next.kind, Kind::Word | Kind::Quoted) {
+            next = lexer.next();
+        }
+        match next.kind {
+            Kind::Comma => {}
+            Kind::Semicolon | Kind::End => return true,
+            _ => return false,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::names::{is_type, may_set_commit, pin_of, set_config, sets_own};
 use super::place::{Argument, Clause, LEVEL, Last, Level, Name, Opened, Paren, SettingsRule};
 use super::scan::Scanner;
 use super::words::Word;
-use super::{Catalogue, PinReason, Reason, SessionEffect, Verdict};
+use super::{Catalogue, PinReason, Reason, SessionEffect, Source, Verdict};
 
 /// Parentheses nested deeper than this are not understood.
 const DEPTH_MAX: usize = 128;
@@ -526,7 +526,8 @@ impl Body {
         let (dialect, schema) = (scan.dialect(), name.qualifier.map(|schema| scan.folded(schema)));
         scan.search |= schema.as_ref().is_some_and(|schema| schema.is(b"pdb") || schema.is(b"paradedb"));
         scan.called(|| calls::called(dialect, name.parts, schema.as_ref(), &function));
-        if calls::judge(dialect, name.parts, schema.as_ref(), &function).0 == Verdict::Read {
+        let (verdict, source) = calls::judge(dialect, name.parts, schema.as_ref(), &function);
+        if verdict == Verdict::Read {
             if function.is(b"current_setting") {
                 self.argument = Argument::Setting;
             }
@@ -544,7 +545,7 @@ impl Body {
             let effect = set_config(scan);
             if effect != SessionEffect::None {
                 scan.session(effect);
-            } else if scan.is_select {
+            } else if scan.is_select && source == Source::Writing {
                 scan.sets_local = true;
                 return;
             }

@@ -287,9 +287,6 @@ impl<'a> Scanner<'a> {
             },
             copies: self.copies,
             in_read_only: match self.pinned {
-                None if self.statements == 1 && !failed && self.sets_local && self.written.is_none() => {
-                    InReadOnly::Sets
-                }
                 None if self.statements == 1 && !failed => self.in_read_only,
                 _ => InReadOnly::AsIs,
             },

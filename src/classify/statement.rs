@@ -3,6 +3,7 @@
 //! Invariant: a kind that is not named here is a write that may leave anything behind. Must not know: expressions.
 
 use super::lex::{Kind, Token};
+use super::names::sets_only;
 use super::query::Body;
 use super::scan::Scanner;
 use super::words::Word;
@@ -60,9 +61,13 @@ fn command(scan: &mut Scanner<'_>, head: Token) {
     use Word::*;
     match head.word {
         Select => {
+            let list = scan.ahead();
             scan.is_select = true;
             body(scan, head);
             scan.is_select = false;
+            if scan.sets_local && scan.written().is_none() {
+                scan.in_read_only = if sets_only(list) { InReadOnly::Quiet } else { InReadOnly::Sets };
+            }
         }
         Values | Table | With => body(scan, head),
         Insert | Update | Delete | Merge | Truncate => write_body(scan, head, Reason::ModifiesData),
@@ -355,6 +360,10 @@ fn explain(scan: &mut Scanner<'_>) {
     }
     if executes && before.is_none() {
         scan.written_inside();
+    }
+    if scan.in_read_only == InReadOnly::Quiet {
+        // A plan is no silence.
+        scan.in_read_only = if scan.sets_local { InReadOnly::Sets } else { InReadOnly::AsIs };
     }
 }
 

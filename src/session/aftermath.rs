@@ -65,22 +65,8 @@ impl Session {
                 self.prepare_anew(task);
                 Ok(Tried::Again(RetryCause::PlanChanged))
             }
-            Ended::NotFit { code, message } => {
-                // Behind BEGIN comes what had run before.
-                let begun = sent.fresh && self.transaction.has_run() && answer.has_begun();
-                self.shard.buffers.give_answer(answer);
-                journal.undo(&mut self.names);
-                task.beyond = sent.beyond;
-                if begun {
-                    return self.not_begun_anew(task, attached, code, &message).await;
-                }
-                self.not_fit(task, attached, &sent, code, &message).await
-            }
-            Ended::NotBegun { code, error } => {
-                self.shard.buffers.give_answer(answer);
-                journal.undo(&mut self.names);
-                task.beyond = sent.beyond;
-                self.never_begun(task, attached, code, error).await
+            ended @ (Ended::NotFit { .. } | Ended::NotBegun { .. }) => {
+                self.unfit(task, attached, (answer, journal), &sent, ended).await
             }
             Ended::ServerLost { cause, parting } => {
                 let unkept = answer.take_unkept();
@@ -441,6 +427,30 @@ impl Session {
                 server.left_by = Some(self.key());
             }
             attached.lease.release(now);
+        }
+    }
+
+    /// The server would not run what was put before the unit, of which therefore nothing has run.
+    async fn unfit(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        (answer, mut journal): (Box<Answer>, Journal),
+        sent: &Sent,
+        ended: Ended,
+    ) -> Flow<Tried> {
+        // Behind BEGIN comes what had run before.
+        let begun = sent.fresh && self.transaction.has_run() && answer.has_begun();
+        self.shard.buffers.give_answer(answer);
+        journal.undo(&mut self.names);
+        task.beyond = sent.beyond;
+        match ended {
+            Ended::NotFit { code, message } if begun => {
+                self.not_begun_anew(task, attached, code, &message).await
+            }
+            Ended::NotFit { code, message } => self.not_fit(task, attached, sent, code, &message).await,
+            Ended::NotBegun { code, error } => self.never_begun(task, attached, code, error).await,
+            _ => Ok(Tried::Over),
         }
     }
 

@@ -162,7 +162,9 @@ impl Session {
                 if side == Side::Standby && sqlstate::is_recovery_conflict(code) =>
             {
                 // A login has a snapshot too: the read may be on the primary as one that a standby has cancelled.
-                task.interrupted.conflict.get_or_insert_with(|| reply::as_error(&frame));
+                if task.needs.only_reads() && task.needs.statements > 0 {
+                    task.interrupted.conflict.get_or_insert_with(|| reply::as_error(&frame));
+                }
                 task.excluded.push(node);
             }
             LeaseError::Connect(error) => {

@@ -13,7 +13,9 @@ use super::settings::Touched;
 use super::shard::SuspectCause;
 use super::so_far::SoFar;
 use super::transaction::Transaction;
-use crate::classify::AccessMode;
+use super::unit::Kind;
+use crate::classify::{AccessMode, TransactionEffect};
+use crate::route::Need;
 use crate::telemetry::metrics::Side;
 use crate::wire::reply::{self, Report, TransactionStatus};
 use crate::wire::sqlstate::{self, SqlState};
@@ -74,6 +76,25 @@ impl Session {
         if let (Transaction::Open, Some(so_far)) = (&self.transaction, self.so_far.take()) {
             self.transaction = so_far.deferred();
         }
+    }
+
+    /// Whether a transaction on a standby goes to the primary with this unit, as it would have gone had the unit been its first: its client
+    /// has been told nothing that the primary could tell otherwise.
+    pub(super) fn leads_to_primary(&self, task: &Task<'_>) -> bool {
+        let on_standby = self.attached.as_ref().is_some_and(|attached| attached.side == Side::Standby);
+        if !on_standby || self.transaction != Transaction::Open || self.so_far.is_none() || self.is_in_batch()
+        {
+            return false;
+        }
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced) && task.needs.statements > 0;
+        let runs = match task.needs.transaction {
+            TransactionEffect::None => true,
+            TransactionEffect::SetTransaction { access, serializable } => {
+                access == AccessMode::ReadWrite || serializable
+            }
+            _ => false,
+        };
+        whole && runs && task.needs.need == Need::Primary && !self.is_for_standbys() && self.pins.is_empty()
     }
 
     /// What a transaction had run before could not be run again in its place: nothing of the unit has run.

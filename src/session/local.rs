@@ -8,6 +8,7 @@ use super::driver::Session;
 use super::journal::Journal;
 use super::own_names::has_own_names;
 use super::run::Task;
+use super::so_far;
 use super::transaction::{self, Transaction};
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
@@ -67,7 +68,7 @@ impl Session {
             (
                 Transaction::Deferred { sql, access: announced, serializable: before, again },
                 TransactionEffect::SetTransaction { access, serializable },
-            ) if again.is_empty() => {
+            ) if again.is_empty() && sql.len() <= so_far::BYTES_MAX => {
                 let access = if access == AccessMode::Default { *announced } else { access };
                 let sql = transaction::followed_by(sql, &self.statement_text(unit)?);
                 let serializable = serializable || *before;
@@ -91,6 +92,11 @@ impl Session {
             return None;
         }
         let begin = unit.get(..unit::first_executed(unit)?)?;
+        // A named portal stays until its transaction ends.
+        let unnamed = |(kind, body): (u8, &[u8])| !matches!(kind, b'B' | b'E') || body.first() == Some(&0);
+        if !unit::frames(begin).all(unnamed) {
+            return None;
+        }
         let sql = self.statement_text(begin)?;
         let TransactionEffect::Begin { access, serializable } =
             classify::classify(sql.as_bytes(), &self.dialect()).transaction
@@ -213,7 +219,9 @@ impl Session {
                     let parse = extended::parse(body)?;
                     let is_free = !parsed.contains(&parse.name) && self.names.named(parse.name).is_none();
                     parsed.push(parse.name);
-                    is_free && is_control(&classify::classify(parse.sql, &self.dialect()))
+                    is_free
+                        && parse.types == [0, 0]
+                        && is_control(&classify::classify(parse.sql, &self.dialect()))
                 }
                 b'B' => {
                     let bind = extended::bind(body)?;
@@ -222,7 +230,7 @@ impl Session {
                     first && bind.is_without_values() && is_known(bind.statement)
                 }
                 b'E' => bound.is_some_and(|portal| {
-                    body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0))
+                    body.strip_prefix(portal).is_some_and(|rest| rest.len() == 5 && rest.first() == Some(&0))
                 }),
                 b'D' => match extended::named(body)? {
                     Named::Statement(name) => is_known(name),
@@ -358,6 +366,7 @@ fn is_one_statement(unit: &[u8]) -> bool {
                 let of_portal = body.starts_with(portal) && body.get(portal.len()) == Some(&0);
                 of_portal && !std::mem::replace(&mut executed, true)
             }),
+            b'C' => executed,
             _ => true,
         };
         if !fits {

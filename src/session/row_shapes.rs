@@ -11,16 +11,17 @@
 //! Invariant: a client gets no rows of another shape than it was told, unless the unit itself asks for their shape. Must not
 //! know: what the shapes are.
 
-use super::attempt::{Part, Sent};
+use super::attempt::{PARTLY_TOLD, Part, Sent};
 use super::driver::{Attached, Flow, Session};
 use super::exchange::{Ended, Goal, Rules};
 use super::journal::Mark;
 use super::outcome;
-use super::run::{Task, Tried};
+use super::run::{RetryCause, Task, Tried};
 use super::transaction::Transaction;
 use super::translate::{self, Doubt, Shapes};
 use super::unit::Kind;
 use crate::relay::answer::Expect;
+use crate::telemetry::metrics::Side;
 use crate::wire::{reply, sqlstate};
 
 /// What a server said when it was asked.
@@ -129,7 +130,15 @@ impl Session {
                 if let Some(server) = attached.lease.server() {
                     part.journal.correct(&failed, &mut server.carried);
                 }
-                let error = part.own_error.take().unwrap_or_default();
+                let mut error = part.own_error.take().unwrap_or_default();
+                if attached.side == Side::Standby && sqlstate::is_recovery_conflict(code) {
+                    let again = task.tries < self.shard.shared.settings.retry_attempts;
+                    if self.so_far.is_some() && task.needs.only_reads() && again {
+                        return Ok(Asked::Over(self.begin_elsewhere(task, attached, part, error)));
+                    }
+                    let why = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
+                    error = reply::with_hint(&error, &format!("pgsteer did not run it again: {why}."));
+                }
                 part.renew();
                 if self.transaction.is_on_server() {
                     return self.refuse_in_transaction(task, attached, part, &error).await;
@@ -151,6 +160,26 @@ impl Session {
                 self.after(task, attached, (part.answer, part.journal), ended, sent).await.map(Asked::Over)
             }
         }
+    }
+
+    /// A standby has cancelled the question in a transaction that has told nothing but tags: that is begun anew, and nothing is asked of
+    /// this server any more.
+    fn begin_elsewhere(
+        &mut self,
+        task: &mut Task<'_>,
+        attached: Attached,
+        mut part: Part,
+        conflict: Vec<u8>,
+    ) -> Tried {
+        self.shard.give_scratch(std::mem::take(&mut part.out));
+        self.shard.buffers.give_answer(part.answer);
+        part.journal.undo(&mut self.names);
+        task.excluded.push(attached.node);
+        task.interrupted.conflict = Some(conflict);
+        drop(attached);
+        *self.control.runs_at.borrow_mut() = None;
+        self.begin_anew();
+        Tried::Again(RetryCause::Conflict)
     }
 
     /// Asks the server, in the middle of a batch, for the shape of the rows of what is bound next. What stands before that goes out in

@@ -213,6 +213,10 @@ impl Session {
 
     pub(super) async fn run_task(&mut self, mut task: Task<'_>) -> Flow<()> {
         loop {
+            if self.leads_to_primary(&task) {
+                self.begin_anew();
+                self.detach();
+            }
             let ready = match self.attached {
                 None => self.attach(&mut task).await?,
                 Some(_) => self.may_go_on(&mut task).await?,

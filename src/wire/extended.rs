@@ -79,6 +79,10 @@ impl Bind<'_> {
             let count = usize::from(u16::from_be_bytes(*rest.first_chunk::<2>()?));
             rest.get(2 + 2 * count..)
         }
+        // One format is for all values, be there none; more must be as many as there are values.
+        if !matches!(self.rest, [0, 0 | 1, ..]) {
+            return false;
+        }
         let Some(rest) = after_formats(self.rest) else { return false };
         let Some(results) = rest.strip_prefix(&[0, 0]) else { return false };
         after_formats(results).is_some_and(<[u8]>::is_empty)
