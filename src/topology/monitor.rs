@@ -288,7 +288,7 @@ impl Coordinator {
         }
     }
 
-    /// Asks the primary whether it is there, if there are clients and it was not asked lately.
+    /// Asks the primary, or that of before while it is starting, whether it is there, if there are clients and it was not asked lately.
     async fn pulse(&mut self, now: Instant) {
         let Some((node, due)) = self.reconciler.pulse_due() else { return };
         if now < due.max(self.idle_until) {
@@ -484,8 +484,7 @@ impl Worker {
                 Work::Probe => self.probe(&mut connection, &mut last_failure).await,
                 Work::Pulse => match connection.take() {
                     Some(open) => self.pulse(open, &mut connection, &mut last_failure).await,
-                    // The next round connects.
-                    None => continue,
+                    None => self.probe(&mut connection, &mut last_failure).await,
                 },
             };
             let is_standby = matches!(
@@ -524,7 +523,7 @@ impl Worker {
     ) -> Input {
         let mut sent_at = Instant::now();
         let attempt = async {
-            let open = match connection.take() {
+            let mut open = match connection.take() {
                 Some(open) => open,
                 None => {
                     ProbeConnection::open(&self.address, &self.credentials, self.settings.connect_timeout)

@@ -20,6 +20,7 @@ mod node;
 mod promotion;
 mod pulse;
 mod stall;
+mod start;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,7 @@ use crate::topology::model::{Advice, ConflictCounts, Epoch, Lsn, NodeAddress, Re
 
 use super::pulse::Pulse;
 use super::stall::Stall;
+use super::start::Start;
 
 /// The last answer of a node.
 #[derive(Debug, Clone)]
@@ -65,6 +66,7 @@ pub(super) struct NodeState {
     pub(super) conflicts: Option<ConflictCounts>,
     pub(super) pulse: Pulse,
     pub(super) stall: Stall,
+    pub(super) start: Start,
     pub(super) readers: Readers,
     /// It told of its promotion while this epoch lasted.
     pub(super) promoted_in: Option<Epoch>,
@@ -92,6 +94,7 @@ impl NodeState {
             conflicts: None,
             pulse: Pulse::default(),
             stall: Stall::default(),
+            start: Start::default(),
             readers: Readers::MayStay,
             promoted_in: None,
             unwatched_told: false,
@@ -115,6 +118,7 @@ impl NodeState {
             Standing::OutOfRecovery { .. } => self.powerless_since = None,
         }
         self.stall.observed(&result, answered_at);
+        self.start.answered();
         (self.heard_at, self.asked_at) = (Some(answered_at), Some(sent_at));
         self.failure = None;
         self.answer = Some(Answer { sent_at, answered_at, result, withdrawn: false });
@@ -138,6 +142,7 @@ impl NodeState {
             // It was gone; now it is merely silent, and may have come back out of our sight.
             self.powerless_since = None;
         }
+        self.start.failed(why, at);
         (self.heard_at, self.asked_at) = (Some(at), Some(sent_at));
         self.failure = Some(why);
         true
