@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::chronicle::Chronicle;
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::failover::Failover;
-use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
+use super::model::{Epoch, Logins, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection, ProbeError};
 use super::reconcile::{PULSE_EVERY, Reconciler, Settings};
 use super::watchers::{PromotionWatch, Watchers};
@@ -428,8 +428,8 @@ fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
         || !old.nodes.iter().map(admission).eq(new.nodes.iter().map(admission))
 }
 
-fn admission(node: &NodeView) -> (Role, Readers) {
-    (node.role, node.readers)
+fn admission(node: &NodeView) -> (Role, Readers, Logins) {
+    (node.role, node.readers, node.logins)
 }
 
 /// Probes one node, once a round.
@@ -526,8 +526,11 @@ impl Worker {
             let mut open = match connection.take() {
                 Some(open) => open,
                 None => {
-                    ProbeConnection::open(&self.address, &self.credentials, self.settings.connect_timeout)
-                        .await?
+                    let limit = self.settings.connect_timeout;
+                    let opened = ProbeConnection::open(&self.address, &self.credentials, limit).await?;
+                    // Nobody listens any more: the next input finds that out.
+                    let _ = self.inputs.send(Input::LetIn { node: self.id }).await;
+                    opened
                 }
             };
             sent_at = Instant::now();
@@ -625,6 +628,7 @@ mod tests {
         let primary = PrimaryView {
             node: NodeId(node),
             timeline: Timeline(1),
+            started_us: 1,
             flush_lsn: Lsn(1),
             insert_lsn: Lsn(1),
             commits_asynchronously: false,

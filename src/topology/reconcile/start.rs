@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Reconciler;
 use super::node::NodeState;
 use crate::topology::evidence::ProbeFailure;
-use crate::topology::model::NodeId;
+use crate::topology::model::{Logins, NodeId};
 
 /// Who says that it is starting is asked again so long after. Each question costs it a process that ends at once.
 const ASK_STARTING_EVERY: Duration = Duration::from_millis(1);
@@ -39,6 +39,12 @@ impl Start {
 }
 
 impl Reconciler {
+    pub(super) fn let_in(&mut self, node: NodeId) {
+        if let Some(node) = self.nodes.get_mut(node.index()) {
+            node.logins = Logins::LetIn;
+        }
+    }
+
     /// When to ask the epoch's primary whether it has started, if it said that it is starting, or stopping: nobody but itself knows.
     pub(super) fn start_due(&self) -> Option<(NodeId, Instant)> {
         let id = self.reign.filter(|_| self.primary.is_none())?.node;
@@ -95,6 +101,26 @@ mod tests {
         it.primary_dies(ProbeFailure::Refused);
         it.says_that_it_starts();
         assert!(it.asked_in().is_some(), "this is another start");
+    }
+
+    /// It makes nobody a primary, and is over with the answer, whatever that is.
+    #[test]
+    fn a_probe_that_is_let_in_is_told_until_it_is_answered() {
+        let mut it = Story::new();
+        it.primary_dies(ProbeFailure::Broken);
+        let seen = |it: &Story| {
+            let snapshot = it.snapshot();
+            (snapshot.nodes[0].logins, snapshot.primary.is_some())
+        };
+        assert_eq!(seen(&it), (Logins::AsAnswered, false));
+        it.on(Input::LetIn { node: PRIMARY });
+        assert_eq!(seen(&it), (Logins::LetIn, false));
+        it.primary_dies(ProbeFailure::Broken);
+        assert_eq!(seen(&it), (Logins::AsAnswered, false));
+        it.on(Input::LetIn { node: PRIMARY });
+        it.wait(1);
+        it.primary();
+        assert_eq!(seen(&it), (Logins::AsAnswered, true));
     }
 
     #[test]
