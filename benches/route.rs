@@ -25,6 +25,7 @@ fn cluster(now: Instant) -> Snapshot {
     snapshot.primary = Some(PrimaryView {
         node: NodeId(0),
         timeline: Timeline(1),
+        started_us: 1,
         flush_lsn: Lsn(1_000),
         insert_lsn: Lsn(1_000),
         commits_asynchronously: false,

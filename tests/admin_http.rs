@@ -28,6 +28,7 @@ fn snapshot(now: Instant) -> Snapshot {
     snapshot.primary = Some(PrimaryView {
         node: NodeId(1),
         timeline: Timeline(2),
+        started_us: 1,
         flush_lsn: Lsn(0x1_0000_017f),
         insert_lsn: Lsn(0x1_0000_0180),
         commits_asynchronously: false,

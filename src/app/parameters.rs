@@ -15,7 +15,7 @@ use super::flights::Flights;
 use super::house::{self, random};
 use super::login_role::{Asked, LoginRole};
 use crate::auth::{ClientKey, Secret, Users, nonce_from};
-use crate::backend::login::LoginError;
+use crate::backend::login::{Asks, LoginError};
 use crate::backend::{self, ConnectError, Endpoint};
 use crate::client::{Denial, Granted};
 use crate::topology::model::{Epoch, Role};
@@ -201,6 +201,7 @@ impl Reported {
             database: question.database.as_str().into(),
             secret,
             parameters: question.settings.clone(),
+            asks: Asks::Role,
             timeout: self.role.timeout,
         };
         let (server, greeting) = backend::open(endpoint, nonce_from(random())).await?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::auth::Secret;
-use crate::backend::login::LoginError;
+use crate::backend::login::{Asks, LoginError};
 use crate::backend::{ConnectError, Endpoint, Server};
 use crate::client::Denial;
 use crate::client::handshake::Request;
@@ -48,6 +48,7 @@ pub(super) async fn open(
             database: Arc::clone(&database),
             secret,
             parameters: parameters.clone(),
+            asks: Asks::Role,
             timeout: shard.pools.settings().connect_timeout,
         };
         let opened = tokio::select! {

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::carried::Carried;
-use super::login::{Action, Greeting, Login, LoginError, startup_message};
+use super::login::{Action, Asks, Greeting, Login, LoginError, startup_message};
 use super::reported::Reported;
 use super::senders::Sender;
 use crate::auth::{RoleOid, Secret};
 use crate::net;
-use crate::topology::model::{Epoch, NodeAddress, NodeId};
+use crate::topology::model::{Epoch, Incarnation, NodeAddress, NodeId};
 use crate::wire::frame;
 
 /// Login traffic is small; a server that sends more than this before ReadyForQuery is not PostgreSQL.
@@ -40,6 +40,8 @@ pub struct Endpoint {
     pub secret: Option<Secret<'static>>,
     /// Further startup parameters.
     pub parameters: Vec<(String, String)>,
+    /// What is asked behind the login.
+    pub asks: Asks,
     /// Bound of connecting and logging in together.
     pub timeout: Duration,
 }
@@ -91,6 +93,8 @@ pub struct Server {
     pub in_hot_standby: bool,
     /// The role that the user was when the server let it in, if the server told.
     pub role: Option<RoleOid>,
+    /// Which server that is, where it was asked behind the login.
+    pub incarnation: Option<Incarnation>,
     /// What its pool counted when it was opened: see `PoolShared::generation`.
     pub generation: u64,
     /// When it was opened.
@@ -149,7 +153,7 @@ pub async fn open(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Gre
 async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Box<Server>, Greeting), ConnectError> {
     let stream = net::connect(&endpoint.address.host, endpoint.address.port, endpoint.timeout).await?;
     let startup = startup_message(&endpoint.user, &endpoint.database, &endpoint.parameters);
-    let greeting = log_in(&stream, &startup, Login::new(endpoint.secret, nonce)).await?;
+    let greeting = log_in(&stream, &startup, Login::new(endpoint.secret, nonce, endpoint.asks)).await?;
     let now = Instant::now();
     let in_hot_standby =
         greeting.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
@@ -162,6 +166,7 @@ async fn open_unbounded(endpoint: Endpoint, nonce: String) -> Result<(Box<Server
         }),
         in_hot_standby,
         role: greeting.role,
+        incarnation: greeting.incarnation,
         generation: 0,
         opened_at: now,
         idle_since: now,

@@ -3,10 +3,12 @@
 //! Invariant: a password is only ever used for SCRAM, or in clear where the caller gave one and the server asks for it never:
 //! cleartext and MD5 are refused. Must not know: sockets, clocks, where secrets come from.
 //! Behind the login the server is asked which role the user is: names are used again, OIDs are not, and a connection stays its
-//! role's when the name is another's by then.
+//! role's when the name is another's by then; and, where the connection was opened before that was known, which server it is.
 //! Source: "Start-up" in the protocol documentation's message flow.
 
+use super::incarnation;
 use crate::auth::{RoleOid, ScramClient, Secret, WaitingServerFinal};
+use crate::topology::model::Incarnation;
 use crate::wire::frame;
 use crate::wire::reply;
 use crate::wire::sqlstate::SqlState;
@@ -14,6 +16,35 @@ use crate::wire::text;
 
 /// Asks which role the session's user is. No function or setting of the user's own can get between.
 const WHICH_ROLE: &str = "SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid";
+
+/// The same, and behind it which server answers: see [`incarnation`].
+const WHICH_ROLE_AND_SERVER: &str = "\
+SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid, c.system_identifier, \
+(extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
+CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END \
+FROM pg_catalog.pg_control_system() c";
+
+/// What the server is asked behind a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Nothing: the connection takes no SQL.
+    Nothing,
+    /// Which role the user is.
+    Role,
+    /// That, and which server answers.
+    RoleAndServer,
+}
+
+impl Asks {
+    fn sql(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Role => Some(WHICH_ROLE),
+            Self::RoleAndServer => Some(WHICH_ROLE_AND_SERVER),
+        }
+    }
+}
 
 /// Notices of a login are kept up to this many bytes.
 const NOTICES_BYTES_MAX: usize = 4096;
@@ -31,6 +62,8 @@ pub struct Greeting {
     pub notices: Vec<u8>,
     /// The role that the user is. `None` where the server does not tell, as a standby where the user's transactions are SERIALIZABLE.
     pub role: Option<RoleOid>,
+    /// Which server that is: `None` where it was not asked, or is in recovery, or does not tell.
+    pub incarnation: Option<Incarnation>,
 }
 
 /// Why a login failed.
@@ -87,8 +120,7 @@ pub struct Login<'s> {
     secret: Option<Secret<'s>>,
     nonce: String,
     state: State<'s>,
-    /// What is asked behind the login.
-    question: Option<&'static str>,
+    asks: Asks,
     greeting: Greeting,
 }
 
@@ -111,14 +143,8 @@ pub fn startup_message(user: &str, database: &str, parameters: &[(String, String
 
 impl<'s> Login<'s> {
     /// A login whose StartupMessage has been sent. `nonce`: random printable ASCII.
-    pub fn new(secret: Option<Secret<'s>>, nonce: String) -> Self {
-        let question = Some(WHICH_ROLE);
-        Self { secret, nonce, state: State::Start, question, greeting: Greeting::default() }
-    }
-
-    /// The same for a connection that takes no SQL: which role the user is, is not asked.
-    pub fn without_role(secret: Option<Secret<'s>>, nonce: String) -> Self {
-        Self { question: None, ..Self::new(secret, nonce) }
+    pub fn new(secret: Option<Secret<'s>>, nonce: String, asks: Asks) -> Self {
+        Self { secret, nonce, state: State::Start, asks, greeting: Greeting::default() }
     }
 
     /// Takes one message from the server.
@@ -159,7 +185,7 @@ impl<'s> Login<'s> {
             }
             b'v' => Ok(Action::Wait),
             b'Z' if matches!(self.state, State::Parameters) => {
-                let Some(sql) = self.question else {
+                let Some(sql) = self.asks.sql() else {
                     return Ok(Action::Done(std::mem::take(&mut self.greeting)));
                 };
                 self.state = State::Role;
@@ -168,7 +194,10 @@ impl<'s> Login<'s> {
                 Ok(Action::Send(question))
             }
             b'D' if matches!(self.state, State::Role) => {
-                self.greeting.role = only_value(body).and_then(|oid| oid.parse().ok()).map(RoleOid);
+                let row = columns(body).unwrap_or_default();
+                let (role, server) = row.split_first().unwrap_or((&None, &[]));
+                self.greeting.role = role.and_then(|oid| oid.parse().ok()).map(RoleOid);
+                self.greeting.incarnation = incarnation::told(server);
                 Ok(Action::Wait)
             }
             b'T' | b'C' if matches!(self.state, State::Role) => Ok(Action::Wait),
@@ -221,18 +250,39 @@ impl<'s> Login<'s> {
     }
 }
 
-/// The value of a DataRow that has one.
-fn only_value(body: &[u8]) -> Option<&str> {
-    let (1, rest) = body.split_first_chunk().map(|(count, rest)| (u16::from_be_bytes(*count), rest))? else {
-        return None;
+/// The values of a DataRow, as text.
+fn columns(body: &[u8]) -> Option<Vec<Option<&str>>> {
+    let (count, mut rest) = body.split_first_chunk()?;
+    let column = |_| {
+        let (length, behind) = rest.split_first_chunk()?;
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            rest = behind;
+            return Some(None);
+        };
+        let (value, behind) = behind.split_at_checked(length)?;
+        rest = behind;
+        Some(Some(std::str::from_utf8(value).ok()?))
     };
-    let (length, value) = rest.split_first_chunk()?;
-    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
-    value.get(..length).and_then(|value| std::str::from_utf8(value).ok())
+    (0..u16::from_be_bytes(*count)).map(column).collect()
 }
 
 fn password_message(parts: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     frame::put(&mut out, b'p', parts);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_as_far_as_it_is_one() {
+        let row = b"\0\x03\0\0\0\x0210\xff\xff\xff\xff\0\0\0\0";
+        assert_eq!(columns(row), Some(vec![Some("10"), None, Some("")]));
+        for length in 0..row.len() {
+            assert_eq!(columns(&row[..length]), None, "{length}");
+        }
+        assert_eq!(columns(b"\0\x01\0\0\0\x01\xff"), None);
+    }
 }

@@ -6,6 +6,7 @@
 pub mod cancel;
 pub mod carried;
 pub mod connection;
+mod incarnation;
 pub mod login;
 pub mod promotion;
 pub mod reported;

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::ConnectError;
 use super::connection::log_in;
-use super::login::{Login, startup_message};
+use super::login::{Asks, Login, startup_message};
 use super::promotion::{Action, PART_BYTES, Promotion, Stream, StreamError};
 use crate::auth::Secret;
 use crate::net;
@@ -99,7 +99,7 @@ async fn open(
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
     let stream = net::connect(&address.host, address.port, connect_timeout).await?;
     let startup = startup_message(user, "replication", &parameters);
-    let login = Login::without_role(password.map(Secret::Password), nonce);
+    let login = Login::new(password.map(Secret::Password), nonce, Asks::Nothing);
     let greeting = log_in(&stream, &startup, login).await?;
     let is_standby =
         !greeting.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "off");

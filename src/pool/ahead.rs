@@ -1,22 +1,84 @@
 //! Connections that are opened while statements wait for a primary, so that the first of them needs no login when there is one.
 //!
-//! Invariant: bounded for each pool and shard, and nobody waits for it; what is opened here is idle until somebody leases it, under
-//! the rules of every lease. Must not know: sessions, who will be the primary.
+//! Invariant: bounded for each pool and shard. What is opened to a standby is idle until somebody leases it, under the rules of every
+//! lease. What is opened to the node that was the primary is of no epoch, and nobody's, until its own server has told on it that it is the
+//! server that is the primary now: nothing is sent on it before. Must not know: sessions, who will be the primary.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
 
 use super::group::PoolGroup;
-use super::lease::LeaseError;
+use super::lease::{Lease, LeaseError};
 use super::set::{Pool, Pools};
 use super::shared::Limit;
 use super::tend::KEEPING_PAUSE;
 use super::wait::Room;
-use crate::backend::Endpoint;
-use crate::topology::model::{Role, Snapshot};
+use crate::auth::RoleOid;
+use crate::backend::login::Asks;
+use crate::backend::{Endpoint, Server};
+use crate::topology::model::{Epoch, Incarnation, NodeId, Role, Snapshot};
 
 /// So many connections to a node are opened for a database and user.
 const OPENED_AHEAD: usize = 4;
+
+/// A login that is under way when there is a primary is waited for so long, in place of beginning another one.
+const AWAITED: Duration = Duration::from_millis(20);
+
+/// A logged-in connection, and the server that it leads to.
+struct Known {
+    room: Room,
+    server: Box<Server>,
+    incarnation: Incarnation,
+}
+
+/// A connection to the node that was the primary, for one session, begun before anybody knows which server is there. Dropped, it is closed.
+pub struct Ahead {
+    node: NodeId,
+    login: JoinHandle<Option<Known>>,
+}
+
+impl Ahead {
+    /// Whether this is the node.
+    pub fn is_to(&self, node: NodeId) -> bool {
+        self.node == node
+    }
+
+    /// The connection, as one of this epoch, if its own server has told that it is the epoch's primary. `None`: it leads elsewhere, or could
+    /// not be opened in time. Cancel-safe.
+    pub async fn admitted(
+        mut self,
+        pools: &Rc<Pools>,
+        (epoch, primary): (Epoch, Incarnation),
+        role: Option<RoleOid>,
+    ) -> Option<Lease> {
+        let Known { room, server, incarnation } =
+            tokio::time::timeout(AWAITED, &mut self.login).await.ok()?.ok()??;
+        if !server.is_quiet() {
+            return None;
+        }
+        if incarnation != primary {
+            tracing::debug!(
+                node = self.node.0,
+                ?incarnation,
+                ?primary,
+                "a connection leads to another server"
+            );
+            server.terminate();
+            return None;
+        }
+        tracing::debug!(node = self.node.0, %epoch, "a connection that was opened ahead leads to the primary");
+        server.link.epoch.set(epoch);
+        pools.take_in(room, server, role).ok()
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.login.abort();
+    }
+}
 
 impl Pools {
     /// A statement of the group begins to wait for a primary: one more connection is opened to each standby, of which one is the next
@@ -29,6 +91,39 @@ impl Pools {
                 tokio::task::spawn_local(Rc::clone(self).open_one(pool, endpoint));
             }
         }
+    }
+
+    /// Begins to open a connection to the node that was the primary, for a session that waits, unless there are enough or one is idle.
+    pub fn open_to_former(self: &Rc<Self>, pool: &Rc<Pool>, mut endpoint: Endpoint) -> Option<Ahead> {
+        if pool.state.borrow().idle_count() > 0 {
+            return None;
+        }
+        match pool.shared.take_up_to(OPENED_AHEAD.min(pool.shared.limits.size)) {
+            Ok(()) => {}
+            Err(Limit::Pool) => return None,
+            Err(Limit::Database | Limit::User) => {
+                // For a moment it was counted in the pool: somebody may have begun to wait because of that.
+                self.let_open(pool);
+                return None;
+            }
+        }
+        endpoint.asks = Asks::RoleAndServer;
+        let (node, room, pools) = (endpoint.node, Room::new(self, pool), Rc::clone(self));
+        let login = tokio::task::spawn_local(async move {
+            let known = pools.get_to_know(room, &endpoint).await;
+            if known.is_none() {
+                tracing::debug!(node = endpoint.node.0, "no connection ahead of the first answer");
+            }
+            known
+        });
+        Some(Ahead { node, login })
+    }
+
+    async fn get_to_know(self: Rc<Self>, room: Room, endpoint: &Endpoint) -> Option<Known> {
+        let mut server = self.registry().keys.log_in(endpoint).await.ok()?;
+        server.generation = room.generation();
+        let incarnation = server.incarnation?;
+        Some(Known { room, server, incarnation })
     }
 
     async fn open_one(self: Rc<Self>, pool: Rc<Pool>, endpoint: Endpoint) {

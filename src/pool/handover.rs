@@ -59,6 +59,8 @@ pub(super) fn assemble(parts: Parts, node: NodeId) -> std::io::Result<Box<Server
         cancel_key: Rc::new(parts.cancel_key),
         in_hot_standby: parts.in_hot_standby,
         role: parts.role,
+        // Only asked before it belongs to a pool.
+        incarnation: None,
         generation: parts.generation,
         opened_at: parts.opened_at,
         reported: Reported::new(parts.reported),

@@ -18,6 +18,7 @@ pub mod state;
 mod tend;
 mod wait;
 
+pub use ahead::Ahead;
 pub use group::{CustomSettings, PoolGroup};
 pub use hidden::{Definition, Found, Hidden};
 pub use keys::LoginKeys;

@@ -101,7 +101,7 @@ pub struct Pools {
     pub(super) shard: usize,
     settings: Settings,
     registry: Arc<Registry>,
-    counters: Arc<ShardCounters>,
+    pub(super) counters: Arc<ShardCounters>,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     groups: RefCell<Groups>,
     /// Every connection of this shard, leased or idle, for the fence. Those that are gone are swept out as it grows.
@@ -287,21 +287,13 @@ impl Pools {
     ) -> Result<Lease, LeaseError> {
         let generation = room.generation();
         match self.registry.keys.log_in(endpoint).await {
-            Ok(server) if RoleOid::differ(server.role, role) => {
-                server.terminate();
-                self.registry.keys.refused(&endpoint.user);
-                Err(LeaseError::OtherRole)
-            }
-            // The fence was run while the login was under way.
-            Ok(server) if self.is_fenced(&server) => {
-                server.terminate();
-                Err(LeaseError::Fenced)
-            }
             Ok(mut server) => {
                 server.generation = generation;
-                self.counters.server_connections_opened.add(1);
-                self.enlist(&server);
-                room.fill(server).ok_or(LeaseError::Fenced)
+                let taken = self.take_in(room, server, role);
+                if matches!(taken, Err(LeaseError::OtherRole)) {
+                    self.registry.keys.refused(&endpoint.user);
+                }
+                taken
             }
             Err(ConnectError::Login(error)) if too_many(&error) => {
                 drop(room);
@@ -311,12 +303,6 @@ impl Pools {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Whether the node has been fenced since the connection was opened.
-    pub(super) fn is_fenced(&self, server: &Server) -> bool {
-        let fenced = self.fenced.borrow();
-        fenced.get(server.link.node.index()).is_some_and(|fenced| server.link.epoch.get() < *fenced)
     }
 
     /// Opens a connection that belongs to no pool and counts at none of their limits; the fence knows it. Cancel-safe.
@@ -453,7 +439,7 @@ impl Pools {
     }
 
     /// Notes a connection for the fence.
-    fn enlist(&self, server: &Server) {
+    pub(super) fn enlist(&self, server: &Server) {
         let mut links = self.links.borrow_mut();
         if links.len() == links.capacity() {
             links.retain(|link| link.strong_count() > 0);

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::group::PoolGroup;
+use super::lease::{Lease, LeaseError};
 use super::set::{Pool, Pools};
 use super::shared::{Limit, Mail, PoolKey};
 use super::wait::Room;
-use crate::auth::Users;
+use crate::auth::{RoleOid, Users};
+use crate::backend::login::Asks;
 use crate::backend::{Endpoint, Server};
 use crate::topology::model::{Epoch, NodeId, NodeView, Role, Snapshot};
 
@@ -55,6 +57,34 @@ impl Pools {
             }
         }
         self.close_idle(|key| key.node == node, |_, server| server.link.epoch.get() < epoch);
+    }
+
+    /// A logged-in connection becomes one of the shard's: the fence knows it from now on.
+    pub(super) fn take_in(
+        &self,
+        room: Room,
+        server: Box<Server>,
+        role: Option<RoleOid>,
+    ) -> Result<Lease, LeaseError> {
+        let obstacle = if RoleOid::differ(server.role, role) {
+            Some(LeaseError::OtherRole)
+        } else {
+            // The fence may have been run while the login was under way.
+            self.is_fenced(&server).then_some(LeaseError::Fenced)
+        };
+        if let Some(obstacle) = obstacle {
+            server.terminate();
+            return Err(obstacle);
+        }
+        self.counters.server_connections_opened.add(1);
+        self.enlist(&server);
+        room.fill(server).ok_or(LeaseError::Fenced)
+    }
+
+    /// Whether the node has been fenced since the connection was opened.
+    pub(super) fn is_fenced(&self, server: &Server) -> bool {
+        let fenced = self.fenced.borrow();
+        fenced.get(server.link.node.index()).is_some_and(|fenced| server.link.epoch.get() < *fenced)
     }
 
     /// Closes idle connections that are too old, unused for too long, outdated, or closed by the server.
@@ -102,6 +132,7 @@ impl Pools {
             database: Arc::clone(group.database()),
             secret: self.registry().keys.newest_of(group.user()),
             parameters: Vec::new(),
+            asks: Asks::Role,
             timeout: self.settings().connect_timeout,
         }
     }

@@ -60,6 +60,7 @@ impl Cluster {
         self.snapshot.primary = Some(PrimaryView {
             node: A,
             timeline: Timeline(u32::try_from(self.snapshot.epoch.0).unwrap_or(1)),
+            started_us: 1,
             flush_lsn: Lsn(flush),
             insert_lsn: Lsn(flush + 500),
             commits_asynchronously: false,

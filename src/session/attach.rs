@@ -17,10 +17,10 @@ use super::shard::SuspectCause;
 use super::standby_wait::WithoutStandby;
 use super::transaction::Transaction;
 use super::unit::{Kind, Needs};
-use crate::backend::login::LoginError;
+use crate::backend::login::{Asks, LoginError};
 use crate::backend::{ConnectError, Endpoint};
 use crate::classify::{NoStandby, PinReason};
-use crate::pool::{Fit, Lease, LeaseError, Wanted};
+use crate::pool::{Ahead, Fit, Lease, LeaseError, Wanted};
 use crate::relay::buffer::Window;
 use crate::route::{self, Destination, Mode, Need, Question, Reason};
 use crate::telemetry::metrics::Side;
@@ -82,10 +82,7 @@ impl Session {
                 Some(lease) => Ok(lease),
                 None => {
                     let Some(endpoint) = self.endpoint(node, epoch) else { return Err(End::Client) };
-                    let waited =
-                        self.wait_for_lease(&pool, &endpoint, self.fit(&task.needs), task.window).await?;
-                    task.now = Instant::now();
-                    match waited {
+                    match self.wait_for_lease(&pool, &endpoint, hold.as_mut(), task).await? {
                         Waited::Over(lease) => *lease,
                         Waited::Outdated => continue,
                         Waited::GivenUp(report) => return self.refuse(task, &report).await,
@@ -257,23 +254,41 @@ impl Session {
         matches!(self.accept_lease(lease, node, side, epoch, Instant::now()), Accepted::Taken)
     }
 
-    /// Waits for a connection of the pool, unless the client cancels or leaves or a new epoch begins meanwhile.
+    /// Waits for a connection of the pool, or for that which was opened ahead while the task was held, unless the client cancels or leaves or
+    /// a new epoch begins meanwhile.
     async fn wait_for_lease(
         &self,
         pool: &Rc<crate::pool::set::Pool>,
         endpoint: &Endpoint,
-        fit: Fit,
-        window: &mut Window,
+        held: Option<&mut Hold>,
+        task: &mut Task<'_>,
     ) -> Flow<Waited> {
-        let lease = self.shard.pools.lease(pool, endpoint, fit);
+        let (fit, window) = (self.fit(&task.needs), &mut *task.window);
+        let ahead = held.and_then(|hold| hold.ahead.take_if(|ahead| ahead.is_to(endpoint.node)));
+        let pools = &self.shard.pools;
+        let primary = self.shard.incarnation_of(endpoint.node, endpoint.epoch).map(|it| (endpoint.epoch, it));
+        let lease = async {
+            if let Some((ahead, primary)) = ahead.zip(primary)
+                && let Some(lease) = ahead.admitted(pools, primary, fit.role).await
+            {
+                return Ok(lease);
+            }
+            pools.lease(pool, endpoint, fit).await
+        };
         let mut lease = std::pin::pin!(lease);
         loop {
             let watched = !window.spare().is_empty();
             tokio::select! {
                 biased;
-                lease = &mut lease => return Ok(Waited::Over(Box::new(lease))),
+                lease = &mut lease => {
+                    task.now = Instant::now();
+                    return Ok(Waited::Over(Box::new(lease)));
+                }
                 // A frozen node may be the one that is being asked: it would answer the connect with silence.
-                () = self.shard.epoch_after(endpoint.epoch) => return Ok(Waited::Outdated),
+                () = self.shard.epoch_after(endpoint.epoch) => {
+                    task.now = Instant::now();
+                    return Ok(Waited::Outdated);
+                }
                 () = self.control.bell.notified() => {
                     if self.control.cancel_waiting.replace(false) {
                         return Ok(Waited::GivenUp(Box::new(outcome::cancelled())));
@@ -315,6 +330,9 @@ impl Session {
             }
         }
         let Some(waiting) = hold.as_mut() else { return Ok(false) };
+        if waiting.ahead.is_none() && self.mode != Mode::Standby {
+            waiting.ahead = self.open_to_former_primary();
+        }
         loop {
             let watched = !task.window.spare().is_empty();
             tokio::select! {
@@ -334,6 +352,14 @@ impl Session {
             }
             self.read_ahead(task.window)?;
         }
+    }
+
+    /// Begins to open a connection to the node that was the primary, once it lets anybody in: by then it may be the primary again, as the
+    /// same server or as another one.
+    fn open_to_former_primary(&self) -> Option<Ahead> {
+        let (node, epoch) = self.shard.primary_that_lets_in()?;
+        let pool = self.shard.pools.pool_of(&self.group, node);
+        self.shard.pools.open_to_former(&pool, self.endpoint(node, epoch)?)
     }
 
     /// Asks the policy.
@@ -472,6 +498,7 @@ impl Session {
             database: Arc::clone(self.group.database()),
             secret: self.secret,
             parameters: Vec::new(),
+            asks: Asks::Role,
             timeout: self.shard.pools.settings().connect_timeout,
         })
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::outcome;
 use super::shard::Shard;
+use crate::pool::Ahead;
 use crate::route::Mode;
 use crate::wire::reply::Report;
 
@@ -23,6 +24,8 @@ pub struct Hold {
     mode: Mode,
     /// The session's `statement_timeout`.
     statement_limit: Option<Duration>,
+    /// A connection to the node that was the primary, which it may be again.
+    pub(super) ahead: Option<Ahead>,
 }
 
 impl Hold {
@@ -37,7 +40,8 @@ impl Hold {
         let count = shared.held_count.fetch_add(1, Ordering::AcqRel) + 1;
         let held_bytes = shared.held_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
         let changes = shard.snapshot_changed.subscribe();
-        let hold = Self { shard: Rc::clone(shard), bytes, began: now, changes, mode, statement_limit };
+        let hold =
+            Self { shard: Rc::clone(shard), bytes, began: now, changes, mode, statement_limit, ahead: None };
         shard.counters.statements_waiting.inc();
         shard.counters.statements_held.inc();
         if count > shared.settings.hold_count_max || held_bytes > shared.settings.hold_bytes_max {

@@ -29,7 +29,7 @@ use crate::relay::allowance::Allowance;
 use crate::relay::buffer::Stock;
 use crate::route::NodeLoad;
 use crate::telemetry::metrics::ShardCounters;
-use crate::topology::model::{Epoch, NodeId, NodeView, Readers, Role, Snapshot};
+use crate::topology::model::{Epoch, Incarnation, Logins, NodeId, NodeView, Readers, Role, Snapshot};
 use crate::wire::reply::Clients;
 
 /// Sets of settings that a shard remembers before it looks for those that nobody has any more.
@@ -44,8 +44,8 @@ const SILENT_FOR: Duration = Duration::from_secs(2);
 pub type Suspect = Arc<dyn Fn(NodeId, SuspectCause) + Send + Sync>;
 
 /// What sessions that wait may be given by this node.
-fn admission(node: &NodeView) -> (Role, Readers) {
-    (node.role, node.readers)
+fn admission(node: &NodeView) -> (Role, Readers, Logins) {
+    (node.role, node.readers, node.logins)
 }
 
 /// What a session saw of a node.
@@ -273,6 +273,22 @@ impl Shard {
             node == primary
                 && snapshot.primary.is_some_and(|view| view.node == node && view.sampled_at <= since)
         })
+    }
+
+    /// The node that was the primary, while there is none and it has let a probe in that it has not answered yet.
+    pub fn primary_that_lets_in(&self) -> Option<(NodeId, Epoch)> {
+        let (node, _) = self.last_primary.get()?;
+        let snapshot = self.snapshot.borrow();
+        let lets_in = snapshot.primary.is_none()
+            && snapshot.node(node).is_some_and(|view| view.logins == Logins::LetIn);
+        lets_in.then_some((node, snapshot.epoch))
+    }
+
+    /// Which life of which server this node is as the primary of this epoch; `None` where it is not.
+    pub fn incarnation_of(&self, node: NodeId, epoch: Epoch) -> Option<Incarnation> {
+        let snapshot = self.snapshot.borrow();
+        let reigns = snapshot.epoch == epoch && snapshot.primary.is_some_and(|view| view.node == node);
+        snapshot.incarnation().filter(|_| reigns)
     }
 
     fn is_doubted_anywhere(&self) -> bool {

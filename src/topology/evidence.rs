@@ -231,6 +231,11 @@ pub enum Input {
         /// What it said.
         result: ProbeResult,
     },
+    /// A node has let a probe in; its answer is still to come.
+    LetIn {
+        /// Who.
+        node: NodeId,
+    },
     /// A standby has told what it has cancelled so far.
     ConflictsCounted {
         /// Who.

@@ -268,6 +268,7 @@ mod tests {
             self.snapshot.primary = node.map(|node| PrimaryView {
                 node: NodeId(node),
                 timeline: Timeline(1),
+                started_us: 1,
                 flush_lsn: Lsn(1),
                 insert_lsn: Lsn(1),
                 commits_asynchronously: false,

@@ -65,6 +65,18 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// One life of a server out of recovery: no other server, and no other life of the same one, says all this of itself. A connection leads
+/// to the same server as long as it lives, so what was said on it once holds for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incarnation {
+    /// System identifier.
+    pub system_id: u64,
+    /// Start of the postmaster, microseconds since 1970.
+    pub started_us: i64,
+    /// The timeline that it writes.
+    pub timeline: Timeline,
+}
+
 /// Where a node listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeAddress {
@@ -140,6 +152,16 @@ impl Readers {
             Self::MustLeave => "must_leave",
         }
     }
+}
+
+/// Whether a node lets anybody in, beside its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Logins {
+    /// Nothing is known that its last answer, or failure, does not say.
+    #[default]
+    AsAnswered,
+    /// A probe has been let in since then, and is not answered yet.
+    LetIn,
 }
 
 /// How long replay on a standby waits for reads that are in its way (`max_standby_streaming_delay`). The greater the better for
@@ -272,6 +294,8 @@ pub struct NodeView {
     pub replay_stands_since: Option<Instant>,
     /// Standby: whether reads may stay there.
     pub readers: Readers,
+    /// Whether it lets anybody in.
+    pub logins: Logins,
     /// Standby: what decides how often it cancels reads.
     pub settings: Option<StandbySettings>,
     /// Standby: what it has cancelled, as far as it was asked.
@@ -298,6 +322,7 @@ impl NodeView {
             lag_bytes: None,
             replay_stands_since: None,
             readers: Readers::MayStay,
+            logins: Logins::AsAnswered,
             settings: None,
             conflicts: None,
             weight: 1,
@@ -312,6 +337,8 @@ pub struct PrimaryView {
     pub node: NodeId,
     /// Its timeline.
     pub timeline: Timeline,
+    /// Start of its postmaster, microseconds since 1970.
+    pub started_us: i64,
     /// Flush LSN, of a probe sent at `sampled_at`: bounds every synchronous commit answered before that moment.
     pub flush_lsn: Lsn,
     /// Insert LSN of the same probe: bounds asynchronous commits too, but may stay unreached on an idle primary.
@@ -390,6 +417,12 @@ impl Snapshot {
     /// The primary, unless its claim has expired at `now`.
     pub fn primary_at(&self, now: Instant) -> Option<&PrimaryView> {
         self.primary.as_ref().filter(|primary| now < primary.expires_at)
+    }
+
+    /// Which life of which server the primary is, if one is attested now. The same as long as the epoch lasts.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        let (system_id, primary) = self.system_id.zip(self.primary)?;
+        Some(Incarnation { system_id, started_us: primary.started_us, timeline: primary.timeline })
     }
 
     /// Bytes of WAL that a standby had not replayed of what the primary had flushed, in the last probe round of both; `None` when that

@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::chronicle::Chronicle;
 use super::evidence::{Event, EventKind, Input, Node, ProbeFailure, Standing, SuspectWhy};
 use super::failover::Failover;
-use super::model::{Epoch, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
+use super::model::{Epoch, Logins, NodeAddress, NodeId, NodeView, Readers, Role, Snapshot};
 use super::probe::{Credentials, ProbeConnection, ProbeError};
 use super::reconcile::{PULSE_EVERY, Reconciler, Settings};
 use super::watchers::{PromotionWatch, Watchers};
@@ -299,7 +299,7 @@ impl Coordinator {
         }
     }
 
-    /// Asks the primary whether it is there, if there are clients and it was not asked lately.
+    /// Asks the primary, or that of before while it is starting, whether it is there, if there are clients and it was not asked lately.
     async fn pulse(&mut self, now: Instant) {
         let Some((node, due)) = self.reconciler.pulse_due() else { return };
         if now < due.max(self.idle_until) {
@@ -439,8 +439,8 @@ fn is_news(old: &Snapshot, new: &Snapshot) -> bool {
         || !old.nodes.iter().map(admission).eq(new.nodes.iter().map(admission))
 }
 
-fn admission(node: &NodeView) -> (Role, Readers) {
-    (node.role, node.readers)
+fn admission(node: &NodeView) -> (Role, Readers, Logins) {
+    (node.role, node.readers, node.logins)
 }
 
 /// Probes one node, once a round.
@@ -496,8 +496,7 @@ impl Worker {
                 Work::Probe => self.probe(&mut connection, &mut last_failure).await,
                 Work::Pulse => match connection.take() {
                     Some(open) => self.pulse(open, &mut connection, &mut last_failure).await,
-                    // The next round connects.
-                    None => continue,
+                    None => self.probe(&mut connection, &mut last_failure).await,
                 },
             };
             let is_standby = matches!(
@@ -557,11 +556,14 @@ impl Worker {
         let mut sent_at = Instant::now();
         let attempt = async {
             self.log_in_anew(connection).await?;
-            let open = match connection.take() {
+            let mut open = match connection.take() {
                 Some(open) => open,
                 None => {
-                    ProbeConnection::open(&self.address, &self.credentials, self.settings.connect_timeout)
-                        .await?
+                    let limit = self.settings.connect_timeout;
+                    let opened = ProbeConnection::open(&self.address, &self.credentials, limit).await?;
+                    // Nobody listens any more: the next input finds that out.
+                    let _ = self.inputs.send(Input::LetIn { node: self.id }).await;
+                    opened
                 }
             };
             sent_at = Instant::now();
@@ -659,6 +661,7 @@ mod tests {
         let primary = PrimaryView {
             node: NodeId(node),
             timeline: Timeline(1),
+            started_us: 1,
             flush_lsn: Lsn(1),
             insert_lsn: Lsn(1),
             commits_asynchronously: false,

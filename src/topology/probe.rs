@@ -160,16 +160,24 @@ fn failure_of_io(kind: std::io::ErrorKind) -> ProbeFailure {
     }
 }
 
-/// A logged-in connection with the statement prepared.
+/// Whether the statement is prepared on a connection. The first answer is waited for most: it is asked for in one round trip.
+#[derive(Debug)]
+enum Preparation {
+    NotAsked,
+    AskedOnce,
+    Prepared(Statement),
+}
+
+/// A logged-in connection.
 #[derive(Debug)]
 pub struct ProbeConnection {
     client: Client,
-    statement: Statement,
+    preparation: Preparation,
     ended: JoinHandle<ProbeError>,
 }
 
 impl ProbeConnection {
-    /// Connects, logs in and prepares, within `connect_timeout` in all.
+    /// Connects and logs in, within `connect_timeout` in all.
     ///
     /// # Errors
     ///
@@ -183,18 +191,11 @@ impl ProbeConnection {
         let opening = async {
             let (client, connection) =
                 config.connect(NoTls).await.map_err(|error| ProbeError::from_postgres(&error))?;
-            // From here on the driver's task must not outlive us, whatever fails or times out.
-            let ended = AbortOnDrop(Some(tokio::spawn(drive(connection))));
-            let statement =
-                client.prepare(PROBE_SQL).await.map_err(|error| ProbeError::from_postgres(&error))?;
-            Ok((client, statement, ended))
+            // From here on the driver's task ends with this value.
+            Ok(Self { client, preparation: Preparation::NotAsked, ended: tokio::spawn(drive(connection)) })
         };
         match tokio::time::timeout(connect_timeout, opening).await {
-            Ok(Ok((client, statement, mut ended))) => match ended.0.take() {
-                Some(ended) => Ok(Self { client, statement, ended }),
-                None => Err(ProbeError::new(ProbeFailure::Broken, "the connection's task is gone")),
-            },
-            Ok(Err(error)) => Err(error),
+            Ok(opened) => opened,
             Err(_) => Err(ProbeError::new(ProbeFailure::TimedOut, "no login within connect_timeout")),
         }
     }
@@ -205,10 +206,10 @@ impl ProbeConnection {
     ///
     /// `ProbeError` with the kind of failure. A promotion in the middle of the statement (55000) is no failure: it asks again
     /// at once.
-    pub async fn probe(&self, timeout: Duration) -> Result<ProbeResult, ProbeError> {
+    pub async fn probe(&mut self, timeout: Duration) -> Result<ProbeResult, ProbeError> {
         let asking = async {
             for _ in 0..TRIES_DURING_PROMOTION {
-                match self.client.query_one(&self.statement, &[]).await {
+                match self.ask().await {
                     Ok(row) => return parse(&row),
                     Err(error) if error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {}
                     Err(error) => return Err(ProbeError::from_postgres(&error)),
@@ -219,6 +220,23 @@ impl ProbeConnection {
         tokio::time::timeout(timeout, asking).await.unwrap_or_else(|_| {
             Err(ProbeError::new(ProbeFailure::TimedOut, "no answer within probe_timeout"))
         })
+    }
+
+    /// Sends the statement: whole the first time, prepared from the second time on.
+    async fn ask(&mut self) -> Result<Row, tokio_postgres::Error> {
+        match &self.preparation {
+            Preparation::NotAsked => {
+                self.preparation = Preparation::AskedOnce;
+                self.client.query_typed_one(PROBE_SQL, &[]).await
+            }
+            Preparation::AskedOnce => {
+                let statement = self.client.prepare(PROBE_SQL).await?;
+                let row = self.client.query_one(&statement, &[]).await;
+                self.preparation = Preparation::Prepared(statement);
+                row
+            }
+            Preparation::Prepared(statement) => self.client.query_one(statement, &[]).await,
+        }
     }
 
     /// Asks a standby what it has cancelled so far, within `timeout`. After an error the connection is of no further use.
@@ -263,17 +281,6 @@ impl ProbeConnection {
 impl Drop for ProbeConnection {
     fn drop(&mut self) {
         self.ended.abort();
-    }
-}
-
-/// Keeps a half-made connection from living on after a time-out.
-struct AbortOnDrop(Option<JoinHandle<ProbeError>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
     }
 }
 

@@ -20,6 +20,7 @@ mod node;
 mod promotion;
 mod pulse;
 mod stall;
+mod start;
 #[cfg(test)]
 mod tests;
 
@@ -179,6 +180,7 @@ impl Reconciler {
                     state.answered(sent_at, answered_at, result);
                 }
             }
+            Input::LetIn { node } => self.let_in(node),
             Input::ConflictsCounted { node, counts } => self.count_conflicts(node, counts),
             Input::ProbeFailed { node, sent_at, at, why } => self.probe_failed(node, sent_at, at, why, now),
             Input::Suspect { node, why } => self.suspect(node, why, now),
@@ -315,6 +317,7 @@ impl Reconciler {
         PrimaryView {
             node,
             timeline: claim.timeline,
+            started_us: claim.started_us,
             flush_lsn: claim.flush_lsn,
             insert_lsn: claim.insert_lsn,
             commits_asynchronously: claim.commits_asynchronously,
@@ -541,6 +544,7 @@ impl Reconciler {
             role_since: node.role_since,
             replay_stands_since: node.stall.since(),
             readers: node.readers,
+            logins: node.logins,
             weight: node.weight,
             ..NodeView::not_probed(id, Arc::clone(&node.address))
         };

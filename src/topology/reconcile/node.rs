@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::topology::evidence::{Node, ProbeFailure, ProbeResult, Standing};
-use crate::topology::model::{Advice, ConflictCounts, Epoch, Lsn, NodeAddress, Readers, Role, Timeline};
+use crate::topology::model::{
+    Advice, ConflictCounts, Epoch, Logins, Lsn, NodeAddress, Readers, Role, Timeline,
+};
 
 use super::pulse::Pulse;
 use super::stall::Stall;
+use super::start::Start;
 
 /// The last answer of a node.
 #[derive(Debug, Clone)]
@@ -65,7 +68,10 @@ pub(super) struct NodeState {
     pub(super) conflicts: Option<ConflictCounts>,
     pub(super) pulse: Pulse,
     pub(super) stall: Stall,
+    pub(super) start: Start,
     pub(super) readers: Readers,
+    /// Whether it has let a probe in since it last answered or failed to.
+    pub(super) logins: Logins,
     /// It told of its promotion while this epoch lasted.
     pub(super) promoted_in: Option<Epoch>,
     /// It was told that it can't be watched for its promotion.
@@ -92,7 +98,9 @@ impl NodeState {
             conflicts: None,
             pulse: Pulse::default(),
             stall: Stall::default(),
+            start: Start::default(),
             readers: Readers::MayStay,
+            logins: Logins::AsAnswered,
             promoted_in: None,
             unwatched_told: false,
         }
@@ -101,6 +109,7 @@ impl NodeState {
     /// Takes an answer. False when it is older than what is known.
     pub(super) fn answered(&mut self, sent_at: Instant, answered_at: Instant, result: ProbeResult) -> bool {
         self.pulse.answered(sent_at, answered_at);
+        self.logins = Logins::AsAnswered;
         if self.answer.as_ref().is_some_and(|answer| sent_at < answer.sent_at) {
             return false;
         }
@@ -115,6 +124,7 @@ impl NodeState {
             Standing::OutOfRecovery { .. } => self.powerless_since = None,
         }
         self.stall.observed(&result, answered_at);
+        self.start.answered();
         (self.heard_at, self.asked_at) = (Some(answered_at), Some(sent_at));
         self.failure = None;
         self.answer = Some(Answer { sent_at, answered_at, result, withdrawn: false });
@@ -124,6 +134,7 @@ impl NodeState {
     /// Takes a failure. False when an answer is newer.
     pub(super) fn failed(&mut self, sent_at: Instant, at: Instant, why: ProbeFailure) -> bool {
         self.pulse.failed(at);
+        self.logins = Logins::AsAnswered;
         let stale =
             |answer: &Answer| sent_at < answer.sent_at && self.heard_at.is_some_and(|heard| at < heard);
         if self.answer.as_ref().is_some_and(stale) {
@@ -138,6 +149,7 @@ impl NodeState {
             // It was gone; now it is merely silent, and may have come back out of our sight.
             self.powerless_since = None;
         }
+        self.start.failed(why, at);
         (self.heard_at, self.asked_at) = (Some(at), Some(sent_at));
         self.failure = Some(why);
         true

@@ -60,6 +60,11 @@ impl Pulse {
         self.asked_at = std::mem::take(&mut self.is_asked_again).then_some(at);
     }
 
+    /// Whether it owes an answer.
+    pub(super) fn is_out(self) -> bool {
+        self.asked_at.is_some()
+    }
+
     /// When the answer that is out is overdue; `None`: none is out, or nothing is known of this node.
     fn overdue_at(&self) -> Option<Instant> {
         let slack = (self.variation * 4).max(OVERDUE_MIN);
@@ -68,11 +73,12 @@ impl Pulse {
 }
 
 impl Reconciler {
-    /// Whom to ask next whether it is there, and when: the primary, while it owes no answer.
+    /// Whom to ask next whether it is there, and when: the primary, or that of before which is starting anew, while it owes no answer.
     pub fn pulse_due(&self) -> Option<(NodeId, Instant)> {
-        let id = self.primary?.node;
+        let Some(primary) = self.primary else { return self.start_due() };
+        let id = primary.node;
         let pulse = self.nodes.get(id.index())?.pulse;
-        Some((id, pulse.last_at? + PULSE_EVERY)).filter(|_| pulse.asked_at.is_none())
+        Some((id, pulse.last_at? + PULSE_EVERY)).filter(|_| !pulse.is_out())
     }
 
     pub(super) fn pulse_sent(&mut self, node: NodeId, now: Instant) {
