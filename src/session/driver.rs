@@ -112,6 +112,24 @@ pub(super) struct Attached {
     pub(super) _place: Option<Place>,
 }
 
+impl Attached {
+    /// One on which nothing has been done yet.
+    pub(super) fn new(lease: Lease, node: NodeId, side: Side) -> Self {
+        Self {
+            lease,
+            node,
+            side,
+            batch: None,
+            spoiled: false,
+            inspect: Inspect::Nothing,
+            may_unpin: false,
+            unlisted: false,
+            _on_primary: None,
+            _place: None,
+        }
+    }
+}
+
 /// An extended batch under way.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about what was sent")]
 pub(super) struct Batch {
