@@ -237,3 +237,45 @@ async fn a_session_whose_state_cannot_be_asked_for_ends() {
     }
     assert!(!proxy.log().contains("is suspected"), "its node was doubted");
 }
+
+/// While the catalogue is not known, what a view may have set is looked up before a COMMIT is answered in the standby's stead.
+#[tokio::test]
+async fn a_commit_is_answered_only_where_no_setting_is_lost() {
+    let cluster = Cluster::start().await;
+    for fault in [Fault::Cancelled, Fault::Ended] {
+        let proxy = cluster.proxy().await;
+        let mut client = reads(&proxy, &["SELECT v FROM vt"]).await;
+        cluster.plan(Some(Plan { part: "COMMIT", fault, times: 1 }));
+        let answer = client.query("COMMIT").await;
+        let code = if fault == Fault::Cancelled { "40001" } else { "08007" };
+        assert_eq!((errors(&answer), status(&answer)), (vec![code.to_owned()], 'I'), "{fault:?}: {answer:?}");
+        assert!(cluster.is_done());
+        assert_eq!(tenant(&mut client).await, "");
+        no_errors(&client.query("SELECT 1").await);
+    }
+    // The same behind the COMMIT.
+    let proxy = cluster.proxy().await;
+    let mut client = reads(&proxy, &["SELECT v FROM vt"]).await;
+    cluster.plan(Some(Plan { part: STATE, fault: Fault::Ended, times: 1 }));
+    let answer = client.query("COMMIT").await;
+    assert_eq!(tag(&answer), "COMMIT", "{answer:?}");
+    let end = client.read_to_end().await;
+    assert_eq!(errors(&end), ["57P01"], "{end:?}");
+}
+
+/// Where nothing can have set anything, the end of what only read goes on succeeding.
+#[tokio::test]
+async fn a_commit_is_answered_where_the_catalogue_says_that_nothing_was_set() {
+    let cluster = Cluster::start().await;
+    let primary = cluster.sandbox.connect(0).await.unwrap();
+    primary.batch_execute("DROP VIEW vt").await.unwrap();
+    cluster.sandbox.wait_caught_up().await.unwrap();
+    for (fault, part) in [(Fault::Cancelled, "COMMIT"), (Fault::Ended, "COMMIT"), (Fault::Ended, STATE)] {
+        let proxy = cluster.proxy().await;
+        let mut client = reads(&proxy, &["SELECT id FROM c"]).await;
+        cluster.plan(Some(Plan { part, fault, times: 1 }));
+        commits(&mut client).await;
+        no_errors(&client.query("SELECT 1").await);
+        assert!(cluster.is_done(), "{fault:?} {part}");
+    }
+}

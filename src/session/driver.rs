@@ -497,6 +497,9 @@ impl Session {
             return Ok(());
         }
         if !in_batch {
+            if matches!(self.transaction, Transaction::Lost { .. }) {
+                self.settle_only_read(&needs).await;
+            }
             let local = self.local(window.filled().get(..bytes).unwrap_or_default(), kind, &needs);
             if let Some(reply) = local {
                 window.consume(bytes);

@@ -56,6 +56,10 @@ impl Session {
             self.freshness.on_primary_answer(now, commits);
         }
         let begun = self.transaction.is_on_server();
+        let owed = match side {
+            Side::Standby if begun => self.owed_by_lost(owed, &task.needs).await,
+            _ => owed,
+        };
         let whole = task.bytes > 0 && sent.fresh;
         if !sent.any && !begun && whole {
             journal.undo(&mut self.names);
