@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is held back of the answer is what a further try would need. Must not know: whether there will be one.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
 use super::transaction::Transaction;
 use super::translate::Mark;
-use super::unit::Kind;
+use super::unit::{Kind, Needs};
 use crate::backend::connection::CancelKey;
 use crate::backend::{Reported, Server};
 use crate::relay::answer::Answer;
@@ -24,6 +25,8 @@ use crate::wire::sqlstate::SqlState;
 
 /// A server whose statement's time is over ends it by itself, and has so long to say so.
 const OVERDUE_AFTER: Duration = Duration::from_secs(5);
+/// A server takes a cancel request at once, unless it hangs.
+const CANCEL_TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Why a read that could be run again is not.
 pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
 
@@ -281,7 +284,7 @@ impl Session {
             task.sent_at = Instant::now();
         }
         self.shard.begin_load(node);
-        let _in_time = self.end_in_time(task, &key);
+        let in_time = self.end_in_time(task, &key);
         let until = self.time_limit(task).map(|limit| task.began + limit);
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
@@ -303,16 +306,8 @@ impl Session {
         exchange.through = Through::rest_of_frame(task.beyond);
         let replay_stands_since =
             || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
-        let settings = &self.shard.shared.settings;
-        exchange.standby = (side == Side::Standby).then(|| Standby {
-            hold_back_bytes: self.terms(&task.needs).retry_buffer_bytes as usize,
-            hold_back_time: settings.retry_hold_time,
-            stall_timeout: settings.standby_stall_timeout,
-            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
-            allowance: &self.shard.shared.answer_bytes,
-            replay_stands_since: &replay_stands_since,
-            not_run_again,
-        });
+        exchange.standby =
+            (side == Side::Standby).then(|| self.standby(&task.needs, &replay_stands_since, not_run_again));
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
         self.bound(&mut exchange, (side, part.fresh), until);
@@ -325,6 +320,9 @@ impl Session {
         exchange.before_telling = self.alters_others().then_some(&forget);
         let ended = exchange.run().await;
         self.control.begin_pending.set(false);
+        if let Some(in_time) = in_time {
+            in_time.over(&ended).await;
+        }
         let mut sent = Sent::of(&exchange, part.fresh);
         sent.failed |= part.failed;
         part.own_error = exchange.own_error.take();
@@ -345,6 +343,25 @@ impl Session {
     fn note_told(&mut self, news: Option<Reported>) {
         if let Some(news) = news {
             self.told = self.shard.intern_told(news);
+        }
+    }
+
+    /// What is different where the server is a standby.
+    fn standby<'a>(
+        &'a self,
+        needs: &Needs,
+        replay_stands_since: &'a dyn Fn() -> Option<Instant>,
+        not_run_again: &'static str,
+    ) -> Standby<'a> {
+        let settings = &self.shard.shared.settings;
+        Standby {
+            hold_back_bytes: self.terms(needs).retry_buffer_bytes as usize,
+            hold_back_time: settings.retry_hold_time,
+            stall_timeout: settings.standby_stall_timeout,
+            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
+            allowance: &self.shard.shared.answer_bytes,
+            replay_stands_since,
+            not_run_again,
         }
     }
 
@@ -434,19 +451,42 @@ impl Session {
         let limit = self.time_limit(task).filter(|_| task.tries > 0)?;
         let until = tokio::time::Instant::from_std(task.began) + limit;
         let (shard, control, key) = (Rc::clone(&self.shard), Rc::clone(&self.control), Rc::clone(key));
-        Some(EndInTime(tokio::task::spawn_local(async move {
+        let is_over = Rc::new(Cell::new(false));
+        let fired = Rc::clone(&is_over);
+        let task = tokio::task::spawn_local(async move {
             tokio::time::sleep_until(until).await;
+            fired.set(true);
             control.cancel_sent.set(true);
-            shard.cancel_at(&key);
-        })))
+            // Taken or not, there is nothing more to be done.
+            let _ = shard.cancel_and_tell(&key).await;
+        });
+        Some(EndInTime { is_over, task })
     }
 }
 
 /// Cancels what runs when its time is over, unless it is dropped before.
-struct EndInTime(JoinHandle<()>);
+struct EndInTime {
+    /// The cancel request is on its way.
+    is_over: Rc<Cell<bool>>,
+    /// Ends when the server has taken it.
+    task: JoinHandle<()>,
+}
+
+impl EndInTime {
+    /// The exchange has ended. A cancel request that came too late for it is not to hit what comes next in its transaction: an idle server
+    /// ignores it, so it is waited for.
+    async fn over(mut self, ended: &Ended) {
+        let stays =
+            matches!(ended, Ended::Complete(_) | Ended::Settled | Ended::Refused(_) | Ended::PlanChanged);
+        if stays && self.is_over.get() {
+            // Where it is not taken nothing is heard of the server at all.
+            let _ = tokio::time::timeout(CANCEL_TAKEN_WITHIN, &mut self.task).await;
+        }
+    }
+}
 
 impl Drop for EndInTime {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
