@@ -204,3 +204,130 @@ async fn the_end_of_a_statements_time_does_not_hit_the_next_statement() {
     no_errors(&answer);
     assert_eq!((values(&answer).len(), status(&answer)), (1, 'T'), "{answer:?}");
 }
+
+/// C09: in a transaction that can't be begun anew, too.
+#[tokio::test]
+async fn a_standby_that_hangs_does_not_hold_a_transaction_for_longer_than_its_limit() {
+    let sandbox = sandbox().await;
+    let proxy = start(&sandbox, [0, 1].map(|node| sandbox.node(node).address()), &[]).await;
+    let mut clients = Vec::new();
+    for sets in [
+        None,
+        Some("SET LOCAL statement_timeout = 0"),
+        Some("SAVEPOINT a"),
+        Some("SET LOCAL work_mem = '1MB'"),
+    ] {
+        let mut client = limited(&sandbox, &proxy, "500ms").await;
+        told(&proxy, &mut client).await;
+        if let Some(sets) = sets {
+            no_errors(&client.query(sets).await);
+        }
+        clients.push((sets, client));
+    }
+    let mut cursor = limited(&sandbox, &proxy, "500ms").await;
+    told(&proxy, &mut cursor).await;
+    no_errors(&cursor.query("DECLARE c CURSOR FOR SELECT generate_series(1, 10)").await);
+    sandbox.node(1).sigstop().unwrap();
+    let began = Instant::now();
+    for (_, client) in &mut clients {
+        client.send(&query("SELECT 2")).await;
+    }
+    cursor.send(&query("FETCH 3 FROM c")).await;
+    let mut unlimited = None;
+    for (sets, mut client) in clients.into_iter().chain([(Some("FETCH"), cursor)]) {
+        if sets.is_some_and(|sets| sets.contains("statement_timeout")) {
+            unlimited = Some(client);
+            continue;
+        }
+        let answer = in_time("an answer", client.read_until(b'Z')).await;
+        assert_eq!(
+            (errors(&answer), status(&answer)),
+            (vec!["57014".to_owned()], 'E'),
+            "{sets:?}: {answer:?}"
+        );
+        assert!(began.elapsed() > Duration::from_millis(500), "too early");
+        no_errors(&client.query("ROLLBACK").await);
+        assert_eq!(values(&client.query("SELECT 3").await), ["3"]);
+    }
+    // Its transaction has no limit: it is answered when the standby goes on.
+    sandbox.node(1).sigcont().unwrap();
+    let answer = in_time("an answer", unlimited.unwrap().read_until(b'Z')).await;
+    assert_eq!((values(&answer), status(&answer)), (vec!["2".to_owned()], 'T'), "{answer:?}");
+}
+
+/// The same as soon as it is known that what the transaction has read can't have set another limit.
+#[tokio::test]
+async fn a_standby_that_hangs_before_the_catalogue_is_known_holds_nobody_for_ever() {
+    let sandbox = sandbox().await;
+    let proxy = start_anew(&sandbox, [0, 1].map(|node| sandbox.node(node).address()), &[]).await;
+    let mut client = limited(&sandbox, &proxy, "500ms").await;
+    told(&proxy, &mut client).await;
+    sandbox.node(1).sigstop().unwrap();
+    client.send(&query("SELECT 2")).await;
+    know_catalogue(&proxy).await;
+    let answer = in_time("an answer", client.read_until(b'Z')).await;
+    assert_eq!((errors(&answer), status(&answer)), (vec!["57014".to_owned()], 'E'), "{answer:?}");
+    sandbox.node(1).sigcont().unwrap();
+}
+
+/// A node whose answers are taken at once, and arrive part by part.
+async fn far_away(node: SocketAddr) -> SocketAddr {
+    const PART_BYTES: usize = 256 * 1024;
+    const PART_TIME: Duration = Duration::from_millis(40);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (proxy, _) = listener.accept().await.unwrap();
+            let node = TcpStream::connect(node).await.unwrap();
+            tokio::spawn(async move {
+                let (mut from_proxy, mut to_proxy) = proxy.into_split();
+                let (mut from_node, mut to_node) = node.into_split();
+                let (taken, mut parts) = mpsc::unbounded_channel();
+                let take = async move {
+                    loop {
+                        let mut part = vec![0; PART_BYTES];
+                        let count = from_node.read(&mut part).await?;
+                        part.truncate(count);
+                        if count == 0 || taken.send(part).is_err() {
+                            return std::io::Result::Ok(());
+                        }
+                    }
+                };
+                let give = async move {
+                    while let Some(part) = parts.recv().await {
+                        if part.len() > PART_BYTES / 8 {
+                            tokio::time::sleep(PART_TIME).await;
+                        }
+                        to_proxy.write_all(&part).await?;
+                    }
+                    std::io::Result::Ok(())
+                };
+                tokio::join!(
+                    async {
+                        let _ = tokio::io::copy(&mut from_proxy, &mut to_node).await;
+                        let _ = to_node.shutdown().await;
+                    },
+                    async { drop(take.await) },
+                    async { drop(give.await) }
+                );
+            });
+        }
+    });
+    address
+}
+
+/// A client that takes a large answer slowly is not taken for a standby that hangs: what was answered in time goes on arriving.
+#[tokio::test]
+async fn a_slow_client_has_the_whole_of_an_answer_that_came_in_time() {
+    let sandbox = sandbox().await;
+    let nodes = [sandbox.node(0).address(), far_away(sandbox.node(1).address()).await];
+    let proxy = start(&sandbox, nodes, &[("PGSTEER_RETRY_STANDBY_STALL_TIMEOUT", "1min")]).await;
+    let mut client = limited(&sandbox, &proxy, "2s").await;
+    told(&proxy, &mut client).await;
+    client.send(&query("SELECT repeat('x', 100000) FROM generate_series(1, 400)")).await;
+    // Longer than the limit and what a server has beyond it.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let answer = client.read_until(b'Z').await;
+    assert_eq!((errors(&answer), values(&answer).len(), status(&answer)), (vec![], 400, 'T'));
+}

@@ -221,6 +221,7 @@ impl Session {
         self.shard.buffers.give_answer(answer);
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
+        self.note_limit(task);
         self.note_transaction(task, attached.side, (&sent, status), rows);
         task.window.consume(task.bytes);
         self.own_commits.note(&task.needs, self.transaction.is_on_server());
@@ -323,6 +324,7 @@ impl Session {
         sent: Sent,
     ) {
         task.window.consume(task.bytes);
+        self.note_limit(task);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.transaction = Transaction::Open;
         }

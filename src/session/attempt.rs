@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
+use super::exchange::{Ended, Exchange, Goal, OVERDUE_AFTER, Parting, Rules, Standby, Through};
+use super::inspect::Inspect;
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
@@ -23,12 +24,22 @@ use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::sqlstate::SqlState;
 
-/// A server whose statement's time is over ends it by itself, and has so long to say so.
-const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 /// A server takes a cancel request at once, unless it hangs.
 const CANCEL_TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Why a read that could be run again is not.
 pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
+
+/// Whether the open transaction may have set `statement_timeout` for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) enum LimitSet {
+    /// It has not.
+    #[default]
+    No,
+    /// It has not by its texts; what its reads lead to was not known.
+    Unseen,
+    /// It may have.
+    Yes,
+}
 
 /// What the client has of an answer that ReadyForQuery is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,7 +296,7 @@ impl Session {
         }
         self.shard.begin_load(node);
         let in_time = self.end_in_time(task, &key);
-        let until = self.time_limit(task).map(|limit| task.began + limit);
+        let overdue_at = self.overdue_at(task, (side, part.fresh), rules);
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
             (&client, &link.stream),
@@ -310,7 +321,8 @@ impl Session {
             (side == Side::Standby).then(|| self.standby(&task.needs, &replay_stands_since, not_run_again));
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
-        self.bound(&mut exchange, (side, part.fresh), until);
+        let keeps_limit = || self.group.hidden.known().is_some_and(|found| !found.reads_change);
+        self.bound(&mut exchange, (side, part.fresh), (overdue_at, &keeps_limit));
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -366,18 +378,54 @@ impl Session {
     }
 
     /// What ends an exchange before its end.
-    fn bound<'a>(&'a self, exchange: &mut Exchange<'a>, (side, fresh): (Side, bool), until: Option<Instant>) {
+    fn bound<'a>(
+        &'a self,
+        exchange: &mut Exchange<'a>,
+        (side, fresh): (Side, bool),
+        (overdue_at, keeps_limit): (Option<Instant>, &'a dyn Fn() -> bool),
+    ) {
         exchange.silence_limit = self.silence_limit(fresh && matches!(self.transaction, Transaction::None));
         exchange.cut = Some(&self.control.cut);
         exchange.sought = Some(&self.control.sought);
         if side == Side::Standby {
             exchange.leaves = Some(&self.control.leaves);
             exchange.is_silent = Some(&self.control.is_silent);
-            // In a transaction that can't be begun anew it may have been set since.
-            let is_known = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
-            let until = until.filter(|_| exchange.rules.hold_back() || is_known);
-            exchange.overdue_at = until.map(|until| until + OVERDUE_AFTER);
+            exchange.overdue_at = overdue_at;
+            let is_doubtful = self.transaction.is_on_server() && self.limit_set == LimitSet::Unseen;
+            exchange.keeps_limit = is_doubtful.then_some(keeps_limit);
         }
+    }
+
+    /// When a standby should have ended a unit by itself, if the time that it has for it is known.
+    fn overdue_at(&self, task: &Task<'_>, (side, fresh): (Side, bool), rules: Rules) -> Option<Instant> {
+        let limit = self.time_limit(task).filter(|_| side == Side::Standby)?;
+        let is_known = rules.hold_back() || self.knows_limit(task, fresh);
+        is_known.then(|| task.began + limit + OVERDUE_AFTER)
+    }
+
+    /// Whether a server has the session's own `statement_timeout` for all of a unit, and runs nothing else meanwhile.
+    fn knows_limit(&self, task: &Task<'_>, fresh: bool) -> bool {
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced) && fresh && task.beyond == 0;
+        // One statement has its limit from what was set before it.
+        let keeps = task.needs.statements <= 1 || task.needs.keeps_limit();
+        let is_set = self.transaction.is_on_server() && self.limit_set == LimitSet::Yes;
+        whole && keeps && self.pins.is_empty() && !is_set
+    }
+
+    /// A unit was answered, or a part of a batch: whether what its transaction has run may have set `statement_timeout`. To be called
+    /// before it is noted where the transaction stands behind it.
+    pub(super) fn note_limit(&mut self, task: &Task<'_>) {
+        let hidden = match self.hidden_effects(&task.needs, task.now) {
+            Inspect::Nothing => LimitSet::No,
+            _ => match self.group.hidden.known() {
+                None => LimitSet::Unseen,
+                Some(found) if found.reads_change => LimitSet::Yes,
+                Some(_) => LimitSet::No,
+            },
+        };
+        let shown = if task.needs.keeps_limit() { LimitSet::No } else { LimitSet::Yes };
+        let before = if self.transaction.is_on_server() { self.limit_set } else { LimitSet::No };
+        self.limit_set = before.max(hidden).max(shown);
     }
 
     /// Whoever is notified by this server process is told that this session did it.

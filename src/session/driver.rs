@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::attempt::LimitSet;
 use super::commits::OwnCommits;
 use super::control::Control;
 use super::inspect::Inspect;
@@ -183,6 +184,8 @@ pub struct Session {
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
     pub(super) statement_limit: Option<Duration>,
+    /// Whether the open transaction may have set it otherwise for itself.
+    pub(super) limit_set: LimitSet,
     /// `idle_in_transaction_session_timeout`, for a transaction that was put off.
     pub(super) idle_in_transaction_limit: Option<Duration>,
     /// What the session is to find on its server, between transactions.
@@ -278,6 +281,7 @@ impl Session {
             own_commits: OwnCommits::default(),
             idle_limit: None,
             statement_limit: None,
+            limit_set: LimitSet::No,
             idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,
