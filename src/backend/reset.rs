@@ -12,6 +12,7 @@ use super::reported::Reported;
 use crate::net;
 use crate::wire::frame::{self, HEADER_BYTES};
 use crate::wire::reply;
+use crate::wire::sqlstate::{self, SqlState};
 
 /// The longest message in an answer to a question of pgsteer's own that is read.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -30,6 +31,32 @@ pub enum CommandError {
     /// It answered, but nobody wants to read so much.
     #[error("the answer is too long")]
     TooLong,
+}
+
+impl CommandError {
+    /// SQLSTATE of the server's error, be it one that ended the connection.
+    pub fn code(&self) -> Option<SqlState> {
+        match self {
+            Self::Io(error) => Some(error.get_ref()?.downcast_ref::<Ended>()?.code),
+            Self::Refused(error) => {
+                Some(reply::error_fields(error.get(HEADER_BYTES..).unwrap_or_default()).code)
+            }
+            Self::TooLong => None,
+        }
+    }
+
+    /// Whether it was for the sake of replay, if the server is a standby.
+    pub fn is_conflict(&self) -> bool {
+        self.code().is_some_and(sqlstate::is_recovery_conflict)
+    }
+}
+
+/// The server has ended the connection by an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Ended {
+    code: SqlState,
+    message: String,
 }
 
 /// Has the server forget everything but what DISCARD ALL leaves (loaded libraries, the random seed).
@@ -171,7 +198,9 @@ impl Conversation {
             }
             b'A' => self.asked.notifications.extend_from_slice(whole),
             b'E' if reply::error_fields(body).ends_session => {
-                return Err(io::Error::other(reply::error_message(body)));
+                let (code, message) =
+                    (reply::error_fields(body).code, reply::error_message(body).to_string());
+                return Err(io::Error::other(Ended { code, message }));
             }
             b'E' => {
                 self.refused = self.refused.take().or_else(|| Some(whole.to_vec()));

@@ -30,6 +30,9 @@ use crate::wire::extended::{self, Named};
 use crate::wire::reply::TransactionStatus;
 use crate::wire::sqlstate;
 
+/// Why a standby's conflict at the end of a transaction is told.
+const MAY_HAVE_SET: &str = "its transaction may have changed settings of the session, which are rolled back";
+
 impl Session {
     /// Draws the consequences of an exchange.
     pub(super) async fn after(
@@ -116,11 +119,21 @@ impl Session {
     async fn after_refusal(
         &mut self,
         task: &mut Task<'_>,
-        attached: Attached,
+        mut attached: Attached,
         journal: &mut Journal,
         code: sqlstate::SqlState,
     ) -> Flow<Tried> {
         let (node, side) = (attached.node, attached.side);
+        if self.transaction == Transaction::Open && attached.inspect == Inspect::Precaution {
+            attached.inspect = self.owed_by_lost(attached.inspect, &task.needs).await;
+            if attached.inspect == Inspect::All {
+                // It was the end of its transaction, and has failed as such.
+                self.transaction = Transaction::None;
+                drop(attached);
+                *self.control.runs_at.borrow_mut() = None;
+                return self.pass_on_conflict(task, MAY_HAVE_SET).await.map(|_| Tried::Over);
+            }
+        }
         if self.has_only_read(side, attached.inspect)
             && let Some(out) = self.end_in_its_stead(task, journal)
         {
@@ -194,6 +207,7 @@ impl Session {
         self.shard.buffers.give_answer(answer);
         self.answered(&task.needs, &attached, now);
         let alone = matches!(self.transaction, Transaction::None);
+        self.note_limit(task);
         self.note_transaction(task, attached.side, (&sent, status), rows);
         task.window.consume(task.bytes);
         self.own_commits.note(&task.needs, self.transaction.is_on_server());
@@ -296,6 +310,7 @@ impl Session {
         sent: Sent,
     ) {
         task.window.consume(task.bytes);
+        self.note_limit(task);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.transaction = Transaction::Open;
         }

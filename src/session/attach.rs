@@ -10,7 +10,6 @@ use std::time::Instant;
 use super::conflict::{self, RetryOutcome};
 use super::driver::{Attached, End, Flow, Session};
 use super::hold::Hold;
-use super::inspect::Inspect;
 use super::outcome;
 use super::run::Task;
 use super::shard::SuspectCause;
@@ -252,6 +251,18 @@ impl Session {
         };
         let Ok(lease) = lease else { return false };
         matches!(self.accept_lease(lease, node, side, epoch, Instant::now()), Accepted::Taken)
+    }
+
+    /// A connection to this node that is not the session's own, for a question of pgsteer's that has nothing to do with what the session
+    /// has there.
+    pub(super) async fn lease_quietly(&self, node: NodeId) -> Option<Lease> {
+        let epoch = self.shard.snapshot.borrow().epoch;
+        let pool = self.shard.pools.pool_of(&self.group, node);
+        let fit = self.fit(&Needs::default());
+        match self.shard.pools.try_claim(&pool, fit) {
+            Some(lease) => Some(lease),
+            None => self.shard.pools.lease(&pool, &self.endpoint(node, epoch)?, fit).await.ok(),
+        }
     }
 
     /// Waits for a connection of the pool, or for that which was opened ahead while the task was held, unless the client cancels or leaves or
@@ -542,18 +553,7 @@ impl Session {
         // Nothing of the unit has been sent: a cancel request waits until then.
         self.control.begin_pending.set(true);
         self.shard.counters.leases.inc();
-        self.attached = Some(Attached {
-            lease,
-            node,
-            side,
-            batch: None,
-            spoiled: false,
-            inspect: Inspect::Nothing,
-            may_unpin: false,
-            unlisted: false,
-            _on_primary: None,
-            _place: None,
-        });
+        self.attached = Some(Attached::new(lease, node, side));
         Accepted::Taken
     }
 

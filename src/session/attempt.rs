@@ -2,19 +2,21 @@
 //!
 //! Invariant: what is held back of the answer is what a further try would need. Must not know: whether there will be one.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
 use super::driver::{Attached, Flow, Session};
-use super::exchange::{Ended, Exchange, Goal, Parting, Rules, Standby, Through};
+use super::exchange::{Ended, Exchange, Goal, OVERDUE_AFTER, Parting, Rules, Standby, Through};
+use super::inspect::Inspect;
 use super::journal::Journal;
 use super::row_shapes::{Asked, Draft};
 use super::run::{RetryCause, Task, Tried};
 use super::transaction::Transaction;
 use super::translate::Mark;
-use super::unit::Kind;
+use super::unit::{Kind, Needs};
 use crate::backend::connection::CancelKey;
 use crate::backend::{Reported, Server};
 use crate::relay::answer::Answer;
@@ -22,10 +24,22 @@ use crate::route::Mode;
 use crate::telemetry::metrics::Side;
 use crate::wire::sqlstate::SqlState;
 
-/// A server whose statement's time is over ends it by itself, and has so long to say so.
-const OVERDUE_AFTER: Duration = Duration::from_secs(5);
+/// A server takes a cancel request at once, unless it hangs.
+const CANCEL_TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Why a read that could be run again is not.
 pub(super) const PARTLY_TOLD: &str = "a part of its answer had been passed on";
+
+/// Whether the open transaction may have set `statement_timeout` for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) enum LimitSet {
+    /// It has not.
+    #[default]
+    No,
+    /// It has not by its texts; what its reads lead to was not known.
+    Unseen,
+    /// It may have.
+    Yes,
+}
 
 /// What the client has of an answer that ReadyForQuery is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,8 +295,8 @@ impl Session {
             task.sent_at = Instant::now();
         }
         self.shard.begin_load(node);
-        let _in_time = self.end_in_time(task, &key);
-        let until = self.time_limit(task).map(|limit| task.began + limit);
+        let in_time = self.end_in_time(task, &key);
+        let overdue_at = self.overdue_at(task, (side, part.fresh), rules);
         let not_run_again = self.bar_to_retry(task).unwrap_or(PARTLY_TOLD);
         let mut exchange = Exchange::new(
             (&client, &link.stream),
@@ -303,19 +317,12 @@ impl Session {
         exchange.through = Through::rest_of_frame(task.beyond);
         let replay_stands_since =
             || self.shard.snapshot.borrow().node(node).and_then(|view| view.replay_stands_since);
-        let settings = &self.shard.shared.settings;
-        exchange.standby = (side == Side::Standby).then(|| Standby {
-            hold_back_bytes: self.terms(&task.needs).retry_buffer_bytes as usize,
-            hold_back_time: settings.retry_hold_time,
-            stall_timeout: settings.standby_stall_timeout,
-            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
-            allowance: &self.shard.shared.answer_bytes,
-            replay_stands_since: &replay_stands_since,
-            not_run_again,
-        });
+        exchange.standby =
+            (side == Side::Standby).then(|| self.standby(&task.needs, &replay_stands_since, not_run_again));
         // A part of a message may have been passed on in an earlier part of the batch.
         exchange.delivered = !part.fresh && exchange.answer.inside_frame();
-        self.bound(&mut exchange, (side, part.fresh), until);
+        let keeps_limit = || self.group.hidden.known().is_some_and(|found| !found.reads_change);
+        self.bound(&mut exchange, (side, part.fresh), (overdue_at, &keeps_limit));
         let begun = || self.shard.cancel_after_begin(&self.control);
         if matches!(self.transaction, Transaction::Deferred { .. }) {
             self.control.begin_pending.set(true);
@@ -325,6 +332,9 @@ impl Session {
         exchange.before_telling = self.alters_others().then_some(&forget);
         let ended = exchange.run().await;
         self.control.begin_pending.set(false);
+        if let Some(in_time) = in_time {
+            in_time.over(&ended).await;
+        }
         let mut sent = Sent::of(&exchange, part.fresh);
         sent.failed |= part.failed;
         part.own_error = exchange.own_error.take();
@@ -348,19 +358,74 @@ impl Session {
         }
     }
 
+    /// What is different where the server is a standby.
+    fn standby<'a>(
+        &'a self,
+        needs: &Needs,
+        replay_stands_since: &'a dyn Fn() -> Option<Instant>,
+        not_run_again: &'static str,
+    ) -> Standby<'a> {
+        let settings = &self.shard.shared.settings;
+        Standby {
+            hold_back_bytes: self.terms(needs).retry_buffer_bytes as usize,
+            hold_back_time: settings.retry_hold_time,
+            stall_timeout: settings.standby_stall_timeout,
+            stall_buffer_bytes: settings.standby_stall_buffer_bytes,
+            allowance: &self.shard.shared.answer_bytes,
+            replay_stands_since,
+            not_run_again,
+        }
+    }
+
     /// What ends an exchange before its end.
-    fn bound<'a>(&'a self, exchange: &mut Exchange<'a>, (side, fresh): (Side, bool), until: Option<Instant>) {
+    fn bound<'a>(
+        &'a self,
+        exchange: &mut Exchange<'a>,
+        (side, fresh): (Side, bool),
+        (overdue_at, keeps_limit): (Option<Instant>, &'a dyn Fn() -> bool),
+    ) {
         exchange.silence_limit = self.silence_limit(fresh && matches!(self.transaction, Transaction::None));
         exchange.cut = Some(&self.control.cut);
         exchange.sought = Some(&self.control.sought);
         if side == Side::Standby {
             exchange.leaves = Some(&self.control.leaves);
             exchange.is_silent = Some(&self.control.is_silent);
-            // In a transaction that can't be begun anew it may have been set since.
-            let is_known = matches!(self.transaction, Transaction::None) && self.pins.is_empty();
-            let until = until.filter(|_| exchange.rules.hold_back() || is_known);
-            exchange.overdue_at = until.map(|until| until + OVERDUE_AFTER);
+            exchange.overdue_at = overdue_at;
+            let is_doubtful = self.transaction.is_on_server() && self.limit_set == LimitSet::Unseen;
+            exchange.keeps_limit = is_doubtful.then_some(keeps_limit);
         }
+    }
+
+    /// When a standby should have ended a unit by itself, if the time that it has for it is known.
+    fn overdue_at(&self, task: &Task<'_>, (side, fresh): (Side, bool), rules: Rules) -> Option<Instant> {
+        let limit = self.time_limit(task).filter(|_| side == Side::Standby)?;
+        let is_known = rules.hold_back() || self.knows_limit(task, fresh);
+        is_known.then(|| task.began + limit + OVERDUE_AFTER)
+    }
+
+    /// Whether a server has the session's own `statement_timeout` for all of a unit, and runs nothing else meanwhile.
+    fn knows_limit(&self, task: &Task<'_>, fresh: bool) -> bool {
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced) && fresh && task.beyond == 0;
+        // One statement has its limit from what was set before it.
+        let keeps = task.needs.statements <= 1 || task.needs.keeps_limit();
+        let is_set = self.transaction.is_on_server() && self.limit_set == LimitSet::Yes;
+        whole && keeps && self.pins.is_empty() && !is_set
+    }
+
+    /// A unit was answered, or a part of a batch: whether what its transaction has run may have set `statement_timeout`. To be called
+    /// before it is noted where the transaction stands behind it.
+    pub(super) fn note_limit(&mut self, task: &Task<'_>) {
+        let hidden = match self.hidden_effects(&task.needs, task.now) {
+            Inspect::Nothing => LimitSet::No,
+            _ => match self.group.hidden.known() {
+                None => LimitSet::Unseen,
+                Some(found) if found.reads_change => LimitSet::Yes,
+                Some(_) => LimitSet::No,
+            },
+        };
+        let shown = if task.needs.keeps_limit() { LimitSet::No } else { LimitSet::Yes };
+        let before = if self.transaction.is_on_server() { self.limit_set } else { LimitSet::No };
+        self.limit_set = before.max(hidden).max(shown);
     }
 
     /// Whoever is notified by this server process is told that this session did it.
@@ -434,19 +499,42 @@ impl Session {
         let limit = self.time_limit(task).filter(|_| task.tries > 0)?;
         let until = tokio::time::Instant::from_std(task.began) + limit;
         let (shard, control, key) = (Rc::clone(&self.shard), Rc::clone(&self.control), Rc::clone(key));
-        Some(EndInTime(tokio::task::spawn_local(async move {
+        let is_over = Rc::new(Cell::new(false));
+        let fired = Rc::clone(&is_over);
+        let task = tokio::task::spawn_local(async move {
             tokio::time::sleep_until(until).await;
+            fired.set(true);
             control.cancel_sent.set(true);
-            shard.cancel_at(&key);
-        })))
+            // Taken or not, there is nothing more to be done.
+            let _ = shard.cancel_and_tell(&key).await;
+        });
+        Some(EndInTime { is_over, task })
     }
 }
 
 /// Cancels what runs when its time is over, unless it is dropped before.
-struct EndInTime(JoinHandle<()>);
+struct EndInTime {
+    /// The cancel request is on its way.
+    is_over: Rc<Cell<bool>>,
+    /// Ends when the server has taken it.
+    task: JoinHandle<()>,
+}
+
+impl EndInTime {
+    /// The exchange has ended. A cancel request that came too late for it is not to hit what comes next in its transaction: an idle server
+    /// ignores it, so it is waited for.
+    async fn over(mut self, ended: &Ended) {
+        let stays =
+            matches!(ended, Ended::Complete(_) | Ended::Settled | Ended::Refused(_) | Ended::PlanChanged);
+        if stays && self.is_over.get() {
+            // Where it is not taken nothing is heard of the server at all.
+            let _ = tokio::time::timeout(CANCEL_TAKEN_WITHIN, &mut self.task).await;
+        }
+    }
+}
 
 impl Drop for EndInTime {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }

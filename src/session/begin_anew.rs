@@ -6,14 +6,15 @@
 
 use super::attempt::Sent;
 use super::driver::{Attached, Flow, Session};
+use super::hidden::Reads;
 use super::inspect::Inspect;
 use super::outcome::{self, Loss};
 use super::run::{RetryCause, Task, Tried};
 use super::settings::Touched;
 use super::shard::SuspectCause;
 use super::so_far::SoFar;
-use super::transaction::Transaction;
-use super::unit::Kind;
+use super::transaction::{OnlyRead, Transaction};
+use super::unit::{Kind, Needs};
 use crate::classify::{AccessMode, TransactionEffect};
 use crate::route::Need;
 use crate::telemetry::metrics::Side;
@@ -64,10 +65,37 @@ impl Session {
     /// known to be READ ONLY. `owed`: what is to be asked of its server.
     pub(super) fn has_only_read(&self, side: Side, owed: Inspect) -> bool {
         let is_open = self.transaction == Transaction::Open && self.pins.is_empty();
-        // Before the catalogue is known any read may have set something by a function that its text does not show; none is known to.
+        // Before the catalogue is known any read may have set something by a function that its text does not show; none is known to. Who
+        // answers in its stead has it looked up (`owed_by_lost`).
         let is_untouched =
             self.touched == Touched::Nothing && matches!(owed, Inspect::Nothing | Inspect::Precaution);
         is_open && is_untouched && side == Side::Standby && !self.is_for_standbys()
+    }
+
+    /// What is still to be asked of a standby that is lost with its question: of what was to be asked as a precaution the catalogue says
+    /// whether it would have had anything to tell. Only where the end of a transaction depends on it: what reads have set is rolled back
+    /// by anything but a COMMIT.
+    pub(super) async fn owed_by_lost(&mut self, owed: Inspect, needs: &Needs) -> Inspect {
+        if owed != Inspect::Precaution || !needs.commits {
+            return owed;
+        }
+        match self.look_up_reads().await {
+            Reads::Never => Inspect::Nothing,
+            Reads::MayChange | Reads::NotKnown => Inspect::All,
+        }
+    }
+
+    /// A COMMIT of a transaction comes whose server was lost while it was idle: whether it has only read is known by then.
+    pub(super) async fn settle_only_read(&mut self, needs: &Needs) {
+        if let Transaction::Lost { told: false, only_read: OnlyRead::ByItsText } = self.transaction
+            && needs.transaction == TransactionEffect::Commit
+        {
+            let only_read = match self.owed_by_lost(Inspect::Precaution, needs).await {
+                Inspect::Nothing => OnlyRead::Yes,
+                _ => OnlyRead::No,
+            };
+            self.transaction = Transaction::Lost { told: false, only_read };
+        }
     }
 
     /// The open transaction, of which nothing was told, is begun anew by the statement that comes next. Its server is of no use for it
@@ -127,10 +155,12 @@ impl Session {
             Some(_) => (RetryCause::Conflict, None),
             None => (RetryCause::ServerLost, Some(SuspectCause::ConnectionLost)),
         };
-        let only_read = self
-            .attached
-            .as_ref()
-            .is_some_and(|attached| self.has_only_read(attached.side, attached.inspect));
+        let only_read = match &self.attached {
+            Some(it) if !self.has_only_read(it.side, it.inspect) => OnlyRead::No,
+            Some(it) if it.inspect == Inspect::Precaution => OnlyRead::ByItsText,
+            Some(_) => OnlyRead::Yes,
+            None => OnlyRead::No,
+        };
         self.detach_lost(suspect);
         let again = loss.may_run_again && self.shard.shared.settings.retry_attempts > 0;
         if self.transaction == Transaction::Open && self.so_far.is_some() && again {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::attempt::LimitSet;
 use super::commits::OwnCommits;
 use super::control::Control;
 use super::inspect::Inspect;
@@ -112,6 +113,24 @@ pub(super) struct Attached {
     pub(super) _place: Option<Place>,
 }
 
+impl Attached {
+    /// One on which nothing has been done yet.
+    pub(super) fn new(lease: Lease, node: NodeId, side: Side) -> Self {
+        Self {
+            lease,
+            node,
+            side,
+            batch: None,
+            spoiled: false,
+            inspect: Inspect::Nothing,
+            may_unpin: false,
+            unlisted: false,
+            _on_primary: None,
+            _place: None,
+        }
+    }
+}
+
 /// An extended batch under way.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about what was sent")]
 pub(super) struct Batch {
@@ -165,6 +184,8 @@ pub struct Session {
     pub(super) idle_limit: Option<Duration>,
     /// Its `statement_timeout`, as far as the session has set it: waiting for a server counts.
     pub(super) statement_limit: Option<Duration>,
+    /// Whether the open transaction may have set it otherwise for itself.
+    pub(super) limit_set: LimitSet,
     /// `idle_in_transaction_session_timeout`, for a transaction that was put off.
     pub(super) idle_in_transaction_limit: Option<Duration>,
     /// What the session is to find on its server, between transactions.
@@ -260,6 +281,7 @@ impl Session {
             own_commits: OwnCommits::default(),
             idle_limit: None,
             statement_limit: None,
+            limit_set: LimitSet::No,
             idle_in_transaction_limit: None,
             first: Reading {
                 strings: identity.strings,
@@ -479,6 +501,9 @@ impl Session {
             return Ok(());
         }
         if !in_batch {
+            if matches!(self.transaction, Transaction::Lost { .. }) {
+                self.settle_only_read(&needs).await;
+            }
             let local = self.local(window.filled().get(..bytes).unwrap_or_default(), kind, &needs);
             if let Some(reply) = local {
                 window.consume(bytes);

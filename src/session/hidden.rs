@@ -7,14 +7,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::RESET_TIMEOUT;
 use super::driver::{Attached, Flow, Session};
 use super::inspect::{Inspect, ask};
 use super::setting_names::{Mentioned, Place};
 use super::settings;
 use super::unit::Needs;
+use crate::backend::reset::CommandError;
 use crate::classify::{Catalogue, Dialect, PinReason, TransactionEffect};
 use crate::pool::{CustomSettings, Found};
 use crate::telemetry::metrics::Side;
+use crate::topology::model::{NodeId, Readers};
 
 const HIDDEN: &str = concat!(include_str!("bodies.sql"), include_str!("hidden.sql"));
 
@@ -38,6 +41,24 @@ const FUNCTIONS_TTL: Duration = Duration::from_secs(60);
 /// Of the question's own: names mean PostgreSQL's own objects, and compiling it would take longer than running it.
 const ITS_SETTINGS: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit TO off; \
     SET LOCAL statement_timeout TO 0; ";
+
+/// How long another connection is waited for to look at the catalogue, where that is needed to answer.
+const LOOK_ELSEWHERE_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// A look at the catalogue was answered, or not for now; or its server is lost.
+pub(super) type Looked = Result<(), CommandError>;
+
+/// What reads may have done to their session without a word of it in their texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Nothing: what they may call does no such thing.
+    Never,
+    /// The database has functions behind what they read that may.
+    MayChange,
+    /// The catalogue was not to be had.
+    NotKnown,
+}
 
 impl Session {
     /// What is to be asked because of what a unit may have done that its text does not show.
@@ -110,24 +131,27 @@ impl Session {
         attached.side == Side::Primary || self.group.hidden.is_seen(replayed)
     }
 
-    /// Has the catalogue looked through, if it is time.
-    pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<()> {
+    /// Has the catalogue looked through, if it is time. An error: the server is lost.
+    pub(super) async fn look_for_hidden(&mut self, attached: &mut Attached) -> Flow<Looked> {
         if !self.has_definitions(attached) {
-            return Ok(());
+            return Ok(Ok(()));
         }
         let is_wanted = self.wants_primary_commits(attached);
         let look = self.group.hidden.look(is_wanted, Instant::now());
         let epoch = self.shard.snapshot.borrow().epoch;
         let (Some(server), Some(look)) = (attached.lease.server(), look) else {
-            return Ok(());
+            return Ok(Ok(()));
         };
         let says_primary_commits = attached.side == Side::Primary
             && server.defaults.pairs.is_empty()
             && server.link.epoch.get() == epoch;
         // Refused, it is asked again with the next statement.
-        let Ok(asked) = ask(server, &[ITS_SETTINGS, HIDDEN].concat()).await else { return Ok(()) };
+        let asked = match ask(server, &[ITS_SETTINGS, HIDDEN].concat()).await {
+            Ok(asked) => asked,
+            Err(error) => return Ok(unless_lost(error)),
+        };
         self.pass_notifications(&asked.notifications).await?;
-        let Some(row) = asked.rows.first() else { return Ok(()) };
+        let Some(row) = asked.rows.first() else { return Ok(Ok(())) };
         let is_so = |column: usize| row.get(column).is_some_and(|it| it.as_deref() == Some("t"));
         let defaults = row.get(7).and_then(|hash| hash.as_deref()?.parse().ok());
         if attached.side == Side::Primary
@@ -142,8 +166,11 @@ impl Session {
         }
         let bodies = row.get(6).and_then(Option::as_deref).unwrap_or_default();
         found.unnamed = bodies.chars().count() >= BODIES_MAX || makes_unnamed(bodies);
-        let Some(server) = attached.lease.server() else { return Ok(()) };
-        let Ok(asked) = ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await else { return Ok(()) };
+        let Some(server) = attached.lease.server() else { return Ok(Ok(())) };
+        let asked = match ask(server, &[ITS_SETTINGS, CATALOGUE].concat()).await {
+            Ok(asked) => asked,
+            Err(error) => return Ok(unless_lost(error)),
+        };
         let rows = asked.rows.iter().filter_map(|row| match row.as_slice() {
             [Some(kind), Some(schema), Some(name), Some(value)] => {
                 Some([kind.as_str(), schema.as_str(), name.as_str(), value.as_str()])
@@ -152,24 +179,79 @@ impl Session {
         });
         let catalogue = Catalogue::from_rows(rows, &self.shard.shared.settings.routing.functions);
         look.found(found, Arc::new(catalogue));
-        self.pass_notifications(&asked.notifications).await
+        self.pass_notifications(&asked.notifications).await.map(Ok)
     }
 
-    /// Has the bodies of functions looked through for settings that no server lists, if it is time.
-    pub(super) async fn look_at_functions(&mut self, attached: &mut Attached) -> Flow<()> {
-        if !self.has_definitions(attached) {
-            return Ok(());
+    /// Whether what only reads may have changed its session without a word of it in its text: where that is not known, another
+    /// connection is asked for the catalogue.
+    pub(super) async fn look_up_reads(&mut self) -> Reads {
+        // A look that somebody else has begun, or that waits for a definition to end, is waited for.
+        let look = async {
+            while self.group.hidden.known().is_none() || self.group.hidden.is_due(Instant::now()) {
+                let wanted = self.group.hidden.is_due(Instant::now());
+                if !wanted || !self.look_elsewhere().await {
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
+            }
+        };
+        let is_over = tokio::time::timeout(RESET_TIMEOUT, look).await.is_ok();
+        match self.group.hidden.known() {
+            Some(found) if found.reads_change => Reads::MayChange,
+            Some(_) if is_over => Reads::Never,
+            _ => Reads::NotKnown,
         }
-        let Some(server) = attached.lease.server() else { return Ok(()) };
+    }
+
+    /// Has the catalogue looked through by way of any connection: on the primary, which has all definitions, or else on a standby.
+    async fn look_elsewhere(&mut self) -> bool {
+        let nodes: Vec<(NodeId, Side)> = {
+            let snapshot = self.shard.snapshot.borrow();
+            let primary = snapshot.primary_at(Instant::now()).map(|view| view.node);
+            let primary =
+                primary.filter(|node| !self.shard.is_paused() && !self.shard.is_doubted(*node, &snapshot));
+            let standbys = snapshot.nodes.iter().filter(|view| view.readers == Readers::MayStay);
+            let standbys = standbys.map(|view| (view.id, Side::Standby));
+            primary.map(|node| (node, Side::Primary)).into_iter().chain(standbys).collect()
+        };
+        for (node, side) in nodes {
+            let lease = tokio::time::timeout(LOOK_ELSEWHERE_WITHIN, self.lease_quietly(node)).await;
+            let Ok(Some(lease)) = lease else { continue };
+            let mut attached = Attached::new(lease, node, side);
+            if matches!(self.look_for_hidden(&mut attached).await, Ok(Ok(()))) {
+                attached.lease.release(Instant::now());
+                if self.group.hidden.known().is_some() {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Has the bodies of functions looked through for settings that no server lists, if it is time. An error: it could not be
+    /// asked, and the question behind it would not have these names.
+    pub(super) async fn look_at_functions(&mut self, attached: &mut Attached) -> Flow<Looked> {
+        if !self.has_definitions(attached) {
+            return Ok(Ok(()));
+        }
+        let Some(server) = attached.lease.server() else { return Ok(Ok(())) };
         let (now, definitions) = (Instant::now(), self.group.hidden.definitions());
         let is_new = |(at, before): (Instant, u64)| {
             before == definitions && now.saturating_duration_since(at) <= FUNCTIONS_TTL
         };
         if self.group.custom_settings.borrow().looked_at.is_some_and(is_new) {
-            return Ok(());
+            return Ok(Ok(()));
         }
         let mut found = CustomSettings { looked_at: Some((now, definitions)), ..CustomSettings::default() };
-        let Ok(asked) = ask(server, &[ITS_SETTINGS, FUNCTIONS].concat()).await else { return Ok(()) };
+        let asked = match ask(server, &[ITS_SETTINGS, FUNCTIONS].concat()).await {
+            Ok(asked) => asked,
+            Err(error) if is_interrupted(&error) => return Ok(Err(error)),
+            Err(_) => {
+                if attached.inspect == Inspect::All {
+                    self.mentioned.get_or_insert_default().unnamed = true;
+                }
+                return Ok(Ok(()));
+            }
+        };
         let mut notifications = asked.notifications;
         let mut bodies = 0;
         for row in asked.rows {
@@ -203,11 +285,12 @@ impl Session {
                         callers.filter(|caller| !found.passed_by.contains(caller)).collect();
                     found.unnamed_by.extend(callers);
                 }
+                Err(error) if is_interrupted(&error) => return Ok(Err(error)),
                 Err(_) => found.is_cut = true,
             }
         }
         *self.group.custom_settings.borrow_mut() = found;
-        self.pass_notifications(&notifications).await
+        self.pass_notifications(&notifications).await.map(Ok)
     }
 
     /// A setting that no server lists may be there, and its name is not known: the session stays where it is.
@@ -256,6 +339,19 @@ impl Session {
             self.keep_last_values();
         }
     }
+}
+
+/// Refused, it is asked again with the next statement.
+fn unless_lost(error: CommandError) -> Looked {
+    match error {
+        CommandError::Io(_) => Err(error),
+        CommandError::Refused(_) | CommandError::TooLong => Ok(()),
+    }
+}
+
+/// Whether a question was not answered for no reason of its own.
+fn is_interrupted(error: &CommandError) -> bool {
+    matches!(error, CommandError::Io(_)) || error.is_conflict()
 }
 
 /// Whether code in bodies of functions may make a setting with a name that it puts together.

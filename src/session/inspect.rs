@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::driver::{Attached, End, Flow, Session};
+use super::hidden::Reads;
 use super::own_settings;
 use super::settings::{self, Pairs, Touched};
 use super::shard::SuspectCause;
@@ -19,8 +20,7 @@ use crate::backend::reset::{self, Asked, CommandError};
 use crate::classify::{PinReason, StandardConformingStrings};
 use crate::net;
 use crate::telemetry::metrics::Side;
-use crate::wire::frame::HEADER_BYTES;
-use crate::wire::{reply, sqlstate};
+use crate::wire::sqlstate;
 
 /// What is to be asked at the end of the transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -77,6 +77,9 @@ const SETTINGS: &str = "\
 
 /// So many cancels that were meant for the statement before may hit a question.
 const LATE_CANCELS_MAX: u32 = 3;
+/// So often a question is asked again that its standby cancels for the sake of its replay. It is short, but where conflict follows
+/// conflict several in a row may hit it.
+const CONFLICTS_MAX: u32 = 20;
 
 /// A session that stays where it is, and runs code that can't be seen, is asked this often whether it still has a reason to.
 const ASKED_INTERVAL: Duration = Duration::from_secs(1);
@@ -108,7 +111,7 @@ impl Session {
                     server.applied = self.shard.intern_settings(settings::with(&server.applied.pairs, &told));
                     self.set_settings(pairs);
                 }
-                Err(error) => self.not_told_of(attached, (&names, by_text), &error)?,
+                Err(error) => self.not_told_of(attached, (&names, by_text), &error).await?,
             },
             Touched::Reset(name) => {
                 let pairs = settings::reset(&self.settings.pairs, startup, &name);
@@ -170,7 +173,7 @@ impl Session {
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let asked = match ask(server, &current_settings(names)).await {
             Ok(asked) => asked,
-            Err(error) => return self.not_told(attached, &error),
+            Err(error) => return self.not_told(attached, &error).await,
         };
         let values = asked.rows.first().into_iter().flatten();
         let empty = names.iter().zip(values).filter(|(_, value)| value.as_deref() == Some(""));
@@ -185,14 +188,18 @@ impl Session {
         let all = attached.inspect >= Inspect::Precaution;
         if all {
             attached.unlisted = true;
-            self.look_at_functions(attached).await?;
-            self.look_for_hidden(attached).await?;
+            if let Err(error) = self.look_at_functions(attached).await? {
+                return self.not_told(attached, &error).await;
+            }
+            if let Err(error) = self.look_for_hidden(attached).await? {
+                return self.not_told(attached, &error).await;
+            }
             self.keep_last_values_found(attached);
         }
         let Some(server) = attached.lease.server() else { return Ok(()) };
         let asked = match ask(server, &self.question(all)).await {
             Ok(asked) => asked,
-            Err(error) => return self.not_told(attached, &error),
+            Err(error) => return self.not_told(attached, &error).await,
         };
         attached.inspect = Inspect::Nothing;
         self.pass_notifications(&asked.notifications).await?;
@@ -305,8 +312,23 @@ impl Session {
         sql
     }
 
-    /// The same where these were set: a server that was lost is not needed to know what the text shows.
-    fn not_told_of(
+    /// Whether the session can stay on its server for want of an answer (see `stay`).
+    fn may_stay(&self, attached: &Attached, error: &CommandError) -> bool {
+        let is_there = matches!(error, CommandError::Refused(_) | CommandError::TooLong);
+        is_there && (attached.side == Side::Primary || self.is_for_standbys())
+    }
+
+    /// A server that goes with a question unanswered is not used again, and doubted if it was lost but for the sake of its replay.
+    fn part_unheard(&self, attached: &mut Attached, error: &CommandError) {
+        attached.spoiled = true;
+        attached.inspect = Inspect::Nothing;
+        if matches!(error, CommandError::Io(_)) && !error.is_conflict() {
+            self.shard.suspect(attached.node, SuspectCause::ConnectionLost);
+        }
+    }
+
+    /// The same as `not_told` where these were set: a server is not needed to know what the text shows.
+    async fn not_told_of(
         &mut self,
         attached: &mut Attached,
         (names, by_text): (&[String], Option<(String, String)>),
@@ -314,40 +336,43 @@ impl Session {
     ) -> Flow<()> {
         let is_all = matches!(attached.inspect, Inspect::Nothing | Inspect::Precaution);
         let shown = by_text.filter(|(name, _)| is_all && *names == [name.as_str()]);
-        let (CommandError::Io(_), Some(shown)) = (error, shown) else {
-            return self.not_told(attached, error);
+        let Some(shown) = shown.filter(|_| !self.may_stay(attached, error)) else {
+            attached.inspect = attached.inspect.max(Inspect::All);
+            return self.not_told(attached, error).await;
         };
-        attached.spoiled = true;
-        attached.inspect = Inspect::Nothing;
-        self.shard.suspect(attached.node, SuspectCause::ConnectionLost);
+        self.part_unheard(attached, error);
         self.set_settings(settings::with(&self.settings.pairs, &[shown]));
         Ok(())
     }
 
-    /// The server did not say: with it in hand the session stays on it; without it the session's state is lost.
-    fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
-        match error {
-            CommandError::Refused(_) | CommandError::TooLong => {
-                attached.inspect = Inspect::All;
-                self.stay(attached, &[PinReason::Unseen]);
-                Ok(())
-            }
-            // Whoever ended it meant the session.
-            CommandError::Io(_) if self.is_sought(Instant::now()) => {
-                Err(End::Told(Box::new(outcome::ended_by_administrator())))
-            }
-            CommandError::Io(_) if attached.inspect == Inspect::Precaution => {
-                // Most likely there was nothing to be told.
-                attached.spoiled = true;
-                attached.inspect = Inspect::Nothing;
-                self.shard.suspect(attached.node, SuspectCause::ConnectionLost);
-                Ok(())
-            }
-            CommandError::Io(_) => Err(End::Told(Box::new(outcome::pinned_server_lost(
-                &[PinReason::Unseen],
-                "The server was lost before it could be asked for the state of the session",
-            )))),
+    /// The server did not say: with it in hand the session stays on it; without it, or where it can't stay, the session's state is lost.
+    async fn not_told(&mut self, attached: &mut Attached, error: &CommandError) -> Flow<()> {
+        if self.may_stay(attached, error) {
+            attached.inspect = Inspect::All;
+            self.stay(attached, &[PinReason::Unseen]);
+            return Ok(());
         }
+        let is_lost = matches!(error, CommandError::Io(_));
+        // Whoever ended it meant the session.
+        if is_lost && self.is_sought(Instant::now()) {
+            return Err(End::Told(Box::new(outcome::ended_by_administrator())));
+        }
+        match attached.inspect {
+            // What pins is of no use elsewhere.
+            Inspect::Pins if !is_lost => {
+                self.part_unheard(attached, error);
+                return Ok(());
+            }
+            Inspect::Precaution => {
+                self.part_unheard(attached, error);
+                // Most likely there was nothing to be told.
+                if self.look_up_reads().await != Reads::MayChange {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        Err(End::Told(Box::new(outcome::pinned_server_lost(&[PinReason::Unseen], unheard(error)))))
     }
 
     /// What the client listens to and came with an answer that is not its own.
@@ -412,22 +437,44 @@ pub(super) async fn ask(server: &mut Server, sql: &str) -> Result<Asked, Command
     let coded = server.reported.is_news("client_encoding", "UTF8");
     let coded = coded.then(|| format!("SET LOCAL client_encoding TO 'UTF8'; {sql}"));
     let sql = coded.as_deref().unwrap_or(sql);
-    let mut cancels = 0;
-    loop {
-        return match tokio::time::timeout(RESET_TIMEOUT, reset::ask(server, sql)).await {
-            // A cancel that was meant for the statement before.
-            Ok(Err(CommandError::Refused(error))) if is_late_cancel(&error) && cancels < LATE_CANCELS_MAX => {
-                cancels += 1;
-                continue;
-            }
-            Ok(asked) => asked,
-            Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
-        };
+    match tokio::time::timeout(RESET_TIMEOUT, ask_until_answered(server, sql)).await {
+        Ok(asked) => asked,
+        Err(_) => Err(CommandError::Io(std::io::ErrorKind::TimedOut.into())),
     }
 }
 
-fn is_late_cancel(error: &[u8]) -> bool {
-    reply::error_fields(error.get(HEADER_BYTES..).unwrap_or_default()).code == sqlstate::QUERY_CANCELED
+/// Asks again what was cancelled: by a cancel that was meant for the statement before, or for the sake of replay, which leaves the
+/// connection and the session's state as they were.
+async fn ask_until_answered(server: &mut Server, sql: &str) -> Result<Asked, CommandError> {
+    let (mut cancels, mut conflicts) = (LATE_CANCELS_MAX, CONFLICTS_MAX);
+    loop {
+        let asked = reset::ask(server, sql).await;
+        let left = match asked.as_ref().err().and_then(CommandError::code) {
+            Some(sqlstate::QUERY_CANCELED) => &mut cancels,
+            Some(code) if sqlstate::is_recovery_conflict(code) => &mut conflicts,
+            _ => return asked,
+        };
+        if *left == 0 || !matches!(asked, Err(CommandError::Refused(_))) {
+            return asked;
+        }
+        *left -= 1;
+    }
+}
+
+/// Why the state of a session is lost with a question that was not answered.
+fn unheard(error: &CommandError) -> &'static str {
+    match error {
+        CommandError::Io(_) if error.is_conflict() => {
+            "The standby ended its connection for the sake of its replay (40001) before it could be asked for the state of the session"
+        }
+        CommandError::Io(_) => "The server was lost before it could be asked for the state of the session",
+        CommandError::Refused(_) if error.is_conflict() => {
+            "The standby cancelled every question for the state of the session for the sake of its replay (40001)"
+        }
+        CommandError::Refused(_) | CommandError::TooLong => {
+            "The standby did not say what the state of the session is, which can't be kept on a standby"
+        }
+    }
 }
 
 /// One row with the value of each setting.

@@ -9,7 +9,7 @@ use super::journal::Journal;
 use super::own_names::has_own_names;
 use super::run::Task;
 use super::so_far;
-use super::transaction::{self, Transaction};
+use super::transaction::{self, OnlyRead, Transaction};
 use super::unit::{self, Kind, Needs};
 use crate::classify::{self, AccessMode, Classification, SessionEffect, TransactionEffect};
 use crate::route::Mode;
@@ -252,13 +252,13 @@ impl Session {
         unit: &[u8],
         kind: Kind,
         needs: &Needs,
-        (told, only_read): (bool, bool),
+        (told, only_read): (bool, OnlyRead),
     ) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let ends = matches!(needs.transaction, TransactionEffect::Rollback | TransactionEffect::Commit);
         let rolls_back = needs.transaction == TransactionEffect::Rollback || (told && ends);
         // Of a transaction that only read nothing is lost once its answers were told.
-        let commits = only_read && !told && needs.transaction == TransactionEffect::Commit;
+        let commits = only_read == OnlyRead::Yes && !told && needs.transaction == TransactionEffect::Commit;
         let whole = matches!(kind, Kind::Simple | Kind::Synced);
         if (rolls_back || (commits && is_one_statement(unit))) && whole {
             self.local_replies(unit, if rolls_back { "ROLLBACK" } else { "COMMIT" }, &mut out)?;

@@ -20,6 +20,7 @@ use crate::relay::answer::Unkept;
 use crate::telemetry::metrics::Side;
 use crate::topology::model::NodeId;
 use crate::wire::frame;
+use crate::wire::sqlstate;
 
 /// Why a read is not run again, where nothing else bars it.
 const NOT_AGAIN: &str = "its standby did not complete its answer in time";
@@ -56,6 +57,10 @@ impl Session {
             self.freshness.on_primary_answer(now, commits);
         }
         let begun = self.transaction.is_on_server();
+        let owed = match side {
+            Side::Standby if begun => self.owed_by_lost(owed, &task.needs).await,
+            _ => owed,
+        };
         let whole = task.bytes > 0 && sent.fresh;
         if !sent.any && !begun && whole {
             journal.undo(&mut self.names);
@@ -89,6 +94,9 @@ impl Session {
         } else if alone || may_commit {
             self.transaction = Transaction::None;
             Some(outcome::outcome_unknown(cause))
+        } else if loss.code == sqlstate::QUERY_CANCELED {
+            self.transaction = Transaction::LOST_AND_TOLD;
+            Some(outcome::read_interrupted(&loss))
         } else {
             self.transaction = Transaction::LOST_AND_TOLD;
             Some(outcome::transaction_lost(cause))

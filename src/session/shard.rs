@@ -403,6 +403,13 @@ impl Shard {
         self.send_cancel(key, Vec::new());
     }
 
+    /// The same; what this gives is over when the server has taken it, or it came to nothing.
+    pub fn cancel_and_tell(self: &Rc<Self>, key: &Rc<CancelKey>) -> oneshot::Receiver<()> {
+        let (taken, is_taken) = oneshot::channel();
+        self.send_cancel(key, vec![taken]);
+        is_taken
+    }
+
     /// The same for those who wait until it has been taken.
     fn send_cancel(self: &Rc<Self>, key: &Rc<CancelKey>, taken: Vec<Taken>) {
         self.counters.cancels.inc();

@@ -35,7 +35,7 @@ pub enum Transaction {
         /// The client has been told.
         told: bool,
         /// All that it did was to read, on a standby, and its client was told all of it.
-        only_read: bool,
+        only_read: OnlyRead,
     },
 }
 
@@ -49,9 +49,20 @@ pub fn statements(sql: &str) -> impl Iterator<Item = &str> {
     sql.split('\0')
 }
 
+/// Whether a transaction that is lost has done nothing but read, and has left nothing in its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnlyRead {
+    /// It has.
+    Yes,
+    /// By its text; what else its reads may have done was not known when it was lost.
+    ByItsText,
+    /// It may have done more.
+    No,
+}
+
 impl Transaction {
     /// Its server was lost, and the client has been told.
-    pub const LOST_AND_TOLD: Self = Self::Lost { told: true, only_read: false };
+    pub const LOST_AND_TOLD: Self = Self::Lost { told: true, only_read: OnlyRead::No };
 
     /// From what a server says.
     pub fn from_status(status: TransactionStatus) -> Self {

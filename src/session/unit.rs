@@ -274,6 +274,14 @@ impl Needs {
         self.repeatable && is_plain
     }
 
+    /// Whether, as far as its text shows, `statement_timeout` is behind it what it was before.
+    pub fn keeps_limit(&self) -> bool {
+        let is_plain = self.repeatable
+            || matches!(self.in_read_only, InReadOnly::Quiet | InReadOnly::Fetches)
+            || (self.statements == 1 && self.transaction != TransactionEffect::None);
+        is_plain && !self.session && !self.unseen && self.in_read_only != InReadOnly::Sets
+    }
+
     /// What follows a RESET depends on what the server takes for the first value: in the text, or in the transaction that it begins.
     pub fn needs_own_defaults(&self) -> bool {
         match self.resets {

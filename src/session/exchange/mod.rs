@@ -136,7 +136,14 @@ pub struct Exchange<'a> {
     pub is_silent: Option<&'a Cell<bool>>,
     /// When the server should have ended the unit by itself, which is a read on a standby, and has had time to say so.
     pub overdue_at: Option<Instant>,
+    /// Where it is not known whether it has that time: asked for it then, and now and again as long as it is not known.
+    pub keeps_limit: Option<&'a dyn Fn() -> bool>,
+    /// Since when it has been waited for, and nobody but it.
+    waits_since: Option<Instant>,
 }
+
+/// A server whose statement's time is over ends it by itself, and has so long to say so.
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 
 impl<'a> Exchange<'a> {
     /// An exchange about to begin.
@@ -197,6 +204,8 @@ impl<'a> Exchange<'a> {
             leaves: None,
             is_silent: None,
             overdue_at: None,
+            keeps_limit: None,
+            waits_since: None,
         }
     }
 
@@ -352,6 +361,7 @@ impl<'a> Exchange<'a> {
             Err(error) => return Err(self.failed(&error)),
         };
         self.answer.advance(count);
+        self.waits_since = None;
         if let Some(backlog) = &mut self.backlog {
             backlog.server_sent(count, Instant::now());
         }

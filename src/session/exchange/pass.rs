@@ -14,9 +14,12 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::backlog::Backlog;
-use super::{Ended, Exchange, Leaving, Through};
+use super::{Ended, Exchange, Leaving, OVERDUE_AFTER, Through};
 use crate::relay::allowance::{Allowance, Share};
 use crate::relay::buffer::BUFFER_BYTES;
+
+/// Whether a server is overdue is asked again after this, where it was not known.
+const OVERDUE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What is different where the server is a standby.
 pub struct Standby<'a> {
@@ -100,6 +103,7 @@ impl Exchange<'_> {
                 Ok(count) => {
                     self.answer.passed(count);
                     self.delivered = true;
+                    self.waits_since = None;
                     self.passed_bytes += count as u64;
                     if let Some(backlog) = &mut self.backlog {
                         backlog.client_took(Instant::now());
@@ -173,7 +177,10 @@ impl Exchange<'_> {
         let Some(at) = self.overdue_at.filter(|_| !self.is_full && self.answer.ready_bytes() == 0) else {
             return other;
         };
-        let left = at.saturating_duration_since(Instant::now());
+        // A server that could not send for as long as its client took nothing has the same time to go on.
+        let now = Instant::now();
+        let since = *self.waits_since.get_or_insert(now);
+        let left = at.max(since + OVERDUE_AFTER).saturating_duration_since(now);
         match other {
             Some((limit, _)) if limit < left => other,
             _ => Some((left, Patience::Overdue)),
@@ -209,6 +216,10 @@ impl Exchange<'_> {
                 Ok(())
             }
             Patience::Reading => self.judge_client(),
+            Patience::Overdue if self.keeps_limit.is_some_and(|keeps| !keeps()) => {
+                self.overdue_at = Some(Instant::now() + OVERDUE_AGAIN_AFTER);
+                Ok(())
+            }
             Patience::Overdue => Err(self.left(Leaving::Overdue)),
         }
     }
