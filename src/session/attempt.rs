@@ -399,8 +399,9 @@ impl Session {
     /// When a standby should have ended a unit by itself, if the time that it has for it is known.
     fn overdue_at(&self, task: &Task<'_>, (side, fresh): (Side, bool), rules: Rules) -> Option<Instant> {
         let limit = self.time_limit(task).filter(|_| side == Side::Standby)?;
-        let is_known = rules.hold_back() || self.knows_limit(task, fresh);
-        is_known.then(|| task.began + limit + OVERDUE_AFTER)
+        // What was sent before the rest of a batch may still run, with a limit for each of its statements.
+        let is_known = fresh && (rules.hold_back() || self.knows_limit(task, fresh));
+        is_known.then(|| task.sent_at + limit + OVERDUE_AFTER)
     }
 
     /// Whether a server has the session's own `statement_timeout` for all of a unit, and runs nothing else meanwhile.
