@@ -114,7 +114,9 @@ impl Session {
         {
             return false;
         }
-        let whole = matches!(task.kind, Kind::Simple | Kind::Synced) && task.needs.statements > 0;
+        // Of a text that is not here nothing is known: that is no reason to leave.
+        let is_known = task.beyond == 0 && task.needs.statements > 0;
+        let whole = matches!(task.kind, Kind::Simple | Kind::Synced) && is_known;
         let runs = match task.needs.transaction {
             TransactionEffect::None => true,
             TransactionEffect::SetTransaction { access, serializable } => {
