@@ -55,7 +55,7 @@ impl Ahead {
     ) -> Option<Lease> {
         let Known { room, server, incarnation } =
             tokio::time::timeout(AWAITED, &mut self.login).await.ok()?.ok()??;
-        if !server.is_quiet() {
+        if !server.is_quiet() || server.generation != room.generation() {
             return None;
         }
         if incarnation != primary {
@@ -120,8 +120,9 @@ impl Pools {
     }
 
     async fn get_to_know(self: Rc<Self>, room: Room, endpoint: &Endpoint) -> Option<Known> {
+        let generation = room.generation();
         let mut server = self.registry().keys.log_in(endpoint).await.ok()?;
-        server.generation = room.generation();
+        server.generation = generation;
         let incarnation = server.incarnation?;
         Some(Known { room, server, incarnation })
     }

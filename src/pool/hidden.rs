@@ -156,6 +156,11 @@ impl Hidden {
         self.catalogue.load_full()
     }
 
+    /// Whether what is known holds for now, and nobody has to look.
+    pub fn is_up_to_date(&self, now: Instant) -> bool {
+        self.known().is_some() && !self.is_due(now)
+    }
+
     /// What is known; `None`: nothing yet, or something was defined since.
     pub fn known(&self) -> Option<Found> {
         let found = self.found.load(Ordering::Acquire);

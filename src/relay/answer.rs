@@ -362,8 +362,9 @@ impl Answer {
                 let reply = self.expected.front();
                 self.begun |= kind == b'C' && reply == Some(Expect::Begin);
                 let shape = self.shape(kind, frame_bytes);
+                let own = self.expected.is_preamble();
                 let forward = self.expected.reply(kind);
-                self.ended |= matches!(kind, b'C' | b'I' | b's');
+                self.ended |= matches!(kind, b'C' | b'I' | b's') && !own;
                 // The client's, whatever of pgsteer's own is expected behind it.
                 if forward && !self.discarding && !self.muted {
                     self.completed = matches!(kind, b'C' | b'I');

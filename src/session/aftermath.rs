@@ -464,7 +464,7 @@ impl Session {
                 self.not_begun_anew(task, attached, code, &message).await
             }
             Ended::NotFit { code, message } => self.not_fit(task, attached, sent, code, &message).await,
-            Ended::NotBegun { code, error } => self.never_begun(task, attached, code, error).await,
+            Ended::NotBegun { code, error } => self.never_begun(task, attached, sent, (code, error)).await,
             _ => Ok(Tried::Over),
         }
     }
@@ -509,14 +509,15 @@ impl Session {
         &mut self,
         task: &mut Task<'_>,
         attached: Attached,
-        code: sqlstate::SqlState,
-        error: Vec<u8>,
+        sent: &Sent,
+        (code, error): (sqlstate::SqlState, Vec<u8>),
     ) -> Flow<Tried> {
         let (node, side) = (attached.node, attached.side);
         drop(attached);
         *self.control.runs_at.borrow_mut() = None;
-        let again =
-            task.bytes > 0 && task.beyond == 0 && task.tries < self.shard.shared.settings.retry_attempts;
+        // What was sent before the rest of a batch is not here any more.
+        let whole = task.bytes > 0 && sent.fresh && task.beyond == 0;
+        let again = whole && task.tries < self.shard.shared.settings.retry_attempts;
         if side == Side::Standby && again && sqlstate::is_recovery_conflict(code) {
             task.excluded.push(node);
             task.interrupted.conflict = Some(error);

@@ -187,8 +187,9 @@ impl Session {
     pub(super) async fn look_up_reads(&mut self) -> Reads {
         // A look that somebody else has begun, or that waits for a definition to end, is waited for.
         let look = async {
-            while self.group.hidden.known().is_none() || self.group.hidden.is_due(Instant::now()) {
+            while !self.group.hidden.is_up_to_date(Instant::now()) {
                 let wanted = self.group.hidden.is_due(Instant::now());
+                // A standby without the last definition gives no news: without a pause that would never end.
                 if !wanted || !self.look_elsewhere().await {
                     tokio::time::sleep(LOOK_AGAIN_AFTER).await;
                 }
@@ -219,7 +220,7 @@ impl Session {
             let mut attached = Attached::new(lease, node, side);
             if matches!(self.look_for_hidden(&mut attached).await, Ok(Ok(()))) {
                 attached.lease.release(Instant::now());
-                if self.group.hidden.known().is_some() {
+                if self.group.hidden.is_up_to_date(Instant::now()) {
                     return true;
                 }
             }

@@ -32,6 +32,8 @@ pub const FENCE_LIMIT: Duration = Duration::from_millis(50);
 pub const EVENTS_KEPT: usize = 200;
 /// Records of failovers kept for `/topology/events`.
 pub const FAILOVERS_KEPT: usize = 50;
+/// A second login to a primary that lives takes no longer, unless it hangs: then the first is asked.
+const LOGIN_ANEW_WITHIN: Duration = Duration::from_millis(100);
 /// What nodes have answered is published after so long, though a round is not over: their answers may alternate for ever.
 const PUBLISHED_WITHIN: Duration = Duration::from_millis(20);
 /// Set where there is a hint, beside a node's number.
@@ -534,7 +536,7 @@ impl Worker {
         if !due.swap(false, Ordering::AcqRel) || connection.is_none() {
             return Ok(());
         }
-        let timeout = self.settings.connect_timeout.min(self.settings.probe_timeout);
+        let timeout = self.settings.connect_timeout.min(LOGIN_ANEW_WITHIN);
         match ProbeConnection::open(&self.address, &self.credentials, timeout).await {
             Ok(open) => *connection = Some(open),
             Err(error) if error.why.refuses_all() => {
