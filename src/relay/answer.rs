@@ -404,7 +404,7 @@ impl Answer {
     fn is_out_of_turn(&self) -> bool {
         match self.expected.front() {
             Some(Expect::Simple) => !self.ended,
-            Some(Expect::Execute) => true,
+            Some(Expect::Execute | Expect::Begin) => true,
             Some(_) => false,
             None => true,
         }

@@ -143,6 +143,8 @@ fn a_ready_for_query_out_of_turn_is_told() {
         (&[Expect::Simple], vec![(b'T', b"x"), (b'D', b"row"), ready]),
         (&[Expect::Preamble, Expect::Simple], vec![complete, ready, ready]),
         (&extended, vec![(b'2', b""), ready]),
+        (&[Expect::Begin, Expect::Simple], vec![ready]),
+        (&[Expect::Begin, Expect::Simple], vec![(b'1', b""), (b'2', b""), (b'C', b"BEGIN\0"), ready]),
         (&[], vec![ready]),
     ] {
         assert_eq!(answer(expected, &frames(&said)).scan(), Ok(Event::OutOfTurn), "{expected:?} {said:?}");
