@@ -374,6 +374,10 @@ mod tests {
         assert_eq!((hidden.known(), hidden.is_due(now)), (Some(found), false));
         assert!(hidden.is_due(now + TTL + TTL));
         assert_eq!(hidden.known(), Some(found), "it holds until the next answer");
+        assert!(
+            hidden.is_up_to_date(now) && !hidden.is_up_to_date(now + TTL + TTL),
+            "but somebody has to look"
+        );
         hidden.expire(now + TTL);
         assert_eq!(hidden.known(), Some(found));
         hidden.expire(now + 3 * TTL);
